@@ -1,0 +1,8 @@
+"""Attacks on any network, with torch alone: ``attack(model, images, labels, eps=...) -> images``."""
+
+from attacks.attack import Attack, NamedAttack
+from attacks.eps import Eps, parse_eps
+from attacks.norms import L2, NORMS, Linf, Norm
+from attacks.pgd import PGD
+
+__all__ = ["L2", "NORMS", "PGD", "Attack", "Eps", "Linf", "NamedAttack", "Norm", "parse_eps"]

@@ -1,0 +1,59 @@
+"""Perturbation sizes, read once and exactly."""
+
+import math
+from fractions import Fraction
+from typing import Literal, TypeAlias
+
+NormName: TypeAlias = Literal["Linf", "L2"]
+Eps: TypeAlias = float | str
+"""A size on the pixel scale [0, 1], as a number or as it is written in papers: ``"8/255"``."""
+
+
+def parse_number(value: float | str, name: str) -> float:
+    """Read a number or a fraction of two numbers (``"8/255"``, ``"2.5/7"``).
+
+    Raises:
+        ValueError: If the value is not a finite number.
+    """
+    problem = f"{name} must be a number or a fraction such as 8/255, got {value!r}"
+    try:
+        if isinstance(value, str):
+            parts = [Fraction(part.strip()) for part in value.split("/")]
+            number = float(math.prod([parts[0], *(1 / part for part in parts[1:])]))
+        elif isinstance(value, bool):
+            raise ValueError(problem)
+        else:
+            number = float(value)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        raise ValueError(problem) from None
+    if not math.isfinite(number):
+        raise ValueError(problem)
+    return number
+
+
+def parse_eps(value: Eps, norm: NormName = "Linf", name: str = "eps") -> float:
+    """Read an eps and check its range for the norm.
+
+    Args:
+        value: Pixel scale, such as ``0.4`` or ``"8/255"``.
+        norm: ``"Linf"`` allows [0, 1]; ``"L2"`` allows every size from 0.
+        name: What to call the value in an error.
+
+    Raises:
+        ValueError: If the value is not a number or is outside the norm's range.
+    """
+    eps = parse_number(value, name)
+    if eps < 0 or (norm == "Linf" and eps > 1):
+        allowed = "in [0, 1] for the norm Linf" if norm == "Linf" else "at least 0"
+        hint = f"; did you mean {value}/255?" if 1 < eps <= 255 else ""
+        raise ValueError(f"{name} must be {allowed} (pixel scale, images are in [0, 1]), got {value}{hint}")
+    return eps
+
+
+def exact(value: float) -> Fraction:
+    """The short fraction that a float stands for: 0.18 gives 9/50, 8/255 gives 8/255.
+
+    Eps values are typed as decimals or 255ths; arithmetic on their floats is off by a rounding, which
+    truncation turns into a whole attack step.
+    """
+    return Fraction(value).limit_denominator(1_000_000)

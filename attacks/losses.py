@@ -1,0 +1,39 @@
+"""The per-sample losses that attacks maximise: ``(logits (N, C), labels (N,)) -> (N,)``."""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AttackLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+LossName: TypeAlias = Literal["cross_entropy", "margin", "dlr"]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, as in Madry et al. 2018."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest wrong logit minus the right one: positive where fooled (Carlini & Wagner 2017, f6)."""
+    right = logits.gather(1, labels[:, None])  # (N, 1)
+    wrong = logits.scatter(1, labels[:, None], -torch.inf)
+    return wrong.amax(1) - right[:, 0]
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, blind to the logits' scale (Croce & Hein 2020, eq. 6).
+
+    Raises:
+        ValueError: If there are fewer than three classes, of which its denominator speaks.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"loss 'dlr' needs at least 3 classes, got {logits.shape[1]}: use 'margin'")
+    ordered = logits.sort(dim=1, descending=True).values
+    spread = ordered[:, 0] - ordered[:, 2]
+    return margin(logits, labels) / (spread + 1e-12)
+
+
+LOSSES: dict[LossName, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,0 +1,231 @@
+"""Projected gradient descent, the one gradient loop of this repository."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.attack import Attack
+from attacks.context import BatchNormMode, Model, attack_context
+from attacks.eps import Eps, NormName, exact, parse_eps, parse_number
+from attacks.losses import LOSSES, AttackLoss, LossName
+from attacks.norms import NORMS
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """PGD (Madry et al. 2018, section 2.1) with the choices that papers differ in.
+
+    ``PGD(steps=1, relative_step_size=1.0, random_start=False)`` is FGSM (Goodfellow et al. 2015).
+
+    Attributes:
+        norm: The ball's norm.
+        steps: Number of gradient steps (0 leaves the start as it is), or ``"paper"`` for int(2.5 eps / step_size),
+            the rule of Shaeiri et al. 2020, in exact arithmetic (their floats give 44 steps at eps 0.18 where the
+            rule gives 45). The rule gives no step where eps < 0.4 step_size.
+        step_size: Length of a step on the pixel scale, such as ``0.01`` or ``"2/255"``.
+        relative_step_size: Length of a step as a multiple of eps; at most one of the two may be given. With
+            neither, a step is 2.5 eps / steps, the proportion that Madry et al. chose.
+        random_start: Start at a uniform random point of the ball; otherwise at the image.
+        restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
+        iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
+        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``.
+        batchnorm: How BatchNorm behaves while attacking; see :func:`attacks.context.attack_context`.
+
+    Raises:
+        ValueError: If a setting is out of its range or two contradict each other.
+    """
+
+    norm: NormName = "Linf"
+    steps: int | Literal["paper"] = 40
+    step_size: Eps | None = None
+    relative_step_size: float | str | None = None
+    random_start: bool = True
+    restarts: int = 1
+    iterate: Literal["last", "best"] = "last"
+    loss: LossName | AttackLoss = "cross_entropy"
+    batchnorm: BatchNormMode = "eval"
+
+    def __post_init__(self) -> None:
+        _one_of("norm", self.norm, list(NORMS))
+        _one_of("iterate", self.iterate, ["last", "best"])
+        _one_of("batchnorm", self.batchnorm, ["eval", "train", "train_and_update"])
+        if not callable(self.loss):
+            _one_of("loss", self.loss, list(LOSSES))
+        if self.steps != "paper" and (not isinstance(self.steps, int) or self.steps < 0):
+            raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
+        if not isinstance(self.restarts, int) or self.restarts < 1:
+            raise ValueError(f"restarts must be a whole number from 1, got {self.restarts!r}")
+        if self.step_size is not None and self.relative_step_size is not None:
+            raise ValueError("step_size and relative_step_size exclude each other: give one of them")
+        if self.steps == "paper" and self.step_size is None and self.relative_step_size is None:
+            raise ValueError("steps 'paper' follows from the step: give step_size or relative_step_size")
+        for name in ("step_size", "relative_step_size"):
+            value = getattr(self, name)
+            if value is not None and parse_number(value, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``PGD-200`` or ``PGD-40x10`` with ten restarts."""
+        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
+        kind = "PGD" if self.norm == "Linf" else f"PGD-{self.norm}"
+        steps = "paper" if self.steps == "paper" else f"{self.steps}"
+        return f"{kind}-{steps}{restarts}"
+
+    def steps_at(self, eps: float) -> int:
+        """Number of gradient steps of one run at this eps."""
+        if self.steps != "paper":
+            return self.steps
+        step_size = exact(self.step_size_at(eps))
+        return int(exact(2.5) * exact(eps) / step_size) if step_size else 0
+
+    def step_size_at(self, eps: float) -> float:
+        """Length of one step at this eps, pixel scale."""
+        if self.step_size is not None:
+            return parse_number(self.step_size, "step_size")
+        if self.relative_step_size is not None:
+            return parse_number(self.relative_step_size, "relative_step_size") * eps
+        assert self.steps != "paper"
+        return 2.5 * eps / max(self.steps, 1)
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Search the ball around each image for the point where the model's loss is highest.
+
+        Nothing stays behind in the model, no gradient of its weights is computed, and the result is inside
+        ball and box whatever the model returns. At ``eps = 0`` the images themselves come back.
+
+        Args:
+            model: Maps images to logits ``(N, C)``.
+            images: ``(N, ...)``, float32 or float64, in [0, 1].
+            labels: ``(N,)``, int64, in [0, C).
+            eps: Radius on the pixel scale.
+            generator: Source of the random starts, on the images' device; the global one if None.
+            start: Begin here, like ``images`` in shape, instead of at a random point or at the images.
+
+        Returns:
+            Adversarial images, like ``images`` in shape and dtype, without a graph.
+
+        Raises:
+            ValueError: If eps, the images' range or the labels are not as stated.
+            TypeError: If the images are neither float32 nor float64.
+        """
+        eps = parse_eps(eps, self.norm)
+        check_images(images, labels)
+        if eps == 0 or images.shape[0] == 0:
+            return images
+        with attack_context(model, self.batchnorm, images.device.type):
+            # Tensors from inference mode take no part in autograd; their clones do.
+            images, labels = images.detach().clone(), labels.clone()
+            start = None if start is None else start.detach().clone()
+            worst = _Worst(LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)
+            for _ in range(self.restarts):
+                adv = self._run(model, images, labels, eps, generator, start, worst)
+        return adv if worst.adv is None else worst.adv
+
+    def _run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        generator: torch.Generator | None,
+        start: Tensor | None,
+        worst: "_Worst",
+    ) -> Tensor:
+        norm, step_size = NORMS[self.norm], self.step_size_at(eps)
+        if start is not None:
+            adv = norm.project(start, images, eps)
+        else:
+            adv = norm.random_start(images, eps, generator) if self.random_start else images.clone()
+        for step in range(self.steps_at(eps)):
+            logits = _at_least_float32(model(adv.requires_grad_()))
+            if step == 0:
+                check_labels(labels, logits)
+            loss = worst.loss_function(logits, labels)
+            (grad,) = torch.autograd.grad(loss.sum(), adv)
+            adv = adv.detach()
+            if self.iterate == "best":
+                worst.keep(adv, logits.detach(), labels, loss.detach())
+            # A model that returns NaN or infinity must not carry the images out of the box.
+            step_taken = norm.steepest_step(grad.nan_to_num_(nan=0.0), step_size)
+            adv = norm.project(step_taken.add_(adv), images, eps)
+        if self.iterate == "best" or self.restarts > 1:
+            with torch.no_grad():
+                logits = _at_least_float32(model(adv))
+                worst.keep(adv, logits, labels, worst.loss_function(logits, labels))
+        return adv
+
+
+class _Worst:
+    """For each image, the candidate that is worst for the model: fooled first, then highest loss."""
+
+    def __init__(self, loss_function: AttackLoss) -> None:
+        self.loss_function = loss_function
+        self.adv: Tensor | None = None
+        self._fooled: Tensor
+        self._loss: Tensor
+
+    def keep(self, adv: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        fooled = logits.argmax(1) != labels
+        if self.adv is None:
+            self.adv, self._fooled, self._loss = adv.clone(), fooled, loss
+            return
+        worse = torch.where(fooled == self._fooled, loss > self._loss, fooled)
+        self._fooled = self._fooled | fooled
+        self._loss = torch.where(worse, loss, self._loss)
+        self.adv = torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv)
+
+
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Refuse images that an attack cannot be bounded for.
+
+    Raises:
+        TypeError: If the images are neither float32 nor float64.
+        ValueError: If a value is NaN or outside [0, 1], or labels and images differ in number.
+    """
+    if images.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"images must be float32 or float64, got {images.dtype}: a coarser dtype rounds by more than a "
+            "small eps; use autocast (trainer.precision bf16-mixed) instead"
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be one for each of {len(images)} images, got shape {tuple(labels.shape)}")
+    if images.numel():
+        low, high = torch.aminmax(images.detach())
+        if not bool((low >= 0) & (high <= 1)):
+            raise ValueError(
+                f"images must be in [0, 1] without NaN, got values from {low.item():.4g} to {high.item():.4g}: "
+                "scale them to [0, 1] and put normalisation into the network (networks.Normalize)"
+            )
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Refuse labels that are not classes of the network.
+
+    Raises:
+        ValueError: If a label is outside [0, C) for logits ``(N, C)``.
+    """
+    if labels.numel() and not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+        raise ValueError(
+            f"labels must be in [0, {logits.shape[1]}), the network's classes, got {labels.min().item()} to "
+            f"{labels.max().item()}: match the network's num_classes to the data"
+        )
+
+
+def _one_of(name: str, value: object, allowed: list[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
