@@ -1,0 +1,6 @@
+"""Networks, with torch alone: images in [0, 1] to logits, normalisation inside."""
+
+from networks.mnist_cnn import MNISTCNN
+from networks.normalize import Normalize
+
+__all__ = ["MNISTCNN", "Normalize"]

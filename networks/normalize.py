@@ -1,0 +1,36 @@
+"""Normalisation as a network's first layer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation, per channel.
+
+    Standing inside the network, it leaves eps its pixel unit: attacks see images in [0, 1].
+
+    Args:
+        mean: One number a channel, pixel scale.
+        std: One number a channel, pixel scale, above 0.
+
+    Raises:
+        ValueError: If the two differ in length or a standard deviation is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std must have one number a channel each, got {len(mean)} and {len(std)}")
+        if min(std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``(N, C, H, W)`` normalised images for images in [0, 1]."""
+        return (images - self.mean) / self.std
