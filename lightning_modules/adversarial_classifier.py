@@ -1,0 +1,187 @@
+"""The adversarial training, validation and test steps, for any network, attack, objective and optimizer."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
+from attacks.pgd import check_images, check_labels
+from networks.weights import LIGHTNING_KEY, check_match, network_weights
+from objectives import AdversarialTraining, Objective
+
+Batch: TypeAlias = Sequence[Tensor]
+OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+class AdversarialClassifier(LightningModule):
+    """Train, validate and test an image classifier under attack.
+
+    A batch is ``(images, labels)`` or ``(images, labels, index)``: images ``(N, C, H, W)``, float, in [0, 1];
+    labels ``(N,)``, int64; index ``(N,)``, each image's place in its set.
+
+    Args:
+        network: Images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer.
+        eps: Target radius on the pixel scale, such as ``0.4`` or ``"8/255"``: what validation attacks at and,
+            unless a ramp sets another, training too.
+        attack: The attack of training; PGD with 40 steps if None.
+        val_attack: The attack of validation, at the target eps; PGD with 20 steps if None.
+        test_attacks: The rows of the test table; the validation attack at the target eps if None. ``predict``
+            uses the last.
+        objective: What training minimises; the adversarial loss if None.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the learning rate's schedule from the optimizer, if any.
+        lr_interval: Whether the schedule advances after each optimizer step or each epoch.
+
+    Attributes:
+        eps: Radius of the next training batch; an epsilon ramp sets it.
+        target_eps: The fixed radius of validation.
+        attack: Attack of the next training batch; an epsilon ramp may set it.
+
+    Raises:
+        ValueError: If eps is out of the norm's range, or two test attacks have one name.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        eps: Eps,
+        attack: Attack | None = None,
+        val_attack: Attack | None = None,
+        test_attacks: list[NamedAttack] | None = None,
+        objective: Objective | None = None,
+        optimizer: OptimizerFactory = Adam,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: Literal["step", "epoch"] = "step",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.attack = attack or PGD()
+        self.target_eps = self.eps = parse_eps(eps, self.attack.norm, "model.eps")
+        self.val_attack = val_attack or PGD(norm=self.attack.norm, steps=20)
+        self.test_attacks = [NamedAttack(self.val_attack, eps)] if test_attacks is None else list(test_attacks)
+        names = [named.name for named in self.test_attacks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
+        self.objective = objective or AdversarialTraining()
+        self._optimizer, self._lr_scheduler, self._lr_interval = optimizer, lr_scheduler, lr_interval
+        self.train_adv_acc = _accuracy()
+        self.val_clean_acc = _accuracy()
+        self.val_robust_acc = _accuracy()
+        self.test_clean_acc = _accuracy()
+        self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(N, classes)`` for images ``(N, C, H, W)``, float, in [0, 1]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Attack the batch at the current eps and return the objective's loss."""
+        images, labels = batch[0], batch[1]
+        generator = self._generator("train", self.trainer.global_step, batch_idx)
+        output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
+        if batch_idx == 0:
+            # The attack checks each batch, but has nothing to look at while eps is 0.
+            check_images(images, labels)
+            check_labels(labels, output.logits)
+        self.train_adv_acc.update(output.logits.argmax(1), labels)
+        self.log("train/adv_loss", output.loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        for name, value in output.parts.items():
+            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=False)
+        return output.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure clean accuracy and, at the target eps, robust accuracy."""
+        images, labels = batch[0], batch[1]
+        generator = self._generator("val", batch_idx)
+        adv = self.val_attack(self.network, images, labels, self.target_eps, generator=generator)
+        self.val_clean_acc.update(self._classes(images, labels), labels)
+        self.val_robust_acc.update(self._classes(adv, labels), labels)
+        self.log("val/clean_acc", self.val_clean_acc, prog_bar=True)
+        self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure clean accuracy and the accuracy under each of the test attacks."""
+        images, labels = batch[0], batch[1]
+        self.test_clean_acc.update(self._classes(images, labels), labels)
+        self.log("test/clean_acc", self.test_clean_acc)
+        for named, metric in zip(self.test_attacks, self.test_robust_acc, strict=True):
+            adv = named(self.network, images, labels, generator=self._generator("test", batch_idx))
+            assert isinstance(metric, Metric)
+            metric.update(self._classes(adv, labels), labels)
+            self.log(f"test/robust_acc/{named.name}", metric)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Answer clean and adversarial images.
+
+        The attack is the last of ``test_attacks``, or validation's where there are none. Images without labels
+        are attacked away from the clean answer.
+
+        Returns:
+            Tensors ``(N,)``: ``label`` and ``index`` where the batch has them, ``clean_prediction``,
+            ``clean_confidence``, ``adv_prediction``, ``adv_confidence``; a confidence is the predicted class's probability.
+        """
+        images = batch[0]
+        clean = self.network(images).softmax(1).max(1)
+        labels = batch[1] if len(batch) > 1 else clean.indices
+        named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
+        generator = self._generator("predict", batch_idx)
+        adv = self.network(named(self.network, images, labels, generator=generator)).softmax(1).max(1)
+        known = dict(zip(("label", "index"), batch[1:3], strict=False))
+        return known | {
+            "clean_prediction": clean.indices,
+            "clean_confidence": clean.values,
+            "adv_prediction": adv.indices,
+            "adv_confidence": adv.values,
+        }
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer and, if there is one, the learning rate's schedule."""
+        optimizer = self._optimizer(self.network.parameters())
+        if self._lr_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": self._lr_interval}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}  # type: ignore[return-value]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture in one line that names the tensors.
+
+        Raises:
+            ValueError: If the checkpoint's network differs from this one in names or shapes.
+        """
+        checkpoint.setdefault(LIGHTNING_KEY, "")
+        check_match(self.network, network_weights(checkpoint), "the checkpoint")
+
+    def _classes(self, images: Tensor, labels: Tensor) -> Tensor:
+        # Checked here too, for attacks that do not look at the labels.
+        logits = self.network(images)
+        check_labels(labels, logits)
+        classes: Tensor = logits.argmax(1)
+        return classes
+
+    def _generator(self, *state: str | int) -> torch.Generator:
+        """Random numbers that depend on seed, rank and progress alone.
+
+        Ranks differ, a resumed run repeats the draws of an uninterrupted one, and the global random state is
+        left as it is.
+        """
+        key = repr((torch.initial_seed(), self.global_rank, *state)).encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)
+        return torch.Generator(self.device).manual_seed(seed)
+
+
+def _accuracy() -> MulticlassAccuracy:
+    # Predictions and labels are checked where they arise; the metric's own checks would copy them to the host.
+    return MulticlassAccuracy(average="micro", validate_args=False)
