@@ -1,0 +1,18 @@
+"""Callbacks: the epsilon ramp, and what looks at a run."""
+
+from callbacks.adversarial_images import AdversarialImagesCallback
+from callbacks.epsilon_ramp import EpsilonRampCallback, Phase
+from callbacks.prediction_writer import PredictionWriterCallback
+from callbacks.progress_bar import RampartProgressBar
+from callbacks.results_table import ResultsTableCallback
+from callbacks.robustness_curve import RobustnessCurveCallback
+
+__all__ = [
+    "AdversarialImagesCallback",
+    "EpsilonRampCallback",
+    "Phase",
+    "PredictionWriterCallback",
+    "RampartProgressBar",
+    "ResultsTableCallback",
+    "RobustnessCurveCallback",
+]

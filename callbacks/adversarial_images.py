@@ -1,0 +1,70 @@
+"""Pictures of the attack during training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.outputs import save_figure
+from evaluation import adversarial_figure
+
+
+class AdversarialImagesCallback(Callback):
+    """Log clean images, their adversarial twins and the differences, to TensorBoard and as PNG files.
+
+    The images are the first of the validation set, or of the first training batch where there is none; the
+    attack is validation's, at the target eps.
+
+    Args:
+        num_images: Columns of the figure; 0 turns it off.
+        every_n_epochs: How often; the last epoch is always drawn.
+    """
+
+    def __init__(self, num_images: int = 8, every_n_epochs: int = 5) -> None:
+        if num_images < 0 or every_n_epochs < 1:
+            raise ValueError(
+                f"images.num_images must be at least 0 and every_n_epochs at least 1, got {num_images} and "
+                f"{every_n_epochs}"
+            )
+        self.num_images = num_images
+        self.every_n_epochs = every_n_epochs
+        self._examples: tuple[Tensor, Tensor] | None = None
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the first validation images."""
+        if trainer.state.fn == "fit" and batch_idx == 0:
+            self._examples = batch[0][: self.num_images], batch[1][: self.num_images]
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Tensor], batch_idx: int
+    ) -> None:
+        """Take training images where there is no validation set."""
+        if self._examples is None:
+            self._examples = batch[0][: self.num_images], batch[1][: self.num_images]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attack the images and draw them."""
+        epoch = trainer.current_epoch + 1
+        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        if not due or self.num_images == 0 or self._examples is None or not trainer.is_global_zero:
+            return
+        module: Any = pl_module
+        images, labels = self._examples
+        generator = torch.Generator(images.device).manual_seed(0)
+        adv = module.val_attack(module.network, images, labels, module.target_eps, generator=generator)
+        was_training = module.network.training
+        module.network.eval()
+        with torch.no_grad():
+            clean_classes, adv_classes = module.network(images).argmax(1), module.network(adv).argmax(1)
+        module.network.train(was_training)
+        figure = adversarial_figure(images, adv, labels, clean_classes, adv_classes, module.target_eps)
+        save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epoch:03d}")

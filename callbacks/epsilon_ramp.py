@@ -1,0 +1,201 @@
+"""The extended schedule: where training starts from, and at which eps each batch is attacked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+
+from attacks.eps import Eps, exact, parse_eps, parse_number
+from networks.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training and its eps.
+
+    The first update of a phase has ``start_eps`` and its last has ``end_eps``, whether eps changes by step or
+    by epoch; with ``interval: epoch`` all updates of an epoch share one eps.
+
+    Attributes:
+        end_eps: Radius at the end, pixel scale, such as ``0.4`` or ``"8/255"``.
+        start_eps: Radius at the start; like the end if None.
+        epochs: Length in epochs. Give this or ``train_steps``.
+        train_steps: Length in optimizer steps.
+        shape: How eps goes from start to end; ``"constant"`` needs both to be the same.
+        interval: Whether eps changes with every optimizer step or every epoch.
+        steps: The training attack's number of steps during this phase; the attack's own if None.
+        step_size: The training attack's step size during this phase; the attack's own if None.
+
+    Raises:
+        ValueError: If a value is out of range or the fields contradict each other.
+    """
+
+    end_eps: Eps
+    start_eps: Eps | None = None
+    epochs: int | None = None
+    train_steps: int | None = None
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    interval: Literal["step", "epoch"] = "step"
+    steps: int | Literal["paper"] | None = None
+    step_size: Eps | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.train_steps is None):
+            raise ValueError(f"a phase needs either epochs or train_steps, got {self}")
+        if self.length < 1:
+            raise ValueError(f"a phase's length must be at least 1, got {self.length}")
+        if self.interval == "epoch" and self.epochs is None:
+            raise ValueError("interval: epoch needs a length in epochs, got train_steps")
+        for name, allowed in (("shape", ("constant", "linear", "cosine")), ("interval", ("step", "epoch"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        start, end = self._ends()
+        if self.shape == "constant" and start != end:
+            raise ValueError(f"shape: constant needs start_eps equal to end_eps, got {start} and {end}")
+        if self.step_size is not None and parse_number(self.step_size, "step_size") <= 0:
+            raise ValueError(f"step_size must be above 0, got {self.step_size}")
+
+    @property
+    def length(self) -> int:
+        """Length in the unit it was given in."""
+        length = self.train_steps if self.epochs is None else self.epochs
+        assert length is not None
+        return length
+
+    def eps_at(self, update: int, updates: int) -> float:
+        """Radius at one of the phase's updates.
+
+        Args:
+            update: Zero-based; beyond the last it counts as the last.
+            updates: How many there are: epochs or optimizer steps, as ``interval`` says.
+        """
+        start, end = self._ends()
+        if updates <= 1 or update >= updates - 1:
+            return end
+        if self.shape == "cosine":
+            return start + (end - start) * (1 - math.cos(math.pi * update / (updates - 1))) / 2
+        # In fractions, so that 0.01 x (epoch + 1) is 0.07 and 0.35, not 0.07000000000000001.
+        return float(exact(start) + (exact(end) - exact(start)) * update / (updates - 1))
+
+    def _ends(self) -> tuple[float, float]:
+        # The upper bound depends on the norm, which the module knows: see EpsilonRampCallback.setup.
+        end = parse_eps(self.end_eps, "L2", "end_eps")
+        return end if self.start_eps is None else parse_eps(self.start_eps, "L2", "start_eps"), end
+
+
+class EpsilonRampCallback(Callback):
+    """Set the training eps before each batch, and the weights before the first.
+
+    Extended adversarial training and IAT (Shaeiri et al. 2020, sections 3.1 and 3.2) as data: a list of phases
+    whose lengths sum to the run's. The eps is a function of the training's progress alone, so a resumed run
+    goes on where it was. Validation is not touched: it attacks at the module's target eps throughout.
+
+    Args:
+        phases: In order, all with lengths in epochs or all in optimizer steps; None leaves the module's eps.
+        init_from: Weights to start a new run from: a Lightning checkpoint, a plain state_dict or
+            safetensors. Only the weights are taken: optimizer and progress start afresh. A run that is resumed
+            from a checkpoint keeps that checkpoint's weights.
+
+    Raises:
+        ValueError: If the list of phases is empty or mixes epochs and optimizer steps.
+    """
+
+    def __init__(self, phases: list[Phase] | None = None, init_from: str | None = None) -> None:
+        if phases is not None and not phases:
+            raise ValueError("ramp.phases must have at least one phase, got none: leave it out for a constant eps")
+        if phases and len({phase.epochs is None for phase in phases}) > 1:
+            raise ValueError("ramp.phases must all have their length in epochs, or all in train_steps; got both")
+        self.phases = phases
+        self.init_from = init_from
+        self._attack: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the schedule against the run and load the initial weights.
+
+        Raises:
+            TypeError: If the module lacks ``eps``, ``attack`` or ``network``, or its attack the fields to set.
+            ValueError: If the phases' lengths don't sum to the run's, an eps is out of range, or the weights do
+                not fit.
+            FileNotFoundError: If ``init_from`` names no file.
+        """
+        if stage != "fit":
+            return
+        for attribute in ("eps", "attack", "network"):
+            if not hasattr(pl_module, attribute):
+                raise TypeError(f"EpsilonRampCallback sets `{attribute}`, which {type(pl_module).__name__} lacks")
+        self._attack = pl_module.attack
+        if self.phases:
+            self._check_phases(trainer, self.phases)
+        if self.init_from is not None and trainer.ckpt_path is None:
+            rank_zero_info(load_weights(pl_module.network, self.init_from))  # type: ignore[arg-type]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set ``pl_module.eps`` and, where a phase has its own attack settings, ``pl_module.attack``."""
+        if self.phases:
+            accumulate = trainer.accumulate_grad_batches
+            phase, pl_module.eps = eps_schedule(  # type: ignore[assignment]
+                self.phases,
+                epoch=trainer.current_epoch,
+                step_in_epoch=batch_idx // accumulate,
+                steps_per_epoch=math.ceil(trainer.num_training_batches / accumulate),
+                global_step=trainer.global_step,
+            )
+            pl_module.attack = self._attack_of(phase)
+        eps: float = pl_module.eps  # type: ignore[assignment]
+        pl_module.log("train/eps", eps, prog_bar=True, on_step=True, on_epoch=False)
+
+    def _attack_of(self, phase: Phase) -> Any:
+        changes: dict[str, Any] = {}
+        if phase.steps is not None:
+            changes["steps"] = phase.steps
+        if phase.step_size is not None:
+            changes |= {"step_size": phase.step_size, "relative_step_size": None}
+        return replace(self._attack, **changes) if changes else self._attack
+
+    def _check_phases(self, trainer: Trainer, phases: list[Phase]) -> None:
+        norm = self._attack.norm
+        for phase in phases:
+            parse_eps(phase.end_eps, norm, "end_eps")
+            parse_eps(phase.end_eps if phase.start_eps is None else phase.start_eps, norm, "start_eps")
+            own_settings = phase.steps is not None or phase.step_size is not None
+            if own_settings and not is_dataclass(self._attack):
+                raise TypeError(f"a phase's steps and step_size need an attack like PGD, got {self._attack}")
+            self._attack_of(phase)
+        in_epochs = phases[0].epochs is not None
+        unit, option = ("epochs", "max_epochs") if in_epochs else ("optimizer steps", "max_steps")
+        run = trainer.max_epochs if in_epochs else trainer.estimated_stepping_batches
+        total = sum(phase.length for phase in phases)
+        if run != total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            lengths = " + ".join(str(phase.length) for phase in phases)
+            lengths += f" = {total}" if len(phases) > 1 else ""
+            raise ValueError(
+                f"ramp.phases must cover the run: they last {lengths} {unit}, the run lasts {run}; "
+                f"change the phases or set trainer.{option} to {total}"
+            )
+
+
+def eps_schedule(
+    phases: Sequence[Phase], epoch: int, step_in_epoch: int, steps_per_epoch: int, global_step: int
+) -> tuple[Phase, float]:
+    """The phase and the eps that rule an update: a pure function of progress.
+
+    Args:
+        phases: As for :class:`EpsilonRampCallback`.
+        epoch: Zero-based.
+        step_in_epoch: Zero-based optimizer step within the epoch.
+        steps_per_epoch: Optimizer steps of an epoch.
+        global_step: Zero-based optimizer step within the run; what counts for phases in ``train_steps``.
+    """
+    progress = global_step if phases[0].epochs is None else epoch
+    for phase in phases[:-1]:
+        if progress < phase.length:
+            break
+        progress -= phase.length
+    else:
+        phase = phases[-1]
+    if phase.epochs is None or phase.interval == "epoch":
+        return phase, phase.eps_at(progress, phase.length)
+    return phase, phase.eps_at(progress * steps_per_epoch + step_in_epoch, phase.epochs * steps_per_epoch)

@@ -1,0 +1,70 @@
+"""The results of a test, as a table and as a file."""
+
+import json
+import time
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from callbacks.outputs import new_file, run_folder
+from evaluation import provenance
+
+
+class ResultsTableCallback(Callback):
+    """Print clean and robust accuracies at the end of a test and write them, with their origin, to ``test.json``."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table and write the file."""
+        if not trainer.is_global_zero:
+            return
+        module: Any = pl_module
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        rows = [{"name": "clean", "eps": 0.0, "accuracy": metrics["test/clean_acc"], "attack": None}]
+        for named in module.test_attacks:
+            rows.append(
+                {
+                    "name": named.name,
+                    "eps": named.eps,
+                    "accuracy": metrics[f"test/robust_acc/{named.name}"],
+                    "attack": _settings(named.attack),
+                }
+            )
+        images = _number_of_images(trainer)
+        report = {
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "images": images,
+            "results": rows,
+            "seed": torch.initial_seed(),
+            "seconds": round(time.monotonic() - self._start, 1),
+            **provenance(),
+        }
+        path = new_file(run_folder(trainer), "test", ".json")
+        path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        print(format_table([(str(row["name"]), float(str(row["accuracy"]))) for row in rows], images))
+        print(f"\nResults: {path}")
+
+
+def format_table(rows: list[tuple[str, float]], images: int | None) -> str:
+    """Lay out accuracies in [0, 1] as percentages, under a title that says on how many images."""
+    width = max(len("attack"), *(len(name) for name, _ in rows))
+    number = f", {images:,} test images" if images else ""
+    lines = [f"{'attack':<{width}}  accuracy (%){number}", "-" * (width + 14)]
+    lines += [f"{name:<{width}}  {100 * accuracy:12.2f}" for name, accuracy in rows]
+    return "\n" + "\n".join(lines)
+
+
+def _settings(attack: object) -> dict[str, Any]:
+    fields = asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
+    return {"class": type(attack).__qualname__} | fields
+
+
+def _number_of_images(trainer: Trainer) -> int | None:
+    loader: Any = trainer.test_dataloaders
+    labels = getattr(loader, "labels", getattr(loader, "dataset", None))
+    return len(labels) if labels is not None and trainer.limit_test_batches == 1.0 else None

@@ -1,0 +1,88 @@
+"""Robust accuracy over eps, drawn at the end of a test."""
+
+import csv
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from attacks import PGD, Attack, Eps, parse_eps
+from callbacks.outputs import new_file, run_folder, save_figure
+from evaluation import fooling_eps, robustness_figure
+
+
+class RobustnessCurveCallback(Callback):
+    """Draw the accuracy under attack over a grid of eps, as a figure, a CSV file and for TensorBoard.
+
+    Args:
+        num_images: How many of the first test images to attack; 0 turns the curve off.
+        attack: The attack at each eps; PGD with 20 steps of the module's norm if None.
+        eps_grid: Rising, pixel scale; from 0 to 1.25 times the module's target eps in tenths of that if None.
+
+    Raises:
+        ValueError: If the number of images is negative or the grid does not rise.
+    """
+
+    def __init__(self, num_images: int = 500, attack: Attack | None = None, eps_grid: list[Eps] | None = None) -> None:
+        if num_images < 0:
+            raise ValueError(f"curve.num_images must be at least 0, got {num_images}")
+        self.num_images = num_images
+        self.attack = attack
+        self.eps_grid = eps_grid
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fix the attack and the grid."""
+        module: Any = pl_module
+        self._attack = self.attack or PGD(norm=module.val_attack.norm, steps=20)
+        if self.eps_grid is None:
+            target = module.target_eps
+            largest = 1.0 if self._attack.norm == "Linf" else float("inf")
+            self._grid = sorted({min(target * tenth / 8, largest) for tenth in range(11)})
+        else:
+            self._grid = [parse_eps(eps, self._attack.norm, "curve.eps_grid") for eps in self.eps_grid]
+        if any(low >= high for low, high in pairwise(self._grid)):
+            raise ValueError(f"curve.eps_grid must rise, got {self._grid}")
+        self._seen = 0
+        self._standing = torch.zeros(len(self._grid), dtype=torch.long, device=pl_module.device)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Attack the batch at each eps, those that still stand only."""
+        left = self.num_images // trainer.world_size - self._seen
+        if left <= 0:
+            return
+        images, labels = batch[0][:left], batch[1][:left]
+        generator = torch.Generator(images.device).manual_seed(batch_idx)
+        module: Any = pl_module
+        smallest = fooling_eps(module.network, images, labels, self._attack, self._grid, generator)
+        grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
+        self._standing = self._standing + (smallest[:, None] > grid).sum(0)
+        self._seen += len(labels)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and draw the curve."""
+        standing: Any = trainer.strategy.reduce(self._standing, reduce_op="sum")
+        seen: Any = trainer.strategy.reduce(torch.tensor(self._seen, device=pl_module.device), reduce_op="sum")
+        if int(seen) == 0 or not trainer.is_global_zero:
+            return
+        accuracy = [count / int(seen) for count in standing.tolist()]
+        module: Any = pl_module
+        figure = robustness_figure(self._grid, accuracy, module.target_eps, self._attack.name, int(seen))
+        path = save_figure(trainer, "robustness_curve", figure)
+        with new_file(run_folder(trainer), "robustness_curve", ".csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["eps", "accuracy", "images", "attack"])
+            writer.writerows(
+                [eps, acc, int(seen), self._attack.name] for eps, acc in zip(self._grid, accuracy, strict=True)
+            )
+        print(f"Robustness over eps: {path}")
