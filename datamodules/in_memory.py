@@ -1,0 +1,124 @@
+"""What image sets that fit into memory have in common."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from datamodules.tensor_batches import TensorBatches
+
+
+class ImageSet(NamedTuple):
+    """Images ``(N, C, H, W)``, uint8, and labels ``(N,)``, int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class InMemoryDataModule(LightningDataModule, ABC):
+    """Train, validation and test batches of an image set held in memory as uint8.
+
+    Validation images are held out from the training images by a generator with a seed of its own, so that all
+    runs of a configuration hold out the same ones. ``predict`` goes over the test images in order.
+
+    Args:
+        batch_size: Images a training batch and process.
+        eval_batch_size: Images a batch and process in validation, test and prediction.
+        val_size: Training images to hold out for validation; 0 trains on all and has no validation.
+        split_seed: Of the choice of the held-out images.
+        drop_last: Leave out a smaller last training batch.
+        max_shift: Move training images by up to this many pixels in both directions, drawn anew each epoch.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+
+    num_classes = 10
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int,
+        val_size: int,
+        split_seed: int,
+        drop_last: bool,
+        max_shift: int,
+    ) -> None:
+        super().__init__()
+        for name, size, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("val_size", val_size, 0),
+            ("max_shift", max_shift, 0),
+        ):
+            if size < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {size}")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_size, self.split_seed = val_size, split_seed
+        self.drop_last, self.max_shift = drop_last, max_shift
+        self._sets: dict[str, ImageSet] = {}
+
+    @abstractmethod
+    def read_train(self) -> ImageSet:
+        """Read the training images, those to be held out included."""
+
+    @abstractmethod
+    def read_test(self) -> ImageSet:
+        """Read the test images."""
+
+    def setup(self, stage: str) -> None:
+        """Read what the stage needs.
+
+        Raises:
+            ValueError: If more images are to be held out than there are, or a label is no class.
+        """
+        if stage in ("fit", "validate") and "train" not in self._sets:
+            images, labels = self._checked(self.read_train())
+            if self.val_size >= len(images):
+                raise ValueError(f"data.val_size must leave images to train on: got {self.val_size} of {len(images)}")
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
+            # Sorted, so that both parts keep the set's own order.
+            val, train = order[: self.val_size].sort().values, order[self.val_size :].sort().values
+            self._sets["val"] = ImageSet(images[val], labels[val])
+            self._sets["train"] = ImageSet(images[train], labels[train])
+        if stage in ("test", "predict") and "test" not in self._sets:
+            self._sets["test"] = self._checked(self.read_test())
+
+    def train_dataloader(self) -> TensorBatches:
+        """Shuffled batches of the training images."""
+        return self._batches("train", self.batch_size, shuffle=True, drop_last=self.drop_last, max_shift=self.max_shift)
+
+    def val_dataloader(self) -> TensorBatches | list[TensorBatches]:
+        """Batches of the held-out images; an empty list if none are held out."""
+        return self._batches("val", self.eval_batch_size) if self.val_size else []
+
+    def test_dataloader(self) -> TensorBatches:
+        """Batches of the test images, in order."""
+        return self._batches("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> TensorBatches:
+        """Batches of the test images, in order."""
+        return self._batches("test", self.eval_batch_size)
+
+    def _batches(
+        self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False, max_shift: int = 0
+    ) -> TensorBatches:
+        trainer = self.trainer
+        return TensorBatches(
+            *self._sets[split],
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            max_shift=max_shift,
+            seed=torch.initial_seed(),
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def _checked(self, image_set: ImageSet) -> ImageSet:
+        low, high = int(image_set.labels.min()), int(image_set.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"labels must be in [0, {self.num_classes}), the data has {low} to {high}")
+        return image_set
