@@ -23,6 +23,7 @@ from callbacks import (
     ResultsTableCallback,
     RobustnessCurveCallback,
 )
+from callbacks.outputs import run_folder
 from lightning_modules import AdversarialClassifier
 from networks.weights import LIGHTNING_KEY, load_weights, read_checkpoint
 
@@ -74,7 +75,7 @@ class RampartCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run a folder of its own, its logger and the callbacks that take no settings."""
         config = self.config_init[self.subcommand]
-        folder = _new_run_folder(Path(config.runs_dir) / config.name, str(self.subcommand))
+        folder = _new_run_folder(config.runs_dir, config.name, str(self.subcommand))
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             kwargs["logger"] = TensorBoardLogger(
                 folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
@@ -107,7 +108,7 @@ class RampartCLI(LightningCLI):
         if config.test_after_fit:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if trainer.is_global_zero and best:
-            folder = Path(str(trainer.log_dir))
+            folder = run_folder(trainer)
             print(
                 f"\nCheckpoint: {best}\n\nNext:\n"
                 f"  tensorboard --logdir {folder.parent}\n"
@@ -115,9 +116,11 @@ class RampartCLI(LightningCLI):
             )
 
 
-def _new_run_folder(parent: Path, subcommand: str) -> Path:
+def _new_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
     """Claim a folder that no run has had; other ranks take rank 0's word for it."""
-    number = 0
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"name must be a folder's name without a path, got {name!r}: use runs_dir for the path")
+    parent, number = Path(runs_dir) / name, 0
     while True:
         folder = parent / f"{subcommand}-{number}"
         try:

@@ -17,14 +17,14 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
     """Run an attack on ``model`` and leave no trace in it, also after an exception.
 
     Inside, gradients are on (also when called under ``no_grad`` or ``inference_mode``), the model is in
-    eval mode and its parameters are frozen. Afterwards every submodule's ``training`` flag, every buffer and
-    every ``requires_grad`` is as it was. Tensors that come from inference mode must be cloned inside. Float16
+    eval mode and its parameters are frozen. Afterwards every submodule's ``training`` flag and every
+    ``requires_grad`` is as it was; BatchNorm's buffers do not move meanwhile. Tensors that come from inference mode must be cloned inside. Float16
     autocast is off inside: there, small gradients vanish and the attack with them; bfloat16 stays on.
 
     Args:
         model: A network, or any function of a batch of images.
         batchnorm: ``"eval"`` normalises by running statistics. ``"train"`` normalises by batch statistics and
-            puts the running ones back. ``"train_and_update"`` lets them move at every forward pass, as the
+            leaves the running ones alone. ``"train_and_update"`` lets them move at every forward pass, as the
             paper's CIFAR-10 code does: the one trace that can stay, and only on request.
         device_type: Where the images are, such as ``"cpu"``.
     """
@@ -34,10 +34,13 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
         if torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if isinstance(model, nn.Module):
-            keep_buffers = batchnorm != "train_and_update"
-            stack.enter_context(_untouched(model, keep_buffers))
+            stack.enter_context(_untouched(model))
             for module in model.modules():
-                module.training = batchnorm != "eval" and isinstance(module, _BatchNorm)
+                module.training = False
+                if isinstance(module, _BatchNorm) and batchnorm != "eval":
+                    module.training = True
+                    # In train mode, off means: batch statistics, and the running ones stay as they are.
+                    module.track_running_stats &= batchnorm == "train_and_update"
             for parameter in model.parameters():
                 if parameter.is_leaf:
                     parameter.requires_grad_(False)
@@ -45,29 +48,16 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
 
 
 @contextmanager
-def _untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
+def _untouched(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
+    tracking = [(module, module.track_running_stats) for module in model.modules() if isinstance(module, _BatchNorm)]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]
-    buffers = [
-        (module, name, buffer, buffer.clone(), _version(buffer))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and keep_buffers
-    ]
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for batchnorm, track_running_stats in tracking:
+            batchnorm.track_running_stats = track_running_stats
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
-        for module, name, buffer, value, version in buffers:
-            module._buffers[name] = buffer
-            # Writing to a buffer that did not change would break a graph that saved it for its backward.
-            if _version(buffer) != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -45,7 +45,7 @@ def parse_eps(value: Eps, norm: NormName = "Linf", name: str = "eps") -> float:
     eps = parse_number(value, name)
     if eps < 0 or (norm == "Linf" and eps > 1):
         allowed = "in [0, 1] for the norm Linf" if norm == "Linf" else "at least 0"
-        hint = f"; did you mean {value}/255?" if 1 < eps <= 255 else ""
+        hint = f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else ""
         raise ValueError(f"{name} must be {allowed} (pixel scale, images are in [0, 1]), got {value}{hint}")
     return eps
 

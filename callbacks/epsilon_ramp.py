@@ -113,13 +113,11 @@ class EpsilonRampCallback(Callback):
         self._attack: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the schedule against the run and load the initial weights.
+        """Check the schedule against the run.
 
         Raises:
             TypeError: If the module lacks ``eps``, ``attack`` or ``network``, or its attack the fields to set.
-            ValueError: If the phases' lengths don't sum to the run's, an eps is out of range, or the weights do
-                not fit.
-            FileNotFoundError: If ``init_from`` names no file.
+            ValueError: If the phases' lengths don't sum to the run's or an eps is out of range.
         """
         if stage != "fit":
             return
@@ -129,6 +127,15 @@ class EpsilonRampCallback(Callback):
         self._attack = pl_module.attack
         if self.phases:
             self._check_phases(trainer, self.phases)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the initial weights, unless the run is resumed from a checkpoint.
+
+        Raises:
+            FileNotFoundError: If ``init_from`` names no file.
+            ValueError: If the file can't be read safely or its weights do not fit.
+        """
+        # Not in setup: only now does the trainer say whether it resumes.
         if self.init_from is not None and trainer.ckpt_path is None:
             rank_zero_info(load_weights(pl_module.network, self.init_from))  # type: ignore[arg-type]
 

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The run's folder, made if need be."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    """The run's folder, made if need be; unlike ``trainer.log_dir`` it may be asked for by one rank alone."""
+    logger = trainer.logger
+    folder = Path(logger.log_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -47,10 +47,11 @@ class PredictionWriterCallback(Callback):
             torch.distributed.all_gather_object(parts, self._rows)
         if not trainer.is_global_zero:
             return
+        rows = [row for part in parts for row in part]
+        rows.sort(key=lambda row: int(row[0]))
         path = new_file(run_folder(trainer), "predictions", ".csv")
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            rows = [row for part in parts for row in part]
-            writer.writerows(sorted(rows, key=lambda row: int(row[0])))
+            writer.writerows(rows)
         print(f"Predictions: {path}")

