@@ -18,8 +18,9 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
 
     Inside, gradients are on (also when called under ``no_grad`` or ``inference_mode``), the model is in
     eval mode and its parameters are frozen. Afterwards every submodule's ``training`` flag and every
-    ``requires_grad`` is as it was; BatchNorm's buffers do not move meanwhile. Tensors that come from inference mode must be cloned inside. Float16
-    autocast is off inside: there, small gradients vanish and the attack with them; bfloat16 stays on.
+    ``requires_grad`` is as it was; BatchNorm's buffers do not move meanwhile. Tensors that come from
+    inference mode must be cloned inside. Float16 autocast is off inside: there, small gradients vanish and the
+    attack with them; bfloat16 stays on.
 
     Args:
         model: A network, or any function of a batch of images.

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ class LinearModel(nn.Module):
         return torch.stack([score, torch.zeros_like(score)], 1)
 
 
-def small_network(num_classes: int = 10) -> nn.Module:
+def small_network(num_classes: int = 10) -> Any:
     """A 28x28 network with all that an attack could leave a trace in: BatchNorm, dropout, a frozen part."""
-    network = nn.Sequential(
+    network: Any = nn.Sequential(
         nn.Conv2d(1, 4, 5, stride=3),
         nn.BatchNorm2d(4),
         nn.ReLU(),

@@ -221,7 +221,7 @@ def test_a_ckpt_path_that_is_no_checkpoint_ends_in_one_line(
 
 
 def test_the_trace_is_there_when_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model.eps must be"):
+    with pytest.raises(ValueError, match=r"model\.eps must be"):
         run(tmp_path, "fit", "--model.eps=7", "--traceback")
 
 
@@ -231,16 +231,11 @@ CONFIGS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "configs").rglo
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_runs(tmp_path: Path, config: str, mnist_root: Path) -> None:  # noqa: F811
     data = [f"--data.data_dir={mnist_root}"] if "mnist" in config else []
-    main(
-        ["fit", "--config", str(ROOT / config), f"--runs_dir={tmp_path}", "--trainer.fast_dev_run=true", *data]
-        + [
-            "--data.batch_size=4",
-            "--data.eval_batch_size=4",
-            "--model.val_attack=attacks.PGD",
-            "--trainer.accelerator=cpu",
-        ]
-        + ["--model.test_attacks=[]", "--curve.num_images=2", "--trainer.enable_progress_bar=false"]
-    )
+    main([
+        "fit", "--config", str(ROOT / config), f"--runs_dir={tmp_path}", "--trainer.fast_dev_run=true", *data,
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.batch_size=4",
+        "--data.eval_batch_size=4", "--model.val_attack=attacks.PGD", "--model.test_attacks=[]", "--curve.num_images=2",
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -293,7 +288,8 @@ def test_a_killed_run_goes_on_at_the_right_eps(tmp_path: Path) -> None:
 def test_two_processes_train_and_count_every_test_image_once(tmp_path: Path) -> None:
     result = cli(
         "fit", "--config", QUICKSTART, f"--runs_dir={tmp_path}", *SMALL, "--trainer.devices=2",
-        "--trainer.strategy=ddp", "--trainer.limit_test_batches=1.0", "--curve.num_images=0", "--data.eval_batch_size=99",
+        "--trainer.strategy=ddp", "--trainer.limit_test_batches=1.0", "--curve.num_images=0",
+        "--data.eval_batch_size=99",
         env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

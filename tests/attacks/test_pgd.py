@@ -49,7 +49,7 @@ def test_result_is_inside_ball_and_box_for_any_setting(
     delta = adv.double() - images.double()
     assert adv.dtype == dtype
     assert not adv.requires_grad
-    assert 0 <= adv.min()
+    assert adv.min() >= 0
     assert adv.max() <= 1
     lengths = delta.flatten(1).abs().amax(1) if norm == "Linf" else delta.flatten(1).norm(dim=1)
     assert lengths.max().item() <= eps
@@ -64,7 +64,8 @@ def test_gain_on_a_linear_model_is_eps_times_the_dual_norm() -> None:
     weight = torch.randn(1, 6, 6)
     model, images, labels = LinearModel(weight), torch.full((3, 1, 6, 6), 0.5), torch.zeros(3, dtype=torch.long)
     before = model(images)[:, 0]
-    for norm, dual in (("Linf", weight.abs().sum()), ("L2", weight.norm())):
+    duals: dict[NormName, Tensor] = {"Linf": weight.abs().sum(), "L2": weight.norm()}
+    for norm, dual in duals.items():
         adv = PGD(norm=norm, steps=20, random_start=norm == "Linf")(model, images, labels, eps=0.1)
         torch.testing.assert_close(before - model(adv)[:, 0], (0.1 * dual).expand(3), rtol=1e-4, atol=1e-4)
 
@@ -159,7 +160,7 @@ def test_fooled_beats_a_higher_loss() -> None:
     assert loss_of(TwoWays(), adv, labels) < loss_of(TwoWays(), torch.zeros_like(images), labels)
 
 
-def state(model: nn.Module) -> list[Any]:
+def state(model: Any) -> list[Any]:
     return [
         [m.training for m in model.modules()],
         [(p.requires_grad, p.grad, p.detach().clone()) for p in model.parameters()],
@@ -206,7 +207,7 @@ def test_batchnorm_modes(images: Tensor, labels: Tensor) -> None:
     images = images * 0.3
     # Off-centre running statistics, so that the two kinds of statistics differ.
     model[1].running_mean.fill_(3.0)
-    start = {"steps": 3, "random_start": False}
+    start: dict[str, Any] = {"steps": 3, "random_start": False}
     by_running = PGD(**start)(model, images, labels, eps=0.1)
     by_batch = PGD(**start, batchnorm="train")(model, images, labels, eps=0.1)
     assert not torch.equal(by_running, by_batch)

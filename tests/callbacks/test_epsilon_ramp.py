@@ -220,7 +220,7 @@ def test_init_from_loads_weights_and_says_so(tmp_path: Path, capsys: Any, caplog
     ],
 )
 def test_a_schedule_that_does_not_fit_the_run_is_refused(
-    tmp_path: Path, settings: dict[str, int], phases: list[Phase], message: str
+    tmp_path: Path, settings: dict[str, Any], phases: list[Phase], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, EpsilonRampCallback(phases), **settings)

@@ -1,5 +1,6 @@
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ def digits() -> DigitsDataModule:
     return data
 
 
-def all_images(batches: object) -> tuple[Tensor, Tensor]:
-    images, labels, _ = zip(*batches, strict=True)  # type: ignore[call-overload]
+def all_images(batches: Any) -> tuple[Tensor, Tensor]:
+    images, labels, _ = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
@@ -113,7 +114,7 @@ def test_truncated_mnist_is_refused(mnist_root: Path, tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"eval_batch_size": -1}, {"val_size": -5}, {"max_shift": -1}])
-def test_wrong_sizes_are_refused(settings: dict[str, int]) -> None:
+def test_wrong_sizes_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"data.{next(iter(settings))} must be at least"):
         DigitsDataModule(**settings)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,9 +7,9 @@ from torch import Tensor
 from datamodules.tensor_batches import TensorBatches
 
 
-def make(n: int = 23, **settings: object) -> TensorBatches:
+def make(n: int = 23, **settings: Any) -> TensorBatches:
     images = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
-    return TensorBatches(images, torch.arange(n), **({"batch_size": 5} | settings))  # type: ignore[arg-type]
+    return TensorBatches(images, torch.arange(n), **({"batch_size": 5} | settings))
 
 
 def order(batches: TensorBatches) -> list[int]:
@@ -105,6 +107,6 @@ def test_shifts_move_whole_images_by_every_amount_and_fill_with_black() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"world_size": 30}, {"drop_last": True, "batch_size": 24}])
-def test_what_gives_no_batch_is_refused(settings: dict[str, object]) -> None:
+def test_what_gives_no_batch_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="batch"):
         make(**settings)

@@ -33,10 +33,11 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return Trainer(**(defaults | settings))
 
 
-def linear(**settings: Any) -> AdversarialClassifier:
+def linear(**settings: Any) -> Any:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    return AdversarialClassifier(network, **({"eps": 0.1, "attack": PGD(steps=2)} | settings))
+    defaults: dict[str, Any] = {"eps": 0.1, "attack": PGD(steps=2)}
+    return AdversarialClassifier(network, **(defaults | settings))
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -55,9 +56,8 @@ def test_attacks_have_gradients_in_validate_and_test_whatever_the_trainer_says(
     assert validated["val/clean_acc"] == tested["test/clean_acc"] == tested["test/robust_acc/PGD-5 @ 0"] == 1
     assert validated["val/robust_acc"] < 0.2
     assert tested["test/robust_acc/PGD-5 @ 0.2"] < 0.2
-    answers = t.predict(module, data)
-    assert answers is not None
-    assert (answers[0]["adv_prediction"] == answers[0]["clean_prediction"]).float().mean() < 0.9  # type: ignore[index]
+    answers: Any = t.predict(module, data)
+    assert (answers[0]["adv_prediction"] == answers[0]["clean_prediction"]).float().mean() < 0.9
     # And training goes on after inference mode has been in the metrics and the modules.
     t.fit(module, data, data)
 
@@ -114,10 +114,9 @@ def test_random_starts_differ_between_batches_stages_and_ranks() -> None:
 
 
 def test_training_leaves_batchnorm_to_the_training_forward_pass(tmp_path: Path) -> None:
-    module = AdversarialClassifier(small_network(), eps=0.1, attack=PGD(steps=4))
+    network = small_network()
+    module = AdversarialClassifier(network, eps=0.1, attack=PGD(steps=4))
     trainer(tmp_path).fit(module, batches(), batches())
-    network = module.network
-    assert isinstance(network, nn.Sequential)
     assert network[1].num_batches_tracked == 3
     # A part that was frozen in eval mode stays so.
     assert network[4].num_batches_tracked == 0
@@ -138,8 +137,8 @@ def test_the_schedule_advances_by_its_interval(tmp_path: Path, interval: Any, fa
 
 def test_images_without_labels_are_attacked_away_from_the_clean_answer(tmp_path: Path) -> None:
     module = linear(test_attacks=[NamedAttack(PGD(steps=10), 0.3)])
-    images = torch.rand(8, 1, 28, 28)
-    answers: Any = trainer(tmp_path).predict(module, DataLoader([(images,)], batch_size=None))
+    unlabelled: Any = [(torch.rand(8, 1, 28, 28),)]
+    answers: Any = trainer(tmp_path).predict(module, DataLoader(unlabelled, batch_size=None))
     assert set(answers[0]) == {"clean_prediction", "clean_confidence", "adv_prediction", "adv_confidence"}
     assert (answers[0]["clean_prediction"] != answers[0]["adv_prediction"]).all()
     assert ((answers[0]["adv_confidence"] > 0.1) & (answers[0]["adv_confidence"] <= 1)).all()
@@ -158,7 +157,8 @@ def test_data_that_is_not_as_stated_is_refused_in_every_stage(
     tmp_path: Path, change: Any, message: str, eps: float
 ) -> None:
     def data() -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader([change(images, labels) for images, labels, _ in batches()], batch_size=None)
+        changed: Any = [change(images, labels) for images, labels, _ in batches()]
+        return DataLoader(changed, batch_size=None)
 
     module = linear(eps=eps)
     t = trainer(tmp_path)
@@ -193,7 +193,7 @@ def test_a_wrong_eps_is_refused(eps: Any) -> None:
 
 
 def test_two_test_attacks_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="distinct names, got PGD-2 @ 0.1, PGD-2 @ 0.1"):
+    with pytest.raises(ValueError, match=r"distinct names, got PGD-2 @ 0\.1, PGD-2 @ 0\.1"):
         linear(test_attacks=[NamedAttack(PGD(steps=2), 0.1), NamedAttack(PGD(steps=2, step_size=0.1), 0.1)])
 
 

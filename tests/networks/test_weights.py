@@ -119,7 +119,7 @@ def test_what_is_no_dictionary_is_refused(tmp_path: Path, content: object) -> No
 
 def test_a_dictionary_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "best": 0.5}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="holds no network's weights.*epoch, best"):
+    with pytest.raises(ValueError, match=r"holds no network's weights.*epoch, best"):
         load_weights(MNISTCNN(), tmp_path / "w.pth")
 
 
