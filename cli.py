@@ -82,7 +82,8 @@ class RampartCLI(LightningCLI):
             )
         if config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = folder
-        kwargs["callbacks"] = [*_as_list(config.trainer.callbacks), ResultsTableCallback(), PredictionWriterCallback()]
+        self.results_table = ResultsTableCallback()
+        kwargs["callbacks"] = [*_as_list(config.trainer.callbacks), self.results_table, PredictionWriterCallback()]
         if config.trainer.enable_progress_bar is not False:
             kwargs["callbacks"].append(RampartProgressBar())
         return super().instantiate_trainer(**kwargs)
@@ -91,20 +92,27 @@ class RampartCLI(LightningCLI):
         """Check a ``ckpt_path`` before Lightning reads it, and take plain weights where no training goes on."""
         arguments = super()._prepare_subcommand_kwargs(subcommand)
         path = arguments.get("ckpt_path")
-        if path in (None, "best", "last", "hpc"):
+        if path in ("best", "last"):
+            raise ValueError(f"ckpt_path must be a file, got {path!r}: every run has a folder of its own")
+        if path is None and subcommand != "fit":
+            print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
+        if path in (None, "hpc"):
             return arguments
         if LIGHTNING_KEY not in read_checkpoint(path):
             if subcommand == "fit":
                 raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
             print(load_weights(self.model.network, path))
             arguments["ckpt_path"] = None
+            self.results_table.weights = path
         return arguments
 
     def after_fit(self) -> None:
         """Test the best checkpoint and say what to do next."""
         trainer, config = self.trainer, self.config_init[self.subcommand]
         checkpoint = trainer.checkpoint_callback
-        best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        best = ""
+        if isinstance(checkpoint, ModelCheckpoint):
+            best = checkpoint.best_model_path or checkpoint.last_model_path
         if config.test_after_fit:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if trainer.is_global_zero and best:

@@ -26,7 +26,8 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
         model: A network, or any function of a batch of images.
         batchnorm: ``"eval"`` normalises by running statistics. ``"train"`` normalises by batch statistics and
             leaves the running ones alone. ``"train_and_update"`` lets them move at every forward pass, as the
-            paper's CIFAR-10 code does: the one trace that can stay, and only on request.
+            paper's CIFAR-10 code does: the one trace that can stay, only on request and only in a model in train
+            mode. A BatchNorm that is in eval mode in a model in train mode is frozen, and stays so.
         device_type: Where the images are, such as ``"cpu"``.
     """
     with ExitStack() as stack:
@@ -36,12 +37,14 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if isinstance(model, nn.Module):
             stack.enter_context(_untouched(model))
+            training = model.training
             for module in model.modules():
+                frozen = training and not module.training
                 module.training = False
-                if isinstance(module, _BatchNorm) and batchnorm != "eval":
+                if isinstance(module, _BatchNorm) and batchnorm != "eval" and not frozen:
                     module.training = True
                     # In train mode, off means: batch statistics, and the running ones stay as they are.
-                    module.track_running_stats &= batchnorm == "train_and_update"
+                    module.track_running_stats &= training and batchnorm == "train_and_update"
             for parameter in model.parameters():
                 if parameter.is_leaf:
                     parameter.requires_grad_(False)

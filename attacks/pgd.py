@@ -176,7 +176,7 @@ class _Worst:
         self._loss: Tensor
 
     def keep(self, adv: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        fooled = logits.argmax(1) != labels
+        fooled, loss = logits.argmax(1) != labels, loss.nan_to_num(nan=-torch.inf)
         if self.adv is None:
             self.adv, self._fooled, self._loss = adv.clone(), fooled, loss
             return

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from attacks.context import attack_context
 from callbacks.outputs import save_figure
 from evaluation import adversarial_figure
 
@@ -19,18 +20,19 @@ class AdversarialImagesCallback(Callback):
 
     Args:
         num_images: Columns of the figure; 0 turns it off.
-        every_n_epochs: How often; the last epoch is always drawn.
+        every_n_epochs: How often; the end of training is always drawn.
     """
 
     def __init__(self, num_images: int = 8, every_n_epochs: int = 5) -> None:
         if num_images < 0 or every_n_epochs < 1:
             raise ValueError(
-                f"images.num_images must be at least 0 and every_n_epochs at least 1, got {num_images} and "
+                f"images.num_images must be at least 0 and images.every_n_epochs at least 1, got {num_images} and "
                 f"{every_n_epochs}"
             )
         self.num_images = num_images
         self.every_n_epochs = every_n_epochs
         self._examples: tuple[Tensor, Tensor] | None = None
+        self._drawn_at = -1
 
     def on_validation_batch_start(
         self,
@@ -52,19 +54,25 @@ class AdversarialImagesCallback(Callback):
             self._examples = batch[0][: self.num_images], batch[1][: self.num_images]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attack the images and draw them."""
-        epoch = trainer.current_epoch + 1
-        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-        if not due or self.num_images == 0 or self._examples is None or not trainer.is_global_zero:
+        """Draw the epochs that are due."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module, trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the end, wherever it came."""
+        if trainer.global_step != self._drawn_at:
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        if self.num_images == 0 or self._examples is None or not trainer.is_global_zero:
             return
+        self._drawn_at = trainer.global_step
         module: Any = pl_module
         images, labels = self._examples
         generator = torch.Generator(images.device).manual_seed(0)
         adv = module.val_attack(module.network, images, labels, module.target_eps, generator=generator)
-        was_training = module.network.training
-        module.network.eval()
-        with torch.no_grad():
+        with attack_context(module.network, "eval", images.device.type), torch.no_grad():
+            images, labels = images.clone(), labels.clone()
             clean_classes, adv_classes = module.network(images).argmax(1), module.network(adv).argmax(1)
-        module.network.train(was_training)
         figure = adversarial_figure(images, adv, labels, clean_classes, adv_classes, module.target_eps)
-        save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epoch:03d}")
+        save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epochs:03d}")

@@ -151,8 +151,6 @@ class EpsilonRampCallback(Callback):
                 global_step=trainer.global_step,
             )
             pl_module.attack = self._attack_of(phase)
-        eps: float = pl_module.eps  # type: ignore[assignment]
-        pl_module.log("train/eps", eps, prog_bar=True, on_step=True, on_epoch=False)
 
     def _attack_of(self, phase: Phase) -> Any:
         changes: dict[str, Any] = {}
@@ -172,8 +170,28 @@ class EpsilonRampCallback(Callback):
                 raise TypeError(f"a phase's steps and step_size need an attack like PGD, got {self._attack}")
             self._attack_of(phase)
         in_epochs = phases[0].epochs is not None
+        if in_epochs and trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"ramp.phases in epochs need a run in epochs, got trainer.max_steps {trainer.max_steps}: leave it out, "
+                "or give the phases' lengths as train_steps"
+            )
+        # How many steps an epoch has is not to be asked for yet: it would set up the loaders before their state is
+        # restored. See on_train_start.
+        if in_epochs or trainer.max_steps != -1:
+            self._check_length(trainer, phases, trainer.max_epochs if in_epochs else trainer.max_steps)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check phases in optimizer steps against a run whose length was given in epochs.
+
+        Raises:
+            ValueError: If the phases' lengths don't sum to the run's.
+        """
+        if self.phases and self.phases[0].epochs is None and trainer.max_steps == -1:
+            self._check_length(trainer, self.phases, trainer.estimated_stepping_batches)
+
+    def _check_length(self, trainer: Trainer, phases: list[Phase], run: float | None) -> None:
+        in_epochs = phases[0].epochs is not None
         unit, option = ("epochs", "max_epochs") if in_epochs else ("optimizer steps", "max_steps")
-        run = trainer.max_epochs if in_epochs else trainer.estimated_stepping_batches
         total = sum(phase.length for phase in phases)
         if run != total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             lengths = " + ".join(str(phase.length) for phase in phases)

@@ -13,7 +13,13 @@ from evaluation import provenance
 
 
 class ResultsTableCallback(Callback):
-    """Print clean and robust accuracies at the end of a test and write them, with their origin, to ``test.json``."""
+    """Print clean and robust accuracies at the end of a test and write them, with their origin, to ``test.json``.
+
+    Attributes:
+        weights: Where the network's weights come from, if not from the checkpoint that the trainer restored.
+    """
+
+    weights: str | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -37,7 +43,7 @@ class ResultsTableCallback(Callback):
             )
         images = _number_of_images(trainer)
         report = {
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
             "images": images,
             "results": rows,
             "seed": torch.initial_seed(),

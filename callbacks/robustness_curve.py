@@ -1,6 +1,7 @@
 """Robust accuracy over eps, drawn at the end of a test."""
 
 import csv
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,7 +21,7 @@ class RobustnessCurveCallback(Callback):
     Args:
         num_images: How many of the first test images to attack; 0 turns the curve off.
         attack: The attack at each eps; PGD with 20 steps of the module's norm if None.
-        eps_grid: Rising, pixel scale; from 0 to 1.25 times the module's target eps in tenths of that if None.
+        eps_grid: Rising, pixel scale; from 0 to 1.25 times the module's target eps in eighths of the target if None.
 
     Raises:
         ValueError: If the number of images is negative or the grid does not rise.
@@ -29,22 +30,30 @@ class RobustnessCurveCallback(Callback):
     def __init__(self, num_images: int = 500, attack: Attack | None = None, eps_grid: list[Eps] | None = None) -> None:
         if num_images < 0:
             raise ValueError(f"curve.num_images must be at least 0, got {num_images}")
+        if eps_grid is not None:
+            grid = [parse_eps(eps, "L2", "curve.eps_grid") for eps in eps_grid]
+            if not grid or any(low >= high for low, high in pairwise(grid)):
+                raise ValueError(f"curve.eps_grid must hold at least one eps and rise, got {eps_grid}")
         self.num_images = num_images
         self.attack = attack
         self.eps_grid = eps_grid
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fix the attack and the grid."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fix the attack and the grid; before training too, so that a wrong one does not wait for its end.
+
+        Raises:
+            ValueError: If an eps is out of the norm's range.
+        """
         module: Any = pl_module
         self._attack = self.attack or PGD(norm=module.val_attack.norm, steps=20)
         if self.eps_grid is None:
-            target = module.target_eps
-            largest = 1.0 if self._attack.norm == "Linf" else float("inf")
-            self._grid = sorted({min(target * tenth / 8, largest) for tenth in range(11)})
+            largest = 1.0 if self._attack.norm == "Linf" else math.inf
+            self._grid = sorted({min(module.target_eps * eighths / 8, largest) for eighths in range(11)})
         else:
             self._grid = [parse_eps(eps, self._attack.norm, "curve.eps_grid") for eps in self.eps_grid]
-        if any(low >= high for low, high in pairwise(self._grid)):
-            raise ValueError(f"curve.eps_grid must rise, got {self._grid}")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
         self._seen = 0
         self._standing = torch.zeros(len(self._grid), dtype=torch.long, device=pl_module.device)
 
@@ -62,7 +71,8 @@ class RobustnessCurveCallback(Callback):
         if left <= 0:
             return
         images, labels = batch[0][:left], batch[1][:left]
-        generator = torch.Generator(images.device).manual_seed(batch_idx)
+        seed = torch.initial_seed() + 1_000_003 * batch_idx + trainer.global_rank
+        generator = torch.Generator(images.device).manual_seed(seed % 2**63)
         module: Any = pl_module
         smallest = fooling_eps(module.network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)

@@ -54,7 +54,8 @@ class TensorBatches:
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.drop_last, self.max_shift, self.seed = shuffle, drop_last, max_shift, seed
         self.rank, self.world_size = rank, world_size
-        self._epoch = self._start = self._done = 0
+        self._epoch = self._done = 0
+        self._resume_at = (0, 0)
 
     batch_sampler = None
     """Lightning asks every loader that has a ``sampler`` for this too."""
@@ -76,22 +77,23 @@ class TensorBatches:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self._epoch)
         order = self._order(generator)
         shifts = torch.randint(2 * self.max_shift + 1, (len(self.images), 2), generator=generator)
-        start, self._start = self._start, 0
+        epoch, done = self._resume_at
+        start, self._resume_at = done if epoch == self._epoch else 0, (0, 0)
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            self._done = (batch + 1) % len(self)
+            self._done = batch + 1
             images = self.images[index]
             if self.max_shift:
                 images = _shifted(images, shifts[index], self.max_shift)
             yield images.float().div_(255), self.labels[index], index
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch have been handed out."""
-        return {"done": self._done}
+        """The epoch, and how many of its batches have been handed out."""
+        return {"epoch": self._epoch, "done": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that had been handed out."""
-        self._start = int(state["done"])
+        """Go on after the batches that had been handed out, if the next pass is of that same epoch."""
+        self._resume_at = int(state["epoch"]), int(state["done"])
 
     def _images_of_rank(self) -> int:
         total, world = len(self.images), self.world_size

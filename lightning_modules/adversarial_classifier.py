@@ -48,7 +48,8 @@ class AdversarialClassifier(LightningModule):
         attack: Attack of the next training batch; an epsilon ramp may set it.
 
     Raises:
-        ValueError: If eps is out of the norm's range, or two test attacks have one name.
+        ValueError: If eps is out of the norm's range, validation's norm is not training's, or two test attacks have
+            one name.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class AdversarialClassifier(LightningModule):
         self.attack = attack or PGD()
         self.target_eps = self.eps = parse_eps(eps, self.attack.norm, "model.eps")
         self.val_attack = val_attack or PGD(norm=self.attack.norm, steps=20)
+        if self.val_attack.norm != self.attack.norm:
+            raise ValueError(
+                f"model.val_attack must have the norm of model.attack, {self.attack.norm}, for eps to be one size; "
+                f"got {self.val_attack.norm}"
+            )
         self.test_attacks = [NamedAttack(self.val_attack, eps)] if test_attacks is None else list(test_attacks)
         names = [named.name for named in self.test_attacks]
         if len(set(names)) < len(names):
@@ -91,6 +97,8 @@ class AdversarialClassifier(LightningModule):
         generator = self._generator("train", self.trainer.global_step, batch_idx)
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
+        self.log("train/eps", self.eps, prog_bar=True, on_step=True, on_epoch=False)
+        # Of rank 0: the mean over ranks would cost a collective at every step.
         self.log("train/adv_loss", output.loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)

@@ -27,7 +27,7 @@ class MNISTCNN(nn.Module):
         # the second is fastest on, and pooling before ReLU leaves ReLU a quarter of the work.
         patches = F.unfold(images, 5).mT  # (N, 576, 25)
         x = F.linear(patches, self.conv1.weight.flatten(1), self.conv1.bias)  # (N, 576, 32)
-        x = F.relu(F.max_pool2d(x.mT.unflatten(2, (24, 24)), 2))  # (N, 32, 12, 12)
+        x = F.relu(F.max_pool2d(x.mT.view(-1, 32, 24, 24), 2))  # (N, 32, 12, 12)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, 4, 4)
         x = F.relu(self.fc1(x.flatten(1)))  # (N, 1024)
         logits: Tensor = self.fc2(x)

@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Arbitrary bytes raise whatever they meet first.
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if "unsupported global" in str(error).lower():
             problem = "holds objects whose loading would execute code: refused, nothing was executed"
         else:
             problem = "is damaged or truncated, or not a checkpoint: refused, nothing in it was executed"
@@ -52,16 +52,18 @@ def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpo
         source: Its name, for the error.
 
     Returns:
-        Tensors by parameter name, without the prefixes that wrappers put before them: ``network.``
-        (Rampart's LightningModules), ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile).
+        Tensors by parameter name; of a Lightning checkpoint those of the module's ``network``.
 
     Raises:
         ValueError: If no tensors are found.
     """
     state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        state = {}
     if LIGHTNING_KEY in checkpoint:
-        state = {k: v for k, v in state.items() if k.startswith("network.")}
-    weights = {_bare(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        own = "network."
+        state = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not weights or len(weights) < len(state):
         raise ValueError(
             f"{source} holds no network's weights: expected tensors by parameter name, "
@@ -70,10 +72,13 @@ def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpo
     return weights
 
 
-def _bare(name: str) -> str:
+def _unwrapped(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Take off prefixes that wrappers put before all names, where the network does not have them."""
+    own = network.state_dict().keys()
     for prefix in ("network.", "module.", "_orig_mod."):
-        name = name.removeprefix(prefix)
-    return name
+        if not own & weights.keys() and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
 
 
 def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
@@ -105,7 +110,8 @@ def load_weights(network: nn.Module, path: str | Path) -> str:
 
     Args:
         network: Takes the weights; its parameters keep their dtype and device.
-        path: See :func:`read_checkpoint`.
+        path: See :func:`read_checkpoint`. Prefixes of all names that come from a wrapper (``network.``,
+            ``module.`` of DataParallel, ``_orig_mod.`` of torch.compile) are taken off.
 
     Returns:
         One line that says what was loaded.
@@ -115,11 +121,12 @@ def load_weights(network: nn.Module, path: str | Path) -> str:
         ValueError: If the file can't be read safely or doesn't fit the network.
     """
     checkpoint = read_checkpoint(path)
-    weights = network_weights(checkpoint, path)
+    weights = _unwrapped(network_weights(checkpoint, path), network)
     check_match(network, weights, path)
     network.load_state_dict(weights)
     origin = "plain weights"
     if LIGHTNING_KEY in checkpoint:
-        origin = f"a checkpoint after epoch {checkpoint['epoch']} (zero-based), step {checkpoint['global_step']}"
+        epoch, step = checkpoint.get("epoch", "?"), checkpoint.get("global_step", "?")
+        origin = f"a checkpoint after epoch {epoch} (zero-based), step {step}"
     numbers = sum(tensor.numel() for tensor in weights.values())
     return f"Loaded {len(weights)} tensors ({numbers:,} numbers) into {type(network).__name__} from {path}, {origin}"

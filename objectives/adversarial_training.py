@@ -60,8 +60,9 @@ class AdversarialTraining(Objective):
             mean cross-entropy if None.
         leftover_gradient: Reproduce the published code of Shaeiri et al. 2020, which clears the weights'
             gradients before each attack step but not after the last one: every update then adds the gradient
-            at the attack's last but one iterate to that at its result. Needs a PGD of
-            one run that returns its last iterate.
+            at the attack's last but one iterate to that at its result. Needs a PGD of one run that returns its
+            last iterate. That gradient comes from a forward pass of its own, which networks with BatchNorm or
+            dropout notice; on the paper's MNIST network the two are equal.
 
     Raises:
         TypeError: On the first batch, if ``leftover_gradient`` is set and the attack is not a single-run PGD.

@@ -184,6 +184,9 @@ BAD = [
     (["--model.network=networks.MNISTCNN", "--model.network.init_args.num_classes=5"], "labels must be in [0, 5)"),
     (["--data=datamodules.MNISTDataModule", "--data.data_dir=nowhere"], "data.data_dir"),
     (["--name=../elsewhere"], "name must be"),
+    (["--curve.eps_grid=[0.4, 0.1]"], "curve.eps_grid must hold at least one eps and rise"),
+    (["--curve.eps_grid=[2]"], "curve.eps_grid must be in [0, 1]"),
+    (["--ckpt_path=last"], "ckpt_path must be a file, got 'last'"),
 ]
 
 
@@ -218,6 +221,47 @@ def test_a_ckpt_path_that_is_no_checkpoint_ends_in_one_line(
     (tmp_path / "a.ckpt").write_bytes(content)
     line, _ = failure(capsys, tmp_path, subcommand, f"--ckpt_path={tmp_path / 'a.ckpt'}")
     assert "refused" in line
+
+
+class Payload:
+    """Leaves a file behind if it is unpickled the ordinary way."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("option", ["--ckpt_path", "--ramp.init_from"])
+def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_executed(tmp_path: Path, capsys: Any, option: str) -> None:
+    torch.save({"pytorch-lightning_version": "2.6", "state_dict": Payload(tmp_path / "trace")}, tmp_path / "evil.ckpt")
+    line, _ = failure(capsys, tmp_path, "fit", f"{option}={tmp_path / 'evil.ckpt'}")
+    assert "would execute code: refused, nothing was executed" in line
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("option", ["--ckpt_path", "--ramp.init_from"])
+def test_a_checkpoint_of_another_architecture_names_tensors_and_shapes(
+    fitted: Path, tmp_path: Path, capsys: Any, option: str
+) -> None:
+    other = ["--model.network=networks.MNISTCNN", "--model.network.init_args.num_classes=12"]
+    line, _ = failure(capsys, tmp_path, "fit", f"{option}={fitted / 'checkpoints' / 'last.ckpt'}", *other)
+    assert "fc2.weight is (10, 1024) in the file and (12, 1024) in the network" in line
+
+
+def test_a_wrong_command_prints_the_error_and_nothing_else() -> None:
+    result = cli("fit", "--config", QUICKSTART, "--model.init_args.epss=0.3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert re.fullmatch(r"error: .*'epss' is not accepted.*\n", result.stderr)
+
+
+def test_plain_weights_are_named_in_the_report(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    torch.save(MNISTCNN().state_dict(), weights)
+    run(tmp_path, "test", f"--ckpt_path={weights}")
+    assert json.loads((tmp_path / "quickstart/test-0/test.json").read_text())["checkpoint"] == str(weights)
 
 
 def test_the_trace_is_there_when_asked_for(tmp_path: Path) -> None:

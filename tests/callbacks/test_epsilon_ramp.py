@@ -168,8 +168,11 @@ def test_without_phases_eps_is_the_modules_own(tmp_path: Path) -> None:
     assert {eps for _, eps, _ in recorder.seen} == {0.4}
 
 
+@pytest.mark.parametrize(
+    "phases", [[Phase(0.4, start_eps=0, epochs=2), Phase(0.4, epochs=1)], [Phase(0.4, 0, train_steps=12)]]
+)
 @pytest.mark.parametrize("at_step", [3, 4, 6])
-def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step: int) -> None:
+def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step: int, phases: list[Phase]) -> None:
     """From mid-epoch and from an epoch's end: eps, data order, attacks and weights as without a break."""
     weights = tmp_path / "weights.pth"
 
@@ -180,7 +183,7 @@ def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step:
         return AdversarialClassifier(network, eps=0.4, attack=PGD(steps=2))
 
     def ramp() -> EpsilonRampCallback:
-        return EpsilonRampCallback([Phase(0.4, start_eps=0, epochs=2), Phase(0.4, epochs=1)], init_from=str(weights))
+        return EpsilonRampCallback(phases, init_from=str(weights))
 
     save = ModelCheckpoint(tmp_path / "a", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     whole, recorder = run(tmp_path, ramp(), module(), callbacks=(save,), max_epochs=3)
@@ -215,6 +218,8 @@ def test_init_from_loads_weights_and_says_so(tmp_path: Path, capsys: Any, caplog
         ({"max_epochs": 4}, [Phase(0.1, epochs=2), Phase(0.4, epochs=1)], r"2 \+ 1 = 3 epochs, the run lasts 4"),
         ({"max_epochs": 2}, [Phase(0.4, train_steps=7)], "7 optimizer steps, the run lasts 8"),
         ({"max_steps": 9, "max_epochs": 5}, [Phase(0.4, train_steps=8)], "8 optimizer steps, the run lasts 9"),
+        ({"max_epochs": 3, "max_steps": 5}, [Phase(0.1, epochs=3)], "need a run in epochs, got trainer.max_steps 5"),
+        ({"max_steps": 5}, [Phase(0.1, epochs=3)], "need a run in epochs, got trainer.max_steps 5"),
         ({"max_epochs": 1}, [Phase(1.5, epochs=1)], r"end_eps must be in \[0, 1\]"),
         ({"max_epochs": 1}, [Phase(0.4, start_eps=2, epochs=1)], r"start_eps must be in \[0, 1\]"),
     ],

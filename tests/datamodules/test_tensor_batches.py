@@ -82,10 +82,16 @@ def test_a_look_at_the_first_batch_does_not_move_the_next_pass() -> None:
     assert order(batches) == list(range(23))
 
 
-def test_a_finished_epoch_saves_a_fresh_start() -> None:
-    batches = make()
-    order(batches)
-    assert batches.state_dict() == {"done": 0}
+@pytest.mark.parametrize("taken", [2, 5])
+def test_the_epoch_after_a_saved_one_is_whole(taken: int) -> None:
+    """An epoch may end early (limit_train_batches); what it left out is not taken from the next one."""
+    saved = make(shuffle=True)
+    for _ in zip(range(taken), saved, strict=False):
+        pass
+    resumed = make(shuffle=True)
+    resumed.load_state_dict(saved.state_dict())
+    resumed.set_epoch(1)
+    assert sorted(order(resumed)) == list(range(23))
 
 
 def centre_of_mass(images: Tensor) -> Tensor:

@@ -192,6 +192,11 @@ def test_a_wrong_eps_is_refused(eps: Any) -> None:
         linear(eps=eps)
 
 
+def test_validation_in_another_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"val_attack must have the norm of model\.attack, Linf"):
+        linear(val_attack=PGD(norm="L2"))
+
+
 def test_two_test_attacks_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"distinct names, got PGD-2 @ 0\.1, PGD-2 @ 0\.1"):
         linear(test_attacks=[NamedAttack(PGD(steps=2), 0.1), NamedAttack(PGD(steps=2, step_size=0.1), 0.1)])

@@ -123,6 +123,20 @@ def test_a_dictionary_without_tensors_is_refused(tmp_path: Path) -> None:
         load_weights(MNISTCNN(), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("content", [{"state_dict": [1]}, {0: torch.ones(2)}, {"state_dict": {"a": 3}}])
+def test_other_contents_are_refused_by_name(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth holds no network's weights"):
+        load_weights(MNISTCNN(), tmp_path / "w.pth")
+
+
+def test_a_network_whose_own_names_look_like_a_wrappers_loads_its_weights(tmp_path: Path) -> None:
+    source, target = (nn.ModuleDict({"module": nn.Linear(2, 3)}) for _ in range(2))
+    load_weights(target, write(tmp_path / "w.pth", source, "plain"))
+    load_weights(target, write(tmp_path / "l.pth", source, "lightning"))
+    assert torch.equal(source["module"].weight, target["module"].weight)  # type: ignore[arg-type]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"checkpoint not found: .*nothing\.ckpt"):
         read_checkpoint(tmp_path / "nothing.ckpt")

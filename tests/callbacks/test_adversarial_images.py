@@ -1,0 +1,57 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from attacks import PGD
+from callbacks import AdversarialImagesCallback
+from datamodules.tensor_batches import TensorBatches
+from lightning_modules import AdversarialClassifier
+from tests.conftest import small_network
+
+
+def fit(folder: Path, callback: AdversarialImagesCallback, network: Any, **settings: Any) -> list[str]:
+    images = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8)
+    trainer = Trainer(
+        default_root_dir=folder,
+        callbacks=[callback],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **settings,
+    )
+    module = AdversarialClassifier(network, eps=0.1, attack=PGD(steps=1))
+    trainer.fit(module, TensorBatches(images, torch.arange(20) % 10, batch_size=10, shuffle=True))
+    return sorted(file.name for file in folder.glob("*.png"))
+
+
+def test_the_due_epochs_and_the_end_are_drawn(tmp_path: Path) -> None:
+    callback = AdversarialImagesCallback(num_images=2, every_n_epochs=2)
+    names = fit(tmp_path, callback, small_network(), max_epochs=3)
+    assert names == ["adversarial_images_epoch002.png", "adversarial_images_epoch003.png"]
+
+
+def test_the_end_is_drawn_wherever_it_comes(tmp_path: Path) -> None:
+    assert len(fit(tmp_path, AdversarialImagesCallback(num_images=2), small_network(), max_steps=3)) == 1
+
+
+def test_the_networks_modes_are_left_alone(tmp_path: Path) -> None:
+    network = small_network()
+    fit(tmp_path, AdversarialImagesCallback(num_images=2, every_n_epochs=1), network, max_epochs=2)
+    assert not network[4].training
+    assert network[4].num_batches_tracked == 0
+    assert network[1].num_batches_tracked == 4
+
+
+def test_pictures_can_be_turned_off(tmp_path: Path) -> None:
+    assert fit(tmp_path, AdversarialImagesCallback(num_images=0), small_network(), max_epochs=1) == []
+
+
+@pytest.mark.parametrize("settings", [{"num_images": -1}, {"every_n_epochs": 0}])
+def test_wrong_numbers_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"images\.num_images must be at least 0"):
+        AdversarialImagesCallback(**settings)
