@@ -103,11 +103,12 @@ class EpsilonRampCallback(Callback):
         ValueError: If the list of phases is empty or mixes epochs and optimizer steps.
     """
 
-    def __init__(self, phases: list[Phase] | None = None, init_from: str | None = None) -> None:
+    def __init__(self, phases: tuple[Phase, ...] | None = None, init_from: str | None = None) -> None:
         if phases is not None and not phases:
             raise ValueError("ramp.phases must have at least one phase, got none: leave it out for a constant eps")
         if phases and len({phase.epochs is None for phase in phases}) > 1:
             raise ValueError("ramp.phases must all have their length in epochs, or all in train_steps; got both")
+        # A tuple by its annotation: a list on the command line would inherit, item by item, what it replaces.
         self.phases = phases
         self.init_from = init_from
         self._attack: Any = None
@@ -160,7 +161,7 @@ class EpsilonRampCallback(Callback):
             changes |= {"step_size": phase.step_size, "relative_step_size": None}
         return replace(self._attack, **changes) if changes else self._attack
 
-    def _check_phases(self, trainer: Trainer, phases: list[Phase]) -> None:
+    def _check_phases(self, trainer: Trainer, phases: Sequence[Phase]) -> None:
         norm = self._attack.norm
         for phase in phases:
             parse_eps(phase.end_eps, norm, "end_eps")
@@ -189,7 +190,7 @@ class EpsilonRampCallback(Callback):
         if self.phases and self.phases[0].epochs is None and trainer.max_steps == -1:
             self._check_length(trainer, self.phases, trainer.estimated_stepping_batches)
 
-    def _check_length(self, trainer: Trainer, phases: list[Phase], run: float | None) -> None:
+    def _check_length(self, trainer: Trainer, phases: Sequence[Phase], run: float | None) -> None:
         in_epochs = phases[0].epochs is not None
         unit, option = ("epochs", "max_epochs") if in_epochs else ("optimizer steps", "max_steps")
         total = sum(phase.length for phase in phases)

@@ -58,7 +58,7 @@ class AdversarialClassifier(LightningModule):
         eps: Eps,
         attack: Attack | None = None,
         val_attack: Attack | None = None,
-        test_attacks: list[NamedAttack] | None = None,
+        test_attacks: tuple[NamedAttack, ...] | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerFactory = Adam,
         lr_scheduler: SchedulerFactory | None = None,

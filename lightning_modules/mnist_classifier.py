@@ -36,7 +36,7 @@ class MNISTClassifier(AdversarialClassifier):
         eps: Eps = 0.4,
         attack: Attack | None = None,
         val_attack: Attack | None = None,
-        test_attacks: list[NamedAttack] | None = None,
+        test_attacks: tuple[NamedAttack, ...] | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerFactory = Adam,
         lr_scheduler: SchedulerFactory | None = None,
@@ -44,7 +44,7 @@ class MNISTClassifier(AdversarialClassifier):
     ) -> None:
         if test_attacks is None:
             pgd_200 = PGD(steps=200, step_size=0.005)
-            test_attacks = [NamedAttack(pgd_200, 0.3), NamedAttack(pgd_200, 0.4)]
+            test_attacks = (NamedAttack(pgd_200, 0.3), NamedAttack(pgd_200, 0.4))
         super().__init__(
             network=network or MNISTCNN(),
             eps=eps,

@@ -98,6 +98,14 @@ def test_the_saved_config_says_what_was_run_as_it_was_written(fitted: Path) -> N
     assert config["name"] == "quickstart"
 
 
+def test_a_list_replaces_another_of_the_same_length_and_inherits_nothing(tmp_path: Path, capsys: Any) -> None:
+    """The quickstart's first of two phases starts at 0; the first of two others must not."""
+    with pytest.raises(SystemExit):
+        run(tmp_path, "fit", "--print_config")
+    phases = yaml.safe_load(capsys.readouterr().out)["ramp"]["phases"]
+    assert all(phase.get("start_eps") is None for phase in phases)
+
+
 def test_the_saved_config_reproduces_the_run(fitted: Path, tmp_path: Path) -> None:
     main(["fit", "--config", str(fitted / "config.yaml"), f"--runs_dir={tmp_path}"])
     first, second = (

@@ -106,7 +106,7 @@ def test_wrong_phases_are_refused(fields: dict[str, Any], message: str) -> None:
 )
 def test_wrong_lists_are_refused(phases: list[Phase], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EpsilonRampCallback(phases)
+        EpsilonRampCallback(tuple(phases))
 
 
 class Recorder(Callback):
@@ -150,7 +150,7 @@ def run(
 
 def test_the_module_is_attacked_as_the_phases_say(tmp_path: Path) -> None:
     phases = [Phase(0.1, epochs=1), Phase(0.4, start_eps=0.1, epochs=1, steps=3, step_size=0.2)]
-    module, recorder = run(tmp_path, EpsilonRampCallback(phases), max_epochs=2)
+    module, recorder = run(tmp_path, EpsilonRampCallback(tuple(phases)), max_epochs=2)
     assert [(eps, steps) for _, eps, steps in recorder.seen] == [(0.1, 2)] * 4 + [
         (pytest.approx(eps), 3) for eps in (0.1, 0.2, 0.3, 0.4)
     ]
@@ -158,7 +158,7 @@ def test_the_module_is_attacked_as_the_phases_say(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_share_one_eps(tmp_path: Path) -> None:
-    ramp = EpsilonRampCallback([Phase(0.3, start_eps=0, epochs=2)])
+    ramp = EpsilonRampCallback((Phase(0.3, start_eps=0, epochs=2),))
     _, recorder = run(tmp_path, ramp, max_epochs=2, accumulate_grad_batches=2)
     assert [eps for _, eps, _ in recorder.seen] == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
 
@@ -183,7 +183,7 @@ def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step:
         return AdversarialClassifier(network, eps=0.4, attack=PGD(steps=2))
 
     def ramp() -> EpsilonRampCallback:
-        return EpsilonRampCallback(phases, init_from=str(weights))
+        return EpsilonRampCallback(tuple(phases), init_from=str(weights))
 
     save = ModelCheckpoint(tmp_path / "a", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     whole, recorder = run(tmp_path, ramp(), module(), callbacks=(save,), max_epochs=3)
@@ -228,7 +228,7 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused(
     tmp_path: Path, settings: dict[str, Any], phases: list[Phase], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, EpsilonRampCallback(phases), **settings)
+        run(tmp_path, EpsilonRampCallback(tuple(phases)), **settings)
 
 
 def test_a_module_without_the_attributes_is_refused(tmp_path: Path) -> None:
