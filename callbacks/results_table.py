@@ -20,6 +20,17 @@ class ResultsTableCallback(Callback):
     """
 
     weights: str | None = None
+    _fit_start: float | None = None
+    _fit_seconds: float | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the training's clock."""
+        self._fit_start = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the training's clock."""
+        assert self._fit_start is not None
+        self._fit_seconds = round(time.monotonic() - self._fit_start, 1)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -47,7 +58,8 @@ class ResultsTableCallback(Callback):
             "images": images,
             "results": rows,
             "seed": torch.initial_seed(),
-            "seconds": round(time.monotonic() - self._start, 1),
+            "fit_seconds": self._fit_seconds,
+            "test_seconds": round(time.monotonic() - self._start, 1),
             **provenance(),
         }
         path = new_file(run_folder(trainer), "test", ".json")

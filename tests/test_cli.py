@@ -76,6 +76,7 @@ def test_fit_leaves_checkpoints_config_table_and_pictures(fitted: Path) -> None:
     assert report["results"][1]["attack"]["steps"] == 2
     assert report["checkpoint"] in {str(file) for file in (fitted / "checkpoints").iterdir()}
     assert report["versions"]["torch"]
+    assert report["fit_seconds"] > 0
     rows = list(csv.DictReader((fitted / "robustness_curve.csv").open()))
     assert rows[0]["eps"] == "0.0"
     assert int(rows[0]["images"]) == 20
