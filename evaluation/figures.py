@@ -38,7 +38,7 @@ def robustness_figure(
         ylim=(0, 108),
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
     return figure
 
 
