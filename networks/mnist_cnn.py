@@ -1,7 +1,10 @@
 """The network of the paper's MNIST experiments."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from networks.pooled_convolution import pooled_convolution
 
 
 class MNISTCNN(nn.Module):
@@ -22,12 +25,12 @@ class MNISTCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""
-        # The same function as convolution, ReLU, pooling, twice, gradients included, in less time on a CPU: the
-        # first convolution is a matrix product over patches, whose result lies in memory with channels last, which
-        # the second is fastest on, and pooling before ReLU leaves ReLU a quarter of the work.
-        patches = F.unfold(images, 5).mT  # (N, 576, 25)
-        x = F.linear(patches, self.conv1.weight.flatten(1), self.conv1.bias)  # (N, 576, 32)
-        x = F.relu(F.max_pool2d(x.mT.view(-1, 32, 24, 24), 2))  # (N, 32, 12, 12)
+        # Pooling before bias and ReLU gives what the paper's order gives, and leaves those a quarter of the work.
+        if images.device.type == "cpu" and not torch.compiler.is_compiling():
+            x = pooled_convolution(images, self.conv1.weight)
+        else:
+            x = F.max_pool2d(F.conv2d(images, self.conv1.weight), 2)
+        x = F.relu(x + self.conv1.bias[:, None, None])  # type: ignore[index]
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, 4, 4)
         x = F.relu(self.fc1(x.flatten(1)))  # (N, 1024)
         logits: Tensor = self.fc2(x)

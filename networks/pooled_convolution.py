@@ -1,0 +1,108 @@
+"""A one-channel convolution with 2x2 max-pooling, in the order that a CPU is fastest in."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
+
+
+def pooled_convolution(images: Tensor, weight: Tensor) -> Tensor:
+    """The same function as ``F.max_pool2d(F.conv2d(images, weight), 2)``, gradients and ties included.
+
+    A pooling window looks at ``k + 1`` pixels squared, so one product of all windows with four shifted copies of
+    the weight gives what it chooses from: fewer numbers to gather than one patch for each pixel, and a result in
+    channels_last with the four candidates side by side. Blocks of images go through product and pooling one after
+    another, so the convolution before pooling, the largest array of the network, is never held as a whole.
+
+    It can be differentiated once. Under autocast it computes in float32.
+
+    Args:
+        images: ``(N, 1, H, W)``, float32 or float64, on the CPU.
+        weight: ``(C, 1, k, k)``, like the images in dtype; ``H - k`` and ``W - k`` are odd.
+
+    Returns:
+        ``(N, C, (H - k + 1) / 2, (W - k + 1) / 2)``, channels_last.
+    """
+    with torch.autocast("cpu", enabled=False):
+        size = weight.shape[-1] + 1
+        # What the convolution answers to each pixel of a window on its own: the weight, shifted four times.
+        pixels = torch.eye(size**2, dtype=weight.dtype).view(-1, 1, size, size)
+        shifts = F.unfold(pixels, size - 1)  # (size^2, k^2, 4)
+        shifted = torch.matmul(shifts.mT, weight.flatten(1).t()).flatten(1)  # (size^2, 4 C)
+        pooled: Tensor = _PooledConvolution.apply(images, shifted)
+    return pooled
+
+
+class _PooledConvolution(torch.autograd.Function):
+    """``(images, shifted weight) -> pooled``; see :func:`pooled_convolution`."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, shifted: Tensor) -> Tensor:
+        windows = _windows(images, shifted)
+        n, height, width = windows.shape[:3]
+        pooled = images.new_empty(n, height * width, 1, shifted.shape[1] // 4).permute(0, 3, 1, 2)
+        chosen = torch.empty_like(pooled, dtype=torch.int64)
+        gathered, candidates = _scratch(windows, shifted)
+        for part in _blocks(n):
+            rows = _gather(windows[part], gathered)
+            products = torch.mm(rows, shifted, out=candidates[: len(rows)])
+            torch.ops.aten.max_pool2d_with_indices.out(
+                _fours(products, height * width), (4, 1), out=pooled[part], indices=chosen[part]
+            )
+        ctx.save_for_backward(images, shifted, chosen)
+        return pooled.view(n, pooled.shape[1], height, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        images, shifted, chosen = ctx.saved_tensors
+        windows = _windows(images, shifted)
+        n, height, width = windows.shape[:3]
+        grad = grad.reshape(n, grad.shape[1], height * width, 1)
+        of_images = torch.empty_like(images) if ctx.needs_input_grad[0] else None
+        of_shifted = torch.zeros_like(shifted) if ctx.needs_input_grad[1] else None
+        gathered, candidates = _scratch(windows, shifted)
+        for part in _blocks(n):
+            products = candidates[: len(windows[part]) * height * width]
+            fours = _fours(products, height * width)
+            torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
+                grad[part], fours, (4, 1), (4, 1), (0, 0), (1, 1), False, chosen[part], grad_input=fours
+            )
+            if of_shifted is not None:
+                of_shifted.addmm_(_gather(windows[part], gathered).t(), products)
+            if of_images is not None:
+                rows = torch.mm(products, shifted.t(), out=gathered[: len(products)])
+                columns = rows.view(-1, height * width, len(shifted)).mT
+                of_images[part] = F.fold(columns, images.shape[2:], windows.shape[-1], stride=2)
+        return of_images, of_shifted
+
+
+def _windows(images: Tensor, shifted: Tensor) -> Tensor:
+    """What each pooling window looks at, as a view: ``(N, H', W', k + 1, k + 1)``."""
+    size = int(len(shifted) ** 0.5)
+    return images[:, 0].unfold(1, size, 2).unfold(2, size, 2)
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+
+
+def _scratch(windows: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for one block's windows and products, used by all blocks: fresh memory for each costs more than the work."""
+    rows = len(windows[:BLOCK]) * windows.shape[1] * windows.shape[2]
+    return windows.new_empty(rows, shifted.shape[0]), windows.new_empty(rows, shifted.shape[1])
+
+
+def _gather(windows: Tensor, gathered: Tensor) -> Tensor:
+    rows = gathered[: windows.shape[:3].numel()]
+    rows.view(windows.shape).copy_(windows)
+    return rows
+
+
+def _fours(products: Tensor, windows: int) -> Tensor:
+    """Products ``(N * windows, 4 C)`` as channels_last images ``(N, C, 4 * windows, 1)`` to pool down their columns."""
+    return products.view(-1, 4 * windows, 1, products.shape[1] // 4).permute(0, 3, 1, 2)
