@@ -2,5 +2,6 @@
 
 from networks.mnist_cnn import MNISTCNN
 from networks.normalize import Normalize
+from networks.resnet import ResNet18
 
-__all__ = ["MNISTCNN", "Normalize"]
+__all__ = ["MNISTCNN", "Normalize", "ResNet18"]
