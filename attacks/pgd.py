@@ -30,6 +30,10 @@ class PGD(Attack):
         random_start: Start at a uniform random point of the ball; otherwise at the image.
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
         iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
+        stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
+            iterate that fooled it, and the batch shrinks to the images still standing. For evaluations: robust
+            accuracy is that of the worst iterate, at the cost of the images that hold. Each step waits for the
+            device.
         loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``.
         batchnorm: How BatchNorm behaves while attacking; see :func:`attacks.context.attack_context`.
 
@@ -44,6 +48,7 @@ class PGD(Attack):
     random_start: bool = True
     restarts: int = 1
     iterate: Literal["last", "best"] = "last"
+    stop_when_fooled: bool = False
     loss: LossName | AttackLoss = "cross_entropy"
     batchnorm: BatchNormMode = "eval"
 
@@ -127,63 +132,79 @@ class PGD(Attack):
             # Tensors from inference mode take no part in autograd; their clones do.
             images, labels = images.detach().clone(), labels.clone()
             start = None if start is None else start.detach().clone()
-            worst = _Worst(LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)
-            for _ in range(self.restarts):
-                adv = self._run(model, images, labels, eps, generator, start, worst)
-        return adv if worst.adv is None else worst.adv
+            worst = self._run(model, images, labels, eps, self._begin(images, eps, generator, start))
+            for _ in range(self.restarts - 1):
+                # Drawn for all images, so that no image's start depends on how the others fare.
+                begin = self._begin(images, eps, generator, start)
+                everyone = torch.arange(len(images), device=images.device)
+                standing = everyone[~worst.fooled] if self.stop_when_fooled else everyone
+                if len(standing):
+                    run = self._run(model, images[standing], labels[standing], eps, begin[standing])
+                    worst.keep(standing, run.adv, run.fooled, run.loss)
+        return worst.adv
 
-    def _run(
-        self,
-        model: Model,
-        images: Tensor,
-        labels: Tensor,
-        eps: float,
-        generator: torch.Generator | None,
-        start: Tensor | None,
-        worst: "_Worst",
-    ) -> Tensor:
-        norm, step_size = NORMS[self.norm], self.step_size_at(eps)
+    def _begin(self, images: Tensor, eps: float, generator: torch.Generator | None, start: Tensor | None) -> Tensor:
+        norm = NORMS[self.norm]
         if start is not None:
-            adv = norm.project(start, images, eps)
-        else:
-            adv = norm.random_start(images, eps, generator) if self.random_start else images.clone()
+            return norm.project(start, images, eps)
+        return norm.random_start(images, eps, generator) if self.random_start else images.clone()
+
+    def _run(self, model: Model, images: Tensor, labels: Tensor, eps: float, adv: Tensor) -> "_Worst":
+        norm, step_size = NORMS[self.norm], self.step_size_at(eps)
+        loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+        worst = _Worst.at(adv)
+        standing = torch.arange(len(images), device=images.device)
         for step in range(self.steps_at(eps)):
             logits = _at_least_float32(model(adv.requires_grad_()))
             if step == 0:
                 check_labels(labels, logits)
-            loss = worst.loss_function(logits, labels)
+            loss = loss_function(logits, labels)
             (grad,) = torch.autograd.grad(loss.sum(), adv)
             adv = adv.detach()
+            fooled = logits.detach().argmax(1) != labels
             if self.iterate == "best":
-                worst.keep(adv, logits.detach(), labels, loss.detach())
+                worst.keep(standing, adv, fooled, loss.detach())
+            elif self.stop_when_fooled:
+                worst.keep(standing[fooled], adv[fooled], fooled[fooled], loss.detach()[fooled])
+            if self.stop_when_fooled and bool(fooled.any()):
+                left = ~fooled
+                standing, images, labels, adv, grad = (x[left] for x in (standing, images, labels, adv, grad))
+                if len(standing) == 0:
+                    return worst
             # A model that returns NaN or infinity must not carry the images out of the box.
             step_taken = norm.steepest_step(grad.nan_to_num_(nan=0.0), step_size)
             adv = norm.project(step_taken.add_(adv), images, eps)
+        if self.iterate == "last":
+            worst.adv.index_copy_(0, standing, adv)
         if self.iterate == "best" or self.restarts > 1:
             with torch.no_grad():
                 logits = _at_least_float32(model(adv))
-                worst.keep(adv, logits, labels, worst.loss_function(logits, labels))
-        return adv
+                worst.keep(standing, adv, logits.argmax(1) != labels, loss_function(logits, labels))
+        return worst
 
 
+@dataclass
 class _Worst:
     """For each image, the candidate that is worst for the model: fooled first, then highest loss."""
 
-    def __init__(self, loss_function: AttackLoss) -> None:
-        self.loss_function = loss_function
-        self.adv: Tensor | None = None
-        self._fooled: Tensor
-        self._loss: Tensor
+    adv: Tensor
+    fooled: Tensor
+    loss: Tensor
 
-    def keep(self, adv: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        fooled, loss = logits.argmax(1) != labels, loss.nan_to_num(nan=-torch.inf)
-        if self.adv is None:
-            self.adv, self._fooled, self._loss = adv.clone(), fooled, loss
-            return
-        worse = torch.where(fooled == self._fooled, loss > self._loss, fooled)
-        self._fooled = self._fooled | fooled
-        self._loss = torch.where(worse, loss, self._loss)
-        self.adv = torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv)
+    @classmethod
+    def at(cls, adv: Tensor) -> "_Worst":
+        """Before anything is known: not fooled, lowest loss."""
+        n = len(adv)
+        dtype = torch.promote_types(adv.dtype, torch.float32)
+        return cls(adv.clone(), adv.new_zeros(n, dtype=torch.bool), adv.new_full((n,), -torch.inf, dtype=dtype))
+
+    def keep(self, index: Tensor, adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
+        """Hold candidates of the images at ``index`` against what is kept of them."""
+        loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
+        worse = torch.where(fooled == self.fooled[index], loss > self.loss[index], fooled)
+        self.adv.index_copy_(0, index, torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv[index]))
+        self.loss.index_copy_(0, index, torch.where(worse, loss, self.loss[index]))
+        self.fooled.index_copy_(0, index, fooled | self.fooled[index])
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
