@@ -107,24 +107,24 @@ class AdversarialClassifier(LightningModule):
         return output.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure clean accuracy and, at the target eps, robust accuracy."""
+        """Measure clean accuracy and, at the target eps, robust accuracy: right both as it is and under attack."""
         images, labels = batch[0], batch[1]
-        generator = self._generator("val", batch_idx)
-        adv = self.val_attack(self.network, images, labels, self.target_eps, generator=generator)
-        self.val_clean_acc.update(self._classes(images, labels), labels)
-        self.val_robust_acc.update(self._classes(adv, labels), labels)
+        named = NamedAttack(self.val_attack, self.target_eps)
+        clean = self._classes(images, labels)
+        self.val_clean_acc.update(clean, labels)
+        self.val_robust_acc.update(self._classes_under(named, images, labels, clean, "val", batch_idx), labels)
         self.log("val/clean_acc", self.val_clean_acc, prog_bar=True)
         self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure clean accuracy and the accuracy under each of the test attacks."""
+        """Measure clean accuracy and, under each test attack, robust accuracy: right both as it is and attacked."""
         images, labels = batch[0], batch[1]
-        self.test_clean_acc.update(self._classes(images, labels), labels)
+        clean = self._classes(images, labels)
+        self.test_clean_acc.update(clean, labels)
         self.log("test/clean_acc", self.test_clean_acc)
         for named, metric in zip(self.test_attacks, self.test_robust_acc, strict=True):
-            adv = named(self.network, images, labels, generator=self._generator("test", batch_idx))
             assert isinstance(metric, Metric)
-            metric.update(self._classes(adv, labels), labels)
+            metric.update(self._classes_under(named, images, labels, clean, "test", batch_idx), labels)
             self.log(f"test/robust_acc/{named.name}", metric)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -174,6 +174,18 @@ class AdversarialClassifier(LightningModule):
         logits = self.network(images)
         check_labels(labels, logits)
         classes: Tensor = logits.argmax(1)
+        return classes
+
+    def _classes_under(
+        self, named: NamedAttack, images: Tensor, labels: Tensor, clean: Tensor, stage: str, batch_idx: int
+    ) -> Tensor:
+        """Classes under attack; an image that is answered wrongly as it is counts as fooled and is not attacked."""
+        standing = clean == labels
+        classes = clean.clone()
+        if bool(standing.any()):  # Not every network takes an empty batch.
+            images, labels = images[standing], labels[standing]
+            adv = named(self.network, images, labels, generator=self._generator(stage, batch_idx))
+            classes[standing] = self._classes(adv, labels)
         return classes
 
     def _generator(self, *state: str | int) -> torch.Generator:
