@@ -25,12 +25,12 @@ class MNISTCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""
-        # Pooling before bias and ReLU gives what the paper's order gives, and leaves those a quarter of the work.
+        # Pooling before ReLU gives what the paper's order gives, and leaves ReLU a quarter of the work.
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
-            x = pooled_convolution(images, self.conv1.weight)
+            assert self.conv1.bias is not None
+            x = pooled_convolution(images, self.conv1.weight, self.conv1.bias)
         else:
-            x = F.max_pool2d(F.conv2d(images, self.conv1.weight), 2)
-        x = F.relu(x + self.conv1.bias[:, None, None])  # type: ignore[index]
+            x = F.relu(F.max_pool2d(self.conv1(images), 2))  # (N, 32, 12, 12)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, 4, 4)
         x = F.relu(self.fc1(x.flatten(1)))  # (N, 1024)
         logits: Tensor = self.fc2(x)

@@ -1,5 +1,6 @@
-"""A one-channel convolution with 2x2 max-pooling, in the order that a CPU is fastest in."""
+"""A one-channel convolution with 2x2 max-pooling and ReLU, in the order that a CPU is fastest in."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch.autograd.function import once_differentiable
 BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
 
 
-def pooled_convolution(images: Tensor, weight: Tensor) -> Tensor:
-    """The same function as ``F.max_pool2d(F.conv2d(images, weight), 2)``, gradients and ties included.
+def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same function as ``F.relu(F.max_pool2d(F.conv2d(images, weight, bias), 2))``, gradients and ties included.
 
     A pooling window looks at ``k + 1`` pixels squared, so one product of all windows with four shifted copies of
     the weight gives what it chooses from: fewer numbers to gather than one patch for each pixel, and a result in
@@ -22,29 +23,39 @@ def pooled_convolution(images: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         images: ``(N, 1, H, W)``, float32 or float64, on the CPU.
-        weight: ``(C, 1, k, k)``, like the images in dtype; ``H - k`` and ``W - k`` are odd.
+        weight: ``(C, 1, k, k)``, like the images in dtype; k is odd, H and W are even.
+        bias: ``(C,)``, like the images in dtype.
 
     Returns:
         ``(N, C, (H - k + 1) / 2, (W - k + 1) / 2)``, channels_last.
     """
     with torch.autocast("cpu", enabled=False):
-        size = weight.shape[-1] + 1
-        # What the convolution answers to each pixel of a window on its own: the weight, shifted four times.
-        pixels = torch.eye(size**2, dtype=weight.dtype).view(-1, 1, size, size)
-        shifts = F.unfold(pixels, size - 1)  # (size^2, k^2, 4)
-        shifted = torch.matmul(shifts.mT, weight.flatten(1).t()).flatten(1)  # (size^2, 4 C)
-        pooled: Tensor = _PooledConvolution.apply(images, shifted)
+        shifts = _shifts(weight.shape[-1] + 1, weight.dtype)
+        shifted = torch.matmul(shifts, weight.flatten(1).t()).flatten(1)  # (size^2, 4 C)
+        pooled: Tensor = _PooledConvolution.apply(images, shifted, bias)
     return pooled
 
 
+@cache
+def _shifts(size: int, dtype: torch.dtype) -> Tensor:
+    """Which element of the weight meets which pixel of a window, for the four places of the weight in it.
+
+    Returns:
+        ``(size^2, 4, (size - 1)^2)``, zeros and ones.
+    """
+    with torch.inference_mode(False):
+        pixels = torch.eye(size**2, dtype=dtype).view(-1, 1, size, size)
+        return F.unfold(pixels, size - 1).mT.contiguous()
+
+
 class _PooledConvolution(torch.autograd.Function):
-    """``(images, shifted weight) -> pooled``; see :func:`pooled_convolution`."""
+    """``(images, shifted weight, bias) -> pooled``; see :func:`pooled_convolution`."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, shifted: Tensor) -> Tensor:
+    def forward(ctx: Any, images: Tensor, shifted: Tensor, bias: Tensor) -> Tensor:
         windows = _windows(images, shifted)
         n, height, width = windows.shape[:3]
-        pooled = images.new_empty(n, height * width, 1, shifted.shape[1] // 4).permute(0, 3, 1, 2)
+        pooled = images.new_empty(n, height * width, 1, len(bias)).permute(0, 3, 1, 2)
         chosen = torch.empty_like(pooled, dtype=torch.int64)
         gathered, candidates = _scratch(windows, shifted)
         for part in _blocks(n):
@@ -53,32 +64,38 @@ class _PooledConvolution(torch.autograd.Function):
             torch.ops.aten.max_pool2d_with_indices.out(
                 _fours(products, height * width), (4, 1), out=pooled[part], indices=chosen[part]
             )
-        ctx.save_for_backward(images, shifted, chosen)
-        return pooled.view(n, pooled.shape[1], height, width)
+            pooled[part].add_(bias[:, None, None]).relu_()
+        ctx.save_for_backward(images, shifted, chosen, pooled)
+        return pooled.view(n, len(bias), height, width)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        images, shifted, chosen = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        images, shifted, chosen, pooled = ctx.saved_tensors
         windows = _windows(images, shifted)
         n, height, width = windows.shape[:3]
-        grad = grad.reshape(n, grad.shape[1], height * width, 1)
+        grad = grad.reshape(pooled.shape)
         of_images = torch.empty_like(images) if ctx.needs_input_grad[0] else None
         of_shifted = torch.zeros_like(shifted) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(shifted[0, : pooled.shape[1]]) if ctx.needs_input_grad[2] else None
         gathered, candidates = _scratch(windows, shifted)
         for part in _blocks(n):
-            products = candidates[: len(windows[part]) * height * width]
+            of_pooled = torch.ops.aten.threshold_backward(grad[part], pooled[part], 0)  # of ReLU
+            products = candidates[: len(of_pooled) * height * width]
             fours = _fours(products, height * width)
             torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
-                grad[part], fours, (4, 1), (4, 1), (0, 0), (1, 1), False, chosen[part], grad_input=fours
+                of_pooled, fours, (4, 1), (4, 1), (0, 0), (1, 1), False, chosen[part], grad_input=fours
             )
+            if of_bias is not None:
+                of_bias += of_pooled.sum((0, 2, 3))
             if of_shifted is not None:
                 of_shifted.addmm_(_gather(windows[part], gathered).t(), products)
             if of_images is not None:
-                rows = torch.mm(products, shifted.t(), out=gathered[: len(products)])
-                columns = rows.view(-1, height * width, len(shifted)).mT
-                of_images[part] = F.fold(columns, images.shape[2:], windows.shape[-1], stride=2)
-        return of_images, of_shifted
+                columns = gathered[: len(products)].view(-1, len(shifted), height * width)
+                per_image = products.view(len(columns), height * width, -1).mT
+                torch.bmm(shifted.expand(len(columns), -1, -1), per_image, out=columns)
+                _fold(columns, of_images[part])
+        return of_images, of_shifted, of_bias
 
 
 def _windows(images: Tensor, shifted: Tensor) -> Tensor:
@@ -106,3 +123,21 @@ def _gather(windows: Tensor, gathered: Tensor) -> Tensor:
 def _fours(products: Tensor, windows: int) -> Tensor:
     """Products ``(N * windows, 4 C)`` as channels_last images ``(N, C, 4 * windows, 1)`` to pool down their columns."""
     return products.view(-1, 4 * windows, 1, products.shape[1] // 4).permute(0, 3, 1, 2)
+
+
+def _fold(columns: Tensor, images: Tensor) -> None:
+    """Write into ``images`` what ``F.fold(columns, (H, W), k + 1, stride=2)`` returns.
+
+    In units of 2x2 pixels the windows lie one apart, so each shift of them is added as one block: across, then down.
+    """
+    n, height, width = len(images), images.shape[2] // 2, images.shape[3] // 2
+    shifts = int(columns.shape[1] ** 0.5) // 2
+    down, across = height - shifts + 1, width - shifts + 1
+    columns = columns.view(n, shifts, 2, shifts, 2, down, across)
+    wide = columns.new_zeros(n, shifts, 2, 2, down, width)
+    for shift in range(shifts):
+        wide[..., shift : shift + across] += columns[:, :, :, shift]
+    whole = columns.new_zeros(n, 2, 2, height, width)
+    for shift in range(shifts):
+        whole[:, :, :, shift : shift + down] += wide[:, shift]
+    images.view(n, height, 2, width, 2).copy_(whole.permute(0, 3, 1, 4, 2))

@@ -1,0 +1,66 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.pooled_convolution import BLOCK, pooled_convolution
+
+
+def plain(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.max_pool2d(F.conv2d(images, weight, bias), 2))
+
+
+def value_and_gradients(function: object, *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = function(*leaves)  # type: ignore[operator]
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype)
+    return [value.detach(), *torch.autograd.grad((value * weights).sum(), leaves)]
+
+
+@pytest.mark.parametrize("n", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 6])
+@pytest.mark.parametrize(("height", "width", "k", "channels"), [(28, 28, 5, 32), (8, 12, 3, 5), (6, 6, 5, 2)])
+def test_is_convolution_pooling_and_relu(n: int, height: int, width: int, k: int, channels: int) -> None:
+    inputs = (torch.rand(n, 1, height, width), torch.randn(channels, 1, k, k), torch.randn(channels))
+    doubles = [x.double() for x in inputs]
+    for ours, expected in zip(
+        value_and_gradients(pooled_convolution, *doubles), value_and_gradients(plain, *doubles), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_ties_go_where_max_pooling_sends_them() -> None:
+    # Whole numbers, so that equal candidates are equal to the last bit.
+    images = torch.randint(2, (40, 1, 28, 28)).double()
+    weight, bias = torch.randint(-1, 2, (32, 1, 5, 5)).double(), torch.zeros(32).double()
+    for ours, expected in zip(
+        value_and_gradients(pooled_convolution, images, weight, bias),
+        value_and_gradients(plain, images, weight, bias),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_the_images_alone_and_from_slices() -> None:
+    images = torch.rand(3, 2, 28, 28).double()[:, 1:]  # not contiguous
+    weight, bias = torch.randn(4, 1, 5, 5).double(), torch.randn(4).double()
+    images.requires_grad_()
+    gradients = [
+        torch.autograd.grad(f(images, weight, bias)[:, 1:, ::2].sum(), images)[0] for f in (pooled_convolution, plain)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    images = torch.rand(2, 1, 28, 28, requires_grad=True)
+    weight = torch.randn(4, 1, 5, 5, requires_grad=True)
+    loss = pooled_convolution(images, weight, torch.zeros(4)).square().sum()
+    (grad,) = torch.autograd.grad(loss, images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_autocast_computes_in_float32() -> None:
+    inputs = torch.rand(2, 1, 28, 28), torch.randn(4, 1, 5, 5), torch.randn(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pooled_convolution(*inputs)
+    torch.testing.assert_close(pooled, plain(*inputs))
