@@ -33,7 +33,7 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16:
+        if _casts_to_float16(device_type):
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if isinstance(model, nn.Module):
             stack.enter_context(_untouched(model))
@@ -49,6 +49,12 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
                 if parameter.is_leaf:
                     parameter.requires_grad_(False)
         yield
+
+
+def _casts_to_float16(device_type: str) -> bool:
+    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+        return False
+    return torch.get_autocast_dtype(device_type) == torch.float16
 
 
 @contextmanager

@@ -15,7 +15,14 @@ SHORT_NAMES = {
 
 
 class RampartProgressBar(TQDMProgressBar):
-    """Shows eps, loss, and clean and robust accuracy under short names, in this order."""
+    """Shows eps, loss, and clean and robust accuracy under short names, in this order.
+
+    Args:
+        refresh_rate: Batches from one update to the next; each waits for the device.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Name and order what the bar shows."""

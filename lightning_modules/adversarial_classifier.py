@@ -97,11 +97,13 @@ class AdversarialClassifier(LightningModule):
         generator = self._generator("train", self.trainer.global_step, batch_idx)
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
-        self.log("train/eps", self.eps, prog_bar=True, on_step=True, on_epoch=False)
+        # Numbers go in as tensors on the host: Lightning would send them to the device and wait for it.
+        self.log("train/eps", torch.tensor(self.eps), prog_bar=True, on_step=True, on_epoch=False)
         # Of rank 0: the mean over ranks would cost a collective at every step.
         self.log("train/adv_loss", output.loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        lr = torch.as_tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/lr", lr, on_step=True, on_epoch=False)
         for name, value in output.parts.items():
             self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=False)
         return output.loss

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
 from typing import Any
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks import PGD, NamedAttack
 from attacks.eps import NormName
@@ -250,3 +252,122 @@ def test_names() -> None:
     assert NamedAttack(pgd, 0.3, name="mine").name == "mine"
     with pytest.raises(ValueError, match="eps must be"):
         NamedAttack(pgd, 1.5)
+
+
+class Counting:
+    """A model that notes how many images each forward pass has."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.sizes = model, list[int]()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        logits: Tensor = self.model(images)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("attack", "passes"),
+    [
+        (PGD(steps=7), 7),
+        (PGD(steps=7, iterate="best"), 8),  # the last iterate is looked at too
+        (PGD(steps=7, restarts=3), 3 * 8),
+        (PGD(steps=0), 0),
+    ],
+)
+def test_a_step_is_one_forward_pass(images: Tensor, labels: Tensor, attack: PGD, passes: int) -> None:
+    model = Counting(small_network().eval())
+    attack(model, images, labels, eps=0.1)
+    assert model.sizes == [12] * passes
+
+
+class Products(TorchDispatchMode):
+    """Counts convolutions, matrix products and their gradients: what an attack step's time goes into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("convolution", "mm", "addmm", "bmm"):
+            self.counts[name] += 1
+        if name == "convolution_backward":
+            self.counts.update(
+                of for of, wanted in zip(("of images", "of weight", "of bias"), args[-1], strict=True) if wanted
+            )
+        return func(*args, **kwargs or {})
+
+
+def test_a_step_costs_the_gradient_of_the_images_and_no_more() -> None:
+    with torch.device("meta"):
+        network, images, labels = MNISTCNN(), torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+    with Products() as products:
+        PGD(steps=3)(network, images, labels, eps=0.1)
+    # Two convolutions, two linear layers, and for each the gradient of its input.
+    assert products.counts == {"convolution": 6, "of images": 6, "addmm": 6, "mm": 6}
+
+
+def test_on_a_cpu_the_first_convolution_is_one_product_a_block_and_direction(images: Tensor, labels: Tensor) -> None:
+    network = MNISTCNN()
+    network(images)  # keeps what does not depend on the images
+    with Products() as products:
+        PGD(steps=3)(network, images, labels, eps=0.1)
+    # Forward: windows by shifted weight, beside the shifting itself; backward: one batched product.
+    assert products.counts == {"convolution": 3, "of images": 3, "addmm": 6, "mm": 6 + 3 + 3, "bmm": 3}
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=3), PGD(steps=3, iterate="best", restarts=2), PGD(norm="L2", steps=3)])
+def test_the_host_never_waits_for_the_device(attack: PGD) -> None:
+    # A tensor on the meta device has no value: asking for one is an error.
+    with torch.device("meta"):
+        network, images, labels = MNISTCNN(), torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+    assert attack(network, images, labels, eps=0.1).shape == images.shape
+
+
+def fooled(model: nn.Module, adv: Tensor, labels: Tensor) -> Tensor:
+    wrong: Tensor = model(adv).argmax(1) != labels
+    return wrong
+
+
+@pytest.mark.parametrize("restarts", [1, 4])
+@pytest.mark.parametrize("iterate", ["last", "best"])
+def test_stopping_when_fooled_fools_whom_the_best_iterate_fools(images: Tensor, restarts: int, iterate: Any) -> None:
+    model, images = MNISTCNN().double(), images.double()
+    labels = model(images).argmax(1)
+    full = PGD(steps=20, step_size=0.001, restarts=restarts, iterate="best")
+    stopping = replace(full, iterate=iterate, stop_when_fooled=True)
+    results = []
+    for attack in (full, stopping):
+        adv = attack(model, images, labels, eps=0.005, generator=torch.Generator().manual_seed(0))
+        assert (adv - images).abs().max().item() <= 0.005
+        results.append(fooled(model, adv, labels))
+    assert torch.equal(*results)
+    assert 0 < int(results[0].sum()) < len(images)
+
+
+def test_a_fooled_image_takes_no_further_step_and_no_further_restart(images: Tensor) -> None:
+    network = MNISTCNN()
+    labels = network(images).argmax(1)
+    labels[:5] = (labels[:5] + 1) % 10  # fooled from the start
+    model = Counting(network)
+    start = images.clone()
+    adv = PGD(steps=4, step_size=1e-6, random_start=False, restarts=2, stop_when_fooled=True)(
+        model, images, labels, eps=1e-4
+    )
+    assert model.sizes == [12, 7, 7, 7, 7] + [7] * 5
+    assert torch.equal(adv[:5], start[:5])
+    model.sizes.clear()
+    labels[5:] = (labels[5:] + 1) % 10
+    PGD(steps=4, restarts=3, stop_when_fooled=True)(model, images, labels, eps=1e-4)
+    assert model.sizes == [12]
+
+
+def test_stopping_changes_nothing_for_the_images_that_hold(images: Tensor) -> None:
+    network = MNISTCNN()
+    labels = network(images).argmax(1)
+    labels[::2] = (labels[::2] + 1) % 10
+    attack = PGD(steps=5, step_size=1e-4, random_start=False)
+    plain, stopping = (a(network, images, labels, eps=1e-3) for a in (attack, replace(attack, stop_when_fooled=True)))
+    # Sums in a smaller batch round otherwise, and a gradient near zero may change sign.
+    assert ((plain - stopping)[1::2].abs() < 1e-6).double().mean() > 0.99

@@ -78,6 +78,32 @@ def test_validation_attacks_at_the_target_whatever_training_is_at(tmp_path: Path
     assert results[0] == results[1]
 
 
+def test_what_is_answered_wrongly_as_it_is_counts_as_fooled_and_is_not_attacked(tmp_path: Path) -> None:
+    module = linear(eps=0.3, val_attack=PGD(steps=3), test_attacks=[NamedAttack(PGD(steps=3), 0.3)])
+    data = batches(30)
+    answers = module.network(data.images / 255).argmax(1)
+    data.labels = answers.clone()
+    data.labels[:13] = (answers[:13] + 1) % 10  # one batch all wrong, one with three wrong
+    seen = []
+    module.network.register_forward_pre_hook(
+        lambda _, inputs: seen.append(len(inputs[0])) if inputs[0].requires_grad else None
+    )
+    t = trainer(tmp_path)
+    (validated,) = t.validate(module, data, verbose=False)
+    (tested,) = t.test(module, data, verbose=False)
+    assert seen == [7, 7, 7, 10, 10, 10] * 2
+    assert validated["val/robust_acc"] <= validated["val/clean_acc"] == pytest.approx(17 / 30)
+    assert tested["test/robust_acc/PGD-3 @ 0.3"] <= tested["test/clean_acc"] == pytest.approx(17 / 30)
+
+
+def test_no_number_is_logged_that_would_be_copied_to_the_device(tmp_path: Path, monkeypatch: Any) -> None:
+    logged = {}
+    monkeypatch.setattr(AdversarialClassifier, "log", lambda _, name, value, **__: logged.update({name: value}))
+    trainer(tmp_path).fit(linear(), batches())
+    assert {"train/eps", "train/lr", "train/adv_loss"} <= set(logged)
+    assert all(isinstance(value, (Tensor, nn.Module)) for value in logged.values())
+
+
 def test_a_batch_trains_on_its_adversarial_images(tmp_path: Path) -> None:
     """One SGD step of the module equals one written out by hand."""
     module = linear(eps=0.2, attack=PGD(steps=3, random_start=False), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
