@@ -1,89 +1,274 @@
-"""Time one PGD step of Rampart against its floor, in turn, and print the ratio.
+"""Time one attack step: the paper's loop, published libraries, Rampart, and the floor, in turn.
 
-The floor is what no attack can do without: one forward pass and the gradient with respect to the images.
+The floor is what no attack can do without: one forward pass and the gradient with respect to the images. All start at
+the images and take the same steps on the same threads; libraries attack the network as users write it
+(`as_published.py`), and once more Rampart's. Libraries that are not installed are left out:
 
-    python benchmarks/attack_step.py [--batch-size 128] [--rounds 30]
+    pip install -e '.[bench]'
+    python benchmarks/attack_step.py --out benchmarks/results/attack_step
 """
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from as_published import PlainMNISTCNN, PlainResNet18, papers_loop
+from timing import PEAK_SIZE, in_turn, matrix_product
+
 from attacks import PGD
 from evaluation import provenance
-from networks import MNISTCNN
+from networks import MNISTCNN, ResNet18
 
-STEPS = 10
+STEPS = {"MNIST CNN": 5, "ResNet-18": 2}
+EPS = {"MNIST CNN": 0.4, "ResNet-18": 8 / 255}
+STEP_SIZE = {"MNIST CNN": 0.01, "ResNet-18": 2 / 255}
 
 
-def floor(network: MNISTCNN, images: Tensor, labels: Tensor) -> None:
-    """STEPS times a forward pass and the gradient with respect to the images, nothing else."""
-    for _ in range(STEPS):
+def floor(network: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
+    """Forward passes and gradients of the images, nothing else."""
+    frozen = [p.requires_grad_(False) for p in network.parameters()]
+    for _ in range(steps):
         inputs = images.detach().requires_grad_()
         torch.autograd.grad(F.cross_entropy(network(inputs), labels), inputs)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
 
 
-def paper(network: MNISTCNN, images: Tensor, labels: Tensor) -> None:
-    """STEPS times a step as in the paper's loop, which computes the weights' gradients too."""
-    adv = images
-    for _ in range(STEPS):
-        adv = adv.detach().requires_grad_()
-        network.zero_grad()
-        F.cross_entropy(network(adv), labels).backward()  # type: ignore[no-untyped-call]
-        assert adv.grad is not None
-        adv = (images + (adv + 0.01 * adv.grad.sign() - images).clamp(-0.4, 0.4)).clamp(0, 1)
+def rampart(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Rampart's PGD."""
+    return PGD(steps=steps, step_size=step, random_start=False)(network, images, labels, eps)
 
 
-def seconds(run: Callable[[], None]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def paper(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """The paper's loop."""
+    return papers_loop(network, images, labels, eps, step, steps, start=images)
+
+
+def advertorch_style(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """A loop in the manner of advertorch, which no longer installs: it moves delta, weights' gradients add up."""
+    delta = torch.zeros_like(images, requires_grad=True)
+    for _ in range(steps):
+        F.cross_entropy(network(images + delta), labels).backward()  # type: ignore[no-untyped-call]
+        assert delta.grad is not None
+        delta.data += step * delta.grad.sign()
+        delta.data = delta.data.clamp(-eps, eps)
+        delta.data = (images + delta.data).clamp(0, 1) - images
+        delta.grad.zero_()
+    return (images + delta).detach().clamp(0, 1)
+
+
+def torchattacks_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """PGD of torchattacks."""
+    from torchattacks import PGD as Theirs
+
+    adv: Tensor = Theirs(network, eps=eps, alpha=step, steps=steps, random_start=False)(images, labels)
+    return adv
+
+
+def foolbox_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """LinfPGD of foolbox."""
+    from foolbox import Misclassification, PyTorchModel
+    from foolbox.attacks import LinfPGD
+
+    model = PyTorchModel(network, bounds=(0, 1), device="cpu")
+    attack = LinfPGD(abs_stepsize=step, steps=steps, random_start=False)
+    adv: Tensor = attack.run(model, images, Misclassification(labels), epsilon=eps)
+    return adv
+
+
+def art_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Projected gradient descent of the Adversarial Robustness Toolbox."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    model = PyTorchClassifier(network, nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1))
+    attack = ProjectedGradientDescentPyTorch(
+        model, eps=eps, eps_step=step, max_iter=steps, num_random_init=0, batch_size=len(images), verbose=False
+    )
+    return torch.from_numpy(attack.generate(images.numpy(), np.eye(10, dtype=np.float32)[labels.numpy()]))
+
+
+def apgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, _step: float, steps: int) -> None:
+    """APGD-CE of pyautoattack: another algorithm, timed per gradient."""
+    from pyautoattack.autopgd_base import APGDAttack
+
+    attack = APGDAttack(network, n_iter=steps, norm="Linf", eps=eps, loss="ce", device="cpu", seed=0)
+    attack.init_hyperparam(images)
+    attack.attack_single_run(images, labels, x_init=images)
+
+
+PEERS: dict[str, Any] = {
+    "advertorch-style loop": advertorch_style,
+    "torchattacks PGD": torchattacks_pgd,
+    "foolbox LinfPGD": foolbox_pgd,
+    "ART PGD": art_pgd,
+    "pyautoattack APGD-CE": apgd,
+}
+
+
+def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What runs, by name; the paper's loop first."""
+    eps, step, steps = EPS[kind], STEP_SIZE[kind], STEPS[kind]
+    runs: dict[str, Any] = {"paper's loop": partial(paper, plain, images, labels, eps, step, steps)}
+    for name, peer in PEERS.items():
+        for on, network in (("", plain), (" on Rampart's network", ours)):
+            run = partial(peer, network, images, labels, eps, step, steps)
+            try:
+                run()
+            except ImportError as error:
+                print(f"left out: {name} ({error})", file=sys.stderr)
+                break
+            runs[name + on] = run
+    runs["Rampart PGD"] = partial(rampart, ours, images, labels, eps, step, steps)
+    runs["floor"] = partial(floor, ours, images, labels, steps)
+    runs["floor, network as published"] = partial(floor, plain, images, labels, steps)
+    runs["matrix product"] = matrix_product()
+    return runs
+
+
+def gradients(run: Callable[[], object], networks: tuple[nn.Module, ...]) -> int:
+    """How many gradients of a batch one run asks of the networks."""
+    count = 0
+
+    def note(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
+        nonlocal count
+        count += logits.requires_grad
+
+    hooks = [network.register_forward_hook(note) for network in networks]
     run()
-    return time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    return count
+
+
+def flops_per_step(plain: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Operations of one step's forward pass and gradient of the images, in the network as published."""
+    with FlopCounterMode(display=False) as counter:
+        inputs = (images + 0).requires_grad_()  # no leaf: the counter does not take one
+        loss = F.cross_entropy(plain(inputs * 1), labels)
+        torch.autograd.grad(loss, inputs)
+    return counter.get_total_flops()
+
+
+def agreement(ours: Tensor, theirs: Tensor | None) -> dict[str, float] | None:
+    """Share of pixels that are equal up to rounding: where a gradient is near zero, rounding decides its sign."""
+    if theirs is None:
+        return None
+    difference = (ours - theirs).abs()
+    return {"equal_pixels": (difference < 1e-6).double().mean().item(), "largest_difference": difference.max().item()}
+
+
+def measure(kind: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+    """One row for each contestant."""
+    torch.manual_seed(0)
+    plain, ours = (PlainMNISTCNN(), MNISTCNN()) if kind == "MNIST CNN" else (PlainResNet18(), ResNet18())
+    plain.load_state_dict(ours.state_dict())
+    plain.eval()
+    ours.eval()
+    shape = (1, 28, 28) if kind == "MNIST CNN" else (3, 32, 32)
+    images, labels = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
+    runs = contestants(kind, plain, ours, images, labels)
+    reference = runs["paper's loop"]()
+    for parameter in plain.parameters():
+        parameter.requires_grad_(False)
+    flops = flops_per_step(plain, images, labels)
+    for parameter in plain.parameters():
+        parameter.requires_grad_(True)
+    times = in_turn(runs, rounds, warm_up=1)
+    peak = 2 * PEAK_SIZE**3 / times.median("matrix product")
+    rows = []
+    for name, run in runs.items():
+        if name == "matrix product":
+            continue
+        steps = gradients(run, (plain, ours))
+        seconds = times.median(name) / steps
+        result = run()
+        rows.append(
+            {
+                "network": kind,
+                "batch_size": batch_size,
+                "contestant": name,
+                "gradients_per_run": steps,
+                "ms_per_step": 1000 * seconds,
+                "speed_over_papers_loop": times.ratio("paper's loop", name) * steps / STEPS[kind],
+                "gflop_per_s": flops / seconds / 1e9,
+                "share_of_peak": flops / seconds / peak,
+                "peak_gflop_per_s": peak / 1e9,
+                "agreement": agreement(reference, result) if "APGD" not in name else None,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as Markdown."""
+    lines = [
+        "| network | batch | contestant | ms a step | speed over the paper's loop | GFLOP/s | of peak | equal pixels |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        equal = f"{row['agreement']['equal_pixels']:.2%}" if row["agreement"] else ""
+        lines.append(
+            f"| {row['network']} | {row['batch_size']} | {row['contestant']} | {row['ms_per_step']:.1f} "
+            f"| {row['speed_over_papers_loop']:.2f} | {row['gflop_per_s']:.0f} | {row['share_of_peak']:.0%} | {equal} |"
+        )
+    return "\n".join(lines)
+
+
+def figure(rows: list[dict[str, Any]]) -> Figure:
+    """Speed over the paper's loop by batch size, one panel for each network."""
+    kinds = list(dict.fromkeys(row["network"] for row in rows))
+    drawing = Figure(figsize=(6 * len(kinds), 4.5), layout="constrained")
+    for panel, kind in zip(drawing.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        names = [n for n in dict.fromkeys(row["contestant"] for row in rows) if "on Rampart's" not in n]
+        for name in names:
+            of_name = [row for row in rows if row["network"] == kind and row["contestant"] == name]
+            style: dict[str, Any] = {"linewidth": 2.5, "color": "black"} if name == "Rampart PGD" else {}
+            if name.startswith("floor"):
+                style = {"linestyle": ":", "color": "black" if name == "floor" else "gray"}
+            sizes = [row["batch_size"] for row in of_name]
+            panel.plot(sizes, [r["speed_over_papers_loop"] for r in of_name], marker="o", label=name, **style)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.set_ylim(bottom=0)
+        panel.set(title=kind, xlabel="batch size", ylabel="steps a second over the paper's loop")
+    drawing.axes[0].legend(fontsize="x-small")
+    return drawing
 
 
 def main() -> None:
-    """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=30)
+    """Measure, print the table, write JSON and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=int, nargs="*", default=[32, 64, 128, 256, 512, 1024], help="batch sizes")
+    parser.add_argument("--resnet", type=int, nargs="*", default=[32, 128], help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.png")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-    network = MNISTCNN()
-    images, labels = torch.rand(arguments.batch_size, 1, 28, 28), torch.randint(10, (arguments.batch_size,))
-    attack = PGD(steps=STEPS, step_size=0.01)
-    runs: dict[str, Callable[[], object]] = {
-        "floor": lambda: floor(network, images, labels),
-        "rampart": lambda: attack(network, images, labels, eps=0.4),
-        "paper": lambda: paper(network, images, labels),
-    }
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds + 2):  # the first two warm up
-        for name, run in runs.items():
-            times[name].append(seconds(run))  # type: ignore[arg-type]
-    kept = {name: values[2:] for name, values in times.items()}
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(kept[name], kept["floor"], strict=True))
-        for name in ("rampart", "paper")
-    }
-    report = {
-        "network": "MNISTCNN",
-        "batch_size": arguments.batch_size,
-        "rounds": arguments.rounds,
-        "milliseconds_per_step": {n: round(1000 * statistics.median(v) / STEPS, 3) for n, v in kept.items()},
-        "median_ratio_to_floor": {name: round(ratio, 3) for name, ratio in ratios.items()},
-        **provenance(),
-    }
-    print(json.dumps(report, indent=2))
+    rows = []
+    for kind, sizes in (("MNIST CNN", arguments.mnist), ("ResNet-18", arguments.resnet)):
+        for size in sizes:
+            measured = measure(kind, size, arguments.rounds)
+            print(table(measured), flush=True)
+            rows += measured
+    if arguments.out:
+        report = {"steps": STEPS, "rounds": arguments.rounds, "seed": 0, "rows": rows, **provenance()}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+        arguments.out.with_suffix(".md").write_text(table(rows) + "\n")
+        figure(rows).savefig(arguments.out.with_suffix(".png"), dpi=120)
 
 
 if __name__ == "__main__":

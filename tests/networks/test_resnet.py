@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attacks import PGD
 from networks import ResNet18
+from networks.resnet import CHANNELS_LAST_FROM
 
 
 def unfolded(network: Any, images: Tensor) -> Tensor:
@@ -38,10 +39,11 @@ def network() -> Any:
     return network
 
 
+@pytest.mark.parametrize("n", [3, CHANNELS_LAST_FROM])
 @pytest.mark.parametrize("training", [True, False])
-def test_is_the_same_function_with_batchnorm_folded(network: Any, training: bool) -> None:
+def test_is_the_same_function_with_batchnorm_folded(network: Any, n: int, training: bool) -> None:
     network.train(training)
-    images, labels = torch.rand(3, 3, 32, 32).double(), torch.arange(3)
+    images, labels = torch.rand(n, 3, 32, 32).double(), torch.arange(n) % 10
     results = []
     for forward in (network, lambda x: unfolded(network, x)):
         inputs = images.clone().requires_grad_()
