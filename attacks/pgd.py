@@ -33,7 +33,7 @@ class PGD(Attack):
         stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
             iterate that fooled it, and the batch shrinks to the images still standing. For evaluations: robust
             accuracy is that of the worst iterate, at the cost of the images that hold. Each step waits for the
-            device.
+            device. An image must not depend on the others: not with ``batchnorm`` other than ``"eval"``.
         loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``.
         batchnorm: How BatchNorm behaves while attacking; see :func:`attacks.context.attack_context`.
 
@@ -62,6 +62,10 @@ class PGD(Attack):
             raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
         if not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be a whole number from 1, got {self.restarts!r}")
+        if self.stop_when_fooled and self.batchnorm != "eval":
+            raise ValueError(
+                f"stop_when_fooled needs batchnorm 'eval', got {self.batchnorm!r}: statistics move as a batch shrinks"
+            )
         if self.step_size is not None and self.relative_step_size is not None:
             raise ValueError("step_size and relative_step_size exclude each other: give one of them")
         if self.steps == "paper" and self.step_size is None and self.relative_step_size is None:
@@ -164,9 +168,9 @@ class PGD(Attack):
             fooled = logits.detach().argmax(1) != labels
             if self.iterate == "best":
                 worst.keep(standing, adv, fooled, loss.detach())
-            elif self.stop_when_fooled:
-                worst.keep(standing[fooled], adv[fooled], fooled[fooled], loss.detach()[fooled])
             if self.stop_when_fooled and bool(fooled.any()):
+                if self.iterate == "last":
+                    worst.keep(standing[fooled], adv[fooled], fooled[fooled], loss.detach()[fooled])
                 left = ~fooled
                 standing, images, labels, adv, grad = (x[left] for x in (standing, images, labels, adv, grad))
                 if len(standing) == 0:

@@ -1,12 +1,12 @@
 """A one-channel convolution with 2x2 max-pooling and ReLU, in the order that a CPU is fastest in."""
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
+
+from networks.shortcuts import may_bypass
 
 BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
 
@@ -19,33 +19,45 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     channels_last with the four candidates side by side. Blocks of images go through product and pooling one after
     another, so the convolution before pooling, the largest array of the network, is never held as a whole.
 
-    It can be differentiated once. Under autocast it computes in float32.
+    Under autocast it computes in float32. A second derivative is right, by way of ordinary operations.
 
     Args:
-        images: ``(N, 1, H, W)``, float32 or float64, on the CPU.
-        weight: ``(C, 1, k, k)``, like the images in dtype; k is odd, H and W are even.
+        images: ``(N, 1, H, W)``, float32 or float64, on the CPU; H and W are even.
+        weight: ``(C, 1, k, k)``, like the images in dtype; k is odd.
         bias: ``(C,)``, like the images in dtype.
 
     Returns:
         ``(N, C, (H - k + 1) / 2, (W - k + 1) / 2)``, channels_last.
     """
     with torch.autocast("cpu", enabled=False):
-        shifts = _shifts(weight.shape[-1] + 1, weight.dtype)
+        shifts = _shifts(weight.shape[-1] + 1, weight)
         shifted = torch.matmul(shifts, weight.flatten(1).t()).flatten(1)  # (size^2, 4 C)
         pooled: Tensor = _PooledConvolution.apply(images, shifted, bias)
     return pooled
 
 
-@cache
-def _shifts(size: int, dtype: torch.dtype) -> Tensor:
+def suits(conv: nn.Conv2d, images: Tensor) -> bool:
+    """Whether :func:`pooled_convolution` can stand for this convolution of these images."""
+    return (
+        images.device.type == "cpu"
+        and images.ndim == 4
+        and images.shape[1] == conv.in_channels == 1
+        and images.shape[2] % 2 == images.shape[3] % 2 == 0
+        and images.dtype == conv.weight.dtype
+        and conv.bias is not None
+        and not torch.compiler.is_compiling()
+        and may_bypass(conv)
+    )
+
+
+def _shifts(size: int, like: Tensor) -> Tensor:
     """Which element of the weight meets which pixel of a window, for the four places of the weight in it.
 
     Returns:
         ``(size^2, 4, (size - 1)^2)``, zeros and ones.
     """
-    with torch.inference_mode(False):
-        pixels = torch.eye(size**2, dtype=dtype).view(-1, 1, size, size)
-        return F.unfold(pixels, size - 1).mT.contiguous()
+    pixels = torch.eye(size**2, dtype=like.dtype, device=like.device).view(-1, 1, size, size)
+    return F.unfold(pixels, size - 1).mT.contiguous()
 
 
 class _PooledConvolution(torch.autograd.Function):
@@ -65,13 +77,14 @@ class _PooledConvolution(torch.autograd.Function):
                 _fours(products, height * width), (4, 1), out=pooled[part], indices=chosen[part]
             )
             pooled[part].add_(bias[:, None, None]).relu_()
-        ctx.save_for_backward(images, shifted, chosen, pooled)
+        ctx.save_for_backward(images, shifted, bias, chosen, pooled)
         return pooled.view(n, len(bias), height, width)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        images, shifted, chosen, pooled = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        images, shifted, bias, chosen, pooled = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: someone will differentiate this
+            return _differentiable_backward((images, shifted, bias), ctx.needs_input_grad, grad)
         windows = _windows(images, shifted)
         n, height, width = windows.shape[:3]
         grad = grad.reshape(pooled.shape)
@@ -96,6 +109,19 @@ class _PooledConvolution(torch.autograd.Function):
                 torch.bmm(shifted.expand(len(columns), -1, -1), per_image, out=columns)
                 _fold(columns, of_images[part])
         return of_images, of_shifted, of_bias
+
+
+def _differentiable_backward(
+    inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients with a graph of their own, from the same function in ordinary operations."""
+    images, shifted, bias = inputs
+    windows = _windows(images, shifted)
+    products = windows.flatten(3) @ shifted  # (N, H', W', 4 C)
+    pooled = F.relu(products.view(*windows.shape[:3], 4, -1).max(3).values + bias).permute(0, 3, 1, 2)
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(pooled, wanted, grad, create_graph=True))
+    return tuple(next(gradients) if need else None for need in needed)
 
 
 def _windows(images: Tensor, shifted: Tensor) -> Tensor:

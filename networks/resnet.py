@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from networks.normalize import Normalize
+from networks.shortcuts import may_bypass
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
@@ -24,12 +26,16 @@ class ResNet18(nn.Module):
         num_classes: Number of logits.
         mean: One number a channel, pixel scale; CIFAR-10's by default.
         std: One number a channel, pixel scale, above 0; CIFAR-10's by default.
+
+    Attributes:
+        image_shape: ``(C, H, W)`` of the images that it takes.
     """
 
     def __init__(
         self, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
     ) -> None:
         super().__init__()
+        self.image_shape = (len(mean), 32, 32)
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(len(mean), 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -42,7 +48,7 @@ class ResNet18(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 3, 32, 32)``, float, in [0, 1]."""
         x = self.normalize(images)
-        if len(images) >= CHANNELS_LAST_FROM:
+        if may_bypass() and len(images) >= CHANNELS_LAST_FROM:
             x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(_conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -70,7 +76,7 @@ class BasicBlock(nn.Module):
         if len(self.shortcut):
             conv, bn = self.shortcut
             assert isinstance(conv, nn.Conv2d)
-            assert isinstance(bn, nn.BatchNorm2d)
+            assert isinstance(bn, _BatchNorm)
             x = _conv_bn(conv, bn, x)
         return F.relu(out + x)
 
@@ -79,13 +85,22 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, stride=1))
 
 
-def _conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """``bn(conv(x))``, in one pass where BatchNorm is affine and scaling the weight is less work than its own pass."""
-    outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])
-    mean, var = bn.running_mean, bn.running_var
-    if bn.training or mean is None or var is None or 2 * outputs < conv.weight.numel():
+def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
+    """``bn(conv(x))``, in one pass where that is allowed and pays."""
+    if not _folds(conv, bn, x):
         normalized: Tensor = bn(conv(x))
         return normalized
+    mean, var = bn.running_mean, bn.running_var
+    assert mean is not None
+    assert var is not None
     scale = bn.weight * (var + bn.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
     return F.conv2d(x, weight, bn.bias - mean * scale, conv.stride, conv.padding)
+
+
+def _folds(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
+    """Whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a pass of its own."""
+    if not may_bypass(conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
+        return False
+    outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])
+    return 2 * outputs >= conv.weight.numel()

@@ -206,6 +206,7 @@ def test_step_sizes() -> None:
         ({"iterate": "first"}, "iterate must be one of last, best"),
         ({"loss": "hinge"}, "loss must be one of"),
         ({"batchnorm": "off"}, "batchnorm must be one of"),
+        ({"batchnorm": "train", "stop_when_fooled": True}, "stop_when_fooled needs batchnorm 'eval', got 'train'"),
     ],
 )
 def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -310,7 +311,6 @@ def test_a_step_costs_the_gradient_of_the_images_and_no_more() -> None:
 
 def test_on_a_cpu_the_first_convolution_is_one_product_a_block_and_direction(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
-    network(images)  # keeps what does not depend on the images
     with Products() as products:
         PGD(steps=3)(network, images, labels, eps=0.1)
     # Forward: windows by shifted weight, beside the shifting itself; backward: one batched product.

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor
 
 from networks import MNISTCNN, Normalize
@@ -28,6 +29,28 @@ def test_mnist_cnn_is_the_papers_function_with_the_papers_names(images: Tensor, 
         f"{n}.{p}" for n in ("conv1", "conv2", "fc1", "fc2") for p in ("weight", "bias")
     ]
     assert sum(p.numel() for p in network.parameters()) == 1_111_946
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 27, 27), (1, 28, 28)])
+def test_mnist_cnn_refuses_images_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError):
+        MNISTCNN()(torch.rand(shape))
+
+
+def test_what_hooks_change_is_noticed(images: Tensor) -> None:
+    network = MNISTCNN()
+    before = network(images)
+    torch.nn.utils.prune.random_unstructured(network.conv1, "weight", 0.5)
+    for _ in range(2):
+        assert not torch.equal(network(images), before)
+        network(images).sum().backward()
+    assert network.conv1.weight_orig.grad is not None
+
+
+def test_mnist_cnn_takes_bfloat16_under_autocast(images: Tensor) -> None:
+    network = MNISTCNN()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(network(images.bfloat16()).float(), network(images).float(), atol=0.02, rtol=0.05)
 
 
 def test_normalize_is_per_channel_and_has_no_parameters() -> None:

@@ -50,13 +50,25 @@ def test_gradients_of_the_images_alone_and_from_slices() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_a_second_derivative_is_refused() -> None:
-    images = torch.rand(2, 1, 28, 28, requires_grad=True)
-    weight = torch.randn(4, 1, 5, 5, requires_grad=True)
-    loss = pooled_convolution(images, weight, torch.zeros(4)).square().sum()
-    (grad,) = torch.autograd.grad(loss, images, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+def test_second_derivatives_are_those_of_the_plain_operations() -> None:
+    inputs = torch.rand(2, 1, 12, 12).double(), torch.randn(4, 1, 5, 5).double(), torch.randn(4).double()
+    results = []
+    for function in (pooled_convolution, plain):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        loss = function(*leaves).pow(3).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in first)
+        assert isinstance(penalty, Tensor)
+        results.append([*first, *torch.autograd.grad(penalty, leaves)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_first_call_on_another_device_leaves_nothing_behind() -> None:
+    with torch.device("meta"):
+        pooled_convolution(torch.rand(1, 1, 10, 10), torch.rand(2, 1, 7, 7), torch.rand(2))
+    inputs = torch.rand(1, 1, 10, 10), torch.rand(2, 1, 7, 7), torch.rand(2)
+    torch.testing.assert_close(pooled_convolution(*inputs), plain(*inputs))
 
 
 def test_autocast_computes_in_float32() -> None:

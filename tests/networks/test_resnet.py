@@ -61,6 +61,27 @@ def test_batchnorm_without_running_statistics_normalises_by_the_batch(network: A
     torch.testing.assert_close(network.eval()(images), unfolded(network, images))
 
 
+def test_synchronised_and_plain_batchnorm_give_the_same(network: Any) -> None:
+    images = torch.rand(3, 3, 32, 32).double()
+    expected = unfolded(network.eval(), images)
+    torch.testing.assert_close(nn.SyncBatchNorm.convert_sync_batchnorm(network)(images), expected)
+
+
+def test_batchnorm_without_affine_normalises_alone(network: Any) -> None:
+    network.layer2[0].bn1 = nn.BatchNorm2d(128, affine=False).double()
+    images = torch.rand(3, 3, 32, 32).double()
+    torch.testing.assert_close(network.eval()(images), unfolded(network, images))
+
+
+def test_hooks_see_their_layers(network: Any) -> None:
+    seen = []
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    network.float().eval()(torch.rand(4, 3, 32, 32))
+    assert len(set(seen)) == len(seen) == 40
+
+
 def test_names_are_those_of_published_weights(network: Any) -> None:
     names = set(network.state_dict())
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv2.weight", "layer4.1.bn2.bias", "linear.weight"} <= names

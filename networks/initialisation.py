@@ -1,0 +1,32 @@
+"""Random initial weights other than torch's own."""
+
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+Initialisation: TypeAlias = Literal["default", "xavier", "he"]
+
+
+def initialise(network: nn.Module, scheme: Initialisation) -> None:
+    """Draw the weights of all convolutions and linear layers anew, and set their biases to zero.
+
+    Args:
+        network: Changed in place.
+        scheme: ``"xavier"`` is the normal distribution of Glorot and Bengio 2010 (eq. 12's variance), ``"he"`` that of
+            He et al. 2015 (eq. 10) for ReLU; ``"default"`` leaves the network as torch built it, biases included.
+
+    Raises:
+        ValueError: If there is no such scheme.
+    """
+    if scheme not in ("default", "xavier", "he"):
+        raise ValueError(f"init must be one of default, xavier, he, got {scheme!r}")
+    if scheme == "default":
+        return
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if scheme == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
