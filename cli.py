@@ -25,7 +25,43 @@ from callbacks import (
 )
 from callbacks.outputs import run_folder
 from lightning_modules import AdversarialClassifier
+from networks.export import ExportFormat, export_network
 from networks.weights import LIGHTNING_KEY, load_weights, read_checkpoint
+
+
+class RampartTrainer(Trainer):
+    """Lightning's trainer, with one command more."""
+
+    def export(
+        self,
+        model: AdversarialClassifier,
+        datamodule: LightningDataModule | None = None,  # noqa: ARG002 - the command line hands it to every command
+        ckpt_path: str | None = None,
+        formats: tuple[ExportFormat, ...] = ("pth", "safetensors", "onnx"),
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Write a trained network as a plain state_dict (.pth), as safetensors and as ONNX, into the run's folder.
+
+        Args:
+            model: Holds the network.
+            datamodule: Not used.
+            ckpt_path: A Lightning checkpoint, .pth or .safetensors.
+            formats: Which files to write.
+            image_shape: ``(C, H, W)`` for ONNX; the network's own ``image_shape`` if None.
+
+        Raises:
+            ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape.
+        """
+        if ckpt_path is None:
+            raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+        print(load_weights(model.network, ckpt_path))
+        shape = image_shape or getattr(model.network, "image_shape", None)
+        if shape is None:
+            raise ValueError(f"image_shape must be given: {type(model.network).__name__} does not say what it takes")
+        for suffix in formats:
+            path = Path(self.default_root_dir) / f"network.{suffix}"
+            export_network(model.network, path, shape)
+            print(f"Wrote {path}")
 
 
 class RampartCLI(LightningCLI):
@@ -35,6 +71,7 @@ class RampartCLI(LightningCLI):
         super().__init__(
             model_class=AdversarialClassifier,
             datamodule_class=LightningDataModule,
+            trainer_class=RampartTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -43,6 +80,11 @@ class RampartCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=args,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands, and export."""
+        return LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Let parse errors reach :func:`main`."""
@@ -94,9 +136,9 @@ class RampartCLI(LightningCLI):
         path = arguments.get("ckpt_path")
         if path in ("best", "last"):
             raise ValueError(f"ckpt_path must be a file, got {path!r}: every run has a folder of its own")
-        if path is None and subcommand != "fit":
+        if path is None and subcommand not in ("fit", "export"):
             print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
-        if path in (None, "hpc"):
+        if path in (None, "hpc") or subcommand == "export":
             return arguments
         if LIGHTNING_KEY not in read_checkpoint(path):
             if subcommand == "fit":

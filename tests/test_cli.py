@@ -273,6 +273,28 @@ def test_plain_weights_are_named_in_the_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "quickstart/test-0/test.json").read_text())["checkpoint"] == str(weights)
 
 
+def test_export_writes_what_init_from_and_ckpt_path_take(fitted: Path, tmp_path: Path, capsys: Any) -> None:
+    checkpoint = fitted / "checkpoints" / "last.ckpt"
+    run(tmp_path, "export", f"--ckpt_path={checkpoint}")
+    folder = tmp_path / "quickstart" / "export-0"
+    assert {file.name for file in folder.iterdir()} == {"network.pth", "network.safetensors", "network.onnx"}
+    weights = torch.load(folder / "network.pth", weights_only=True)
+    assert list(weights) == [
+        f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc1", "fc2") for kind in ("weight", "bias")
+    ]
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], trained[f"network.{name}"]) for name in weights)
+    for file in ("network.pth", "network.safetensors"):
+        run(tmp_path, "fit", f"--ramp.init_from={folder / file}", "--test_after_fit=false")
+        run(tmp_path, "test", f"--ckpt_path={folder / file}")
+
+
+def test_export_without_weights_says_what_it_needs(tmp_path: Path, capsys: Any) -> None:
+    line, status = failure(capsys, tmp_path, "export")
+    assert "export needs --ckpt_path" in line
+    assert status == 1
+
+
 def test_the_trace_is_there_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.eps must be"):
         run(tmp_path, "fit", "--model.eps=7", "--traceback")
@@ -308,7 +330,7 @@ def test_help_is_quick_and_lists_the_subcommands() -> None:
     start = time.monotonic()
     result = cli("--help")
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("fit", "validate", "test", "predict"))
+    assert all(name in result.stdout for name in ("fit", "validate", "test", "predict", "export"))
     assert time.monotonic() - start < 30  # 12 s on an idle machine; tests share theirs
 
 
