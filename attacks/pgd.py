@@ -27,6 +27,9 @@ class PGD(Attack):
         step_size: Length of a step on the pixel scale, such as ``0.01`` or ``"2/255"``.
         relative_step_size: Length of a step as a multiple of eps; at most one of the two may be given. With
             neither, a step is 2.5 eps / steps, the proportion that Madry et al. chose.
+        step_schedule: ``"constant"``, or ``"linear"``: step k of n (from zero) has 1 - k / n of the length. Long first
+            steps leave the flat regions that a network trained at a large eps puts around the images, where small
+            ones find no gradient (the reason for the 2 eps that APGD begins with; Croce and Hein 2020).
         random_start: Start at a uniform random point of the ball; otherwise at the image.
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
         iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
@@ -45,6 +48,7 @@ class PGD(Attack):
     steps: int | Literal["paper"] = 40
     step_size: Eps | None = None
     relative_step_size: float | str | None = None
+    step_schedule: Literal["constant", "linear"] = "constant"
     random_start: bool = True
     restarts: int = 1
     iterate: Literal["last", "best"] = "last"
@@ -54,6 +58,7 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         _one_of("norm", self.norm, list(NORMS))
+        _one_of("step_schedule", self.step_schedule, ["constant", "linear"])
         _one_of("iterate", self.iterate, ["last", "best"])
         _one_of("batchnorm", self.batchnorm, ["eval", "train", "train_and_update"])
         if not callable(self.loss):
@@ -91,7 +96,7 @@ class PGD(Attack):
         return int(exact(2.5) * exact(eps) / step_size) if step_size else 0
 
     def step_size_at(self, eps: float) -> float:
-        """Length of one step at this eps, pixel scale."""
+        """Length of one step at this eps, pixel scale; of the first where steps shrink."""
         if self.step_size is not None:
             return parse_number(self.step_size, "step_size")
         if self.relative_step_size is not None:
@@ -154,11 +159,11 @@ class PGD(Attack):
         return norm.random_start(images, eps, generator) if self.random_start else images.clone()
 
     def _run(self, model: Model, images: Tensor, labels: Tensor, eps: float, adv: Tensor) -> "_Worst":
-        norm, step_size = NORMS[self.norm], self.step_size_at(eps)
+        norm, steps, step_size = NORMS[self.norm], self.steps_at(eps), self.step_size_at(eps)
         loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         worst = _Worst.at(adv)
         standing = torch.arange(len(images), device=images.device)
-        for step in range(self.steps_at(eps)):
+        for step in range(steps):
             logits = _at_least_float32(model(adv.requires_grad_()))
             if step == 0:
                 check_labels(labels, logits)
@@ -176,7 +181,8 @@ class PGD(Attack):
                 if len(standing) == 0:
                     return worst
             # A model that returns NaN or infinity must not carry the images out of the box.
-            step_taken = norm.steepest_step(grad.nan_to_num_(nan=0.0), step_size)
+            length = step_size if self.step_schedule == "constant" else step_size * (1 - step / steps)
+            step_taken = norm.steepest_step(grad.nan_to_num_(nan=0.0), length)
             adv = norm.project(step_taken.add_(adv), images, eps)
         if self.iterate == "last":
             worst.adv.index_copy_(0, standing, adv)

@@ -60,9 +60,9 @@ class AdversarialTraining(Objective):
             mean cross-entropy if None.
         leftover_gradient: Reproduce the published code of Shaeiri et al. 2020, which clears the weights'
             gradients before each attack step but not after the last one: every update then adds the gradient
-            at the attack's last but one iterate to that at its result. Needs a PGD of one run that returns its
-            last iterate. That gradient comes from a forward pass of its own, which networks with BatchNorm or
-            dropout notice; on the paper's MNIST network the two are equal.
+            at the attack's last but one iterate to that at its result. Needs a PGD of one run with steps of one
+            length that returns its last iterate. That gradient comes from a forward pass of its own, which networks
+            with BatchNorm or dropout notice; on the paper's MNIST network the two are equal.
 
     Raises:
         TypeError: On the first batch, if ``leftover_gradient`` is set and the attack is not a single-run PGD.
@@ -101,8 +101,17 @@ class AdversarialTraining(Objective):
         eps: float,
         generator: torch.Generator | None,
     ) -> ObjectiveOutput:
-        if not isinstance(attack, PGD) or attack.restarts > 1 or attack.iterate != "last":
-            raise TypeError(f"leftover_gradient needs a PGD with one run and its last iterate, got {attack}")
+        if (
+            not isinstance(attack, PGD)
+            or attack.restarts > 1
+            or attack.iterate != "last"
+            or attack.step_schedule != "constant"
+            or attack.stop_when_fooled
+        ):
+            raise TypeError(
+                "leftover_gradient needs a PGD with one run, constant steps, its last iterate and no stop when fooled, "
+                f"got {attack}"
+            )
         steps, step_size = attack.steps_at(eps), attack.step_size_at(eps)
         all_but_last = replace(attack, steps=max(steps - 1, 0), step_size=step_size, relative_step_size=None)
         last = replace(all_but_last, steps=min(steps, 1))

@@ -273,6 +273,12 @@ def test_plain_weights_are_named_in_the_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "quickstart/test-0/test.json").read_text())["checkpoint"] == str(weights)
 
 
+def test_without_validation_each_epoch_leaves_its_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, "fit", "--trainer.check_val_every_n_epoch=100", "--test_after_fit=false")
+    names = {file.name for file in (tmp_path / "quickstart/fit-0/checkpoints").iterdir()}
+    assert names == {"epoch1-step4.ckpt", "last.ckpt"}
+
+
 def test_export_writes_what_init_from_and_ckpt_path_take(fitted: Path, tmp_path: Path, capsys: Any) -> None:
     checkpoint = fitted / "checkpoints" / "last.ckpt"
     run(tmp_path, "export", f"--ckpt_path={checkpoint}")

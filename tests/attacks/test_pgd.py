@@ -37,6 +37,7 @@ class Stubborn(nn.Module):
     restarts=st.integers(1, 2),
     iterate=st.sampled_from(["last", "best"]),
     loss=st.sampled_from(["cross_entropy", "margin", "dlr"]),
+    step_schedule=st.sampled_from(["constant", "linear"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     stubborn=st.booleans(),
 )
@@ -55,6 +56,15 @@ def test_result_is_inside_ball_and_box_for_any_setting(
     assert adv.max() <= 1
     lengths = delta.flatten(1).abs().amax(1) if norm == "Linf" else delta.flatten(1).norm(dim=1)
     assert lengths.max().item() <= eps
+
+
+@pytest.mark.parametrize(("schedule", "lengths"), [("constant", 4.0), ("linear", 1 + 0.75 + 0.5 + 0.25)])
+def test_steps_have_the_schedules_lengths(schedule: Any, lengths: float) -> None:
+    """On a linear model all steps go one way, so their lengths add up."""
+    model, images = LinearModel(torch.ones(36).double()), torch.full((2, 1, 6, 6), 0.5).double()
+    attack = PGD(steps=4, step_size=0.02, step_schedule=schedule, random_start=False)
+    adv = attack(model, images, torch.zeros(2, dtype=torch.long), eps=0.4)
+    torch.testing.assert_close(images - adv, torch.full_like(images, 0.02 * lengths))
 
 
 @pytest.mark.parametrize("attack", [PGD(), PGD(norm="L2", restarts=3, iterate="best")])
@@ -203,6 +213,7 @@ def test_step_sizes() -> None:
         ({"step_size": 0.1, "relative_step_size": 0.1}, "exclude each other"),
         ({"steps": "paper"}, "give step_size or relative_step_size"),
         ({"restarts": 0}, "restarts must be a whole number from 1"),
+        ({"step_schedule": "cosine"}, "step_schedule must be one of constant, linear"),
         ({"iterate": "first"}, "iterate must be one of last, best"),
         ({"loss": "hinge"}, "loss must be one of"),
         ({"batchnorm": "off"}, "batchnorm must be one of"),

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +77,11 @@ def test_leftover_gradient_vanishes_without_steps(images: Tensor, labels: Tensor
 
 def test_leftover_gradient_needs_a_single_run(images: Tensor, labels: Tensor) -> None:
     objective = AdversarialTraining(leftover_gradient=True)
-    for attack in (replace(PGD(), restarts=2), replace(PGD(), iterate="best")):
-        with pytest.raises(TypeError, match="one run and its last iterate"):
+    for attack in (
+        PGD(restarts=2),
+        PGD(iterate="best"),
+        PGD(step_schedule="linear"),
+        PGD(stop_when_fooled=True),
+    ):
+        with pytest.raises(TypeError, match="one run, constant steps, its last iterate"):
             objective(MNISTCNN(), images, labels, attack, 0.1)
