@@ -111,6 +111,15 @@ class RampartCLI(LightningCLI):
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of fit."
         )
 
+    def before_instantiate_classes(self) -> None:
+        """Save the last weights after every epoch where nothing else is asked for.
+
+        Lightning would wait for a validation, and lose a run that has none and is stopped.
+        """
+        checkpoint = self.config[self.subcommand].checkpoint
+        if checkpoint.monitor is None and checkpoint.save_on_train_epoch_end is None:
+            checkpoint.save_on_train_epoch_end = True
+
     def _parse_ckpt_path(self) -> None:
         """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""
 
