@@ -1,0 +1,147 @@
+"""The paper's claims, each as runs of `cli.py fit`: what fails at a large eps, what does not cure it, and what does.
+
+    python benchmarks/claims.py --out benchmarks/results/claims                                    # bundled digits
+    python benchmarks/claims.py --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'      # all of MNIST
+
+Each experiment's command, training loss and accuracies are written to a file of its own in OUT, beside the run's log;
+an experiment whose file is there is not run again. The table of all of them is OUT/README.md.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+BASE = {"digits": "configs/quickstart_naive.yaml", "mnist": "configs/mnist/naive.yaml"}
+RAMP = {"digits": "configs/quickstart.yaml", "mnist": "configs/mnist/iat.yaml"}
+SMALLER = {  # trained at a smaller eps: where the extended schedule starts from
+    "digits": [
+        "--model.eps=0.3",
+        "--ramp.phases=[{epochs: 13, start_eps: 0, end_eps: 0.3}, {epochs: 9, end_eps: 0.3}]",
+    ],
+    "mnist": [
+        "--model.eps=0.3",
+        "--ramp.phases=[{epochs: 30, start_eps: 0.01, end_eps: 0.3, interval: epoch}]",
+        "--trainer.max_epochs=30",
+    ],
+}
+LEFTOVER = [
+    "--model.objective=objectives.AdversarialTraining",
+    "--model.objective.init_args.leftover_gradient=true",
+]
+INIT = "--model.network=networks.MNISTCNN", "--model.network.init_args.init={}"
+SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.01",
+       "--model.optimizer.init_args.momentum=0.9"]  # fmt: skip
+FROM_SMALLER = "trained at 0.3"
+
+# name: (base or ramp, further arguments)
+EXPERIMENTS: dict[str, tuple[dict[str, str], list[str]]] = {
+    **{f"naive, seed {seed}": (BASE, [f"--seed_everything={seed}"]) for seed in range(5)},
+    "naive, Xavier": (BASE, [argument.format("xavier") for argument in INIT]),
+    "naive, He": (BASE, [argument.format("he") for argument in INIT]),
+    "naive, Adam 1e-4": (BASE, ["--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.lr=1e-4"]),
+    "naive, SGD 0.01": (BASE, SGD),
+    "naive, leftover gradient": (BASE, LEFTOVER),
+    FROM_SMALLER: (RAMP, []),
+    "naive from the weights at 0.3": (BASE, ["--ramp.init_from={smaller}"]),
+    "ramp": (RAMP, []),
+    "ramp, leftover gradient": (RAMP, LEFTOVER),
+}
+
+
+def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> None:
+    """Train and write ``NAME.json`` and ``NAME.txt``."""
+    config, further = EXPERIMENTS[name]
+    arguments = ["fit", "--config", config[scale], f"--runs_dir={runs}", f"--name={_file_name(name)}"]
+    if name == FROM_SMALLER:
+        arguments += SMALLER[scale]
+    smaller = _newest(runs / _file_name(FROM_SMALLER)) / "checkpoints/last.ckpt"
+    arguments += [argument.format(smaller=smaller) if "{smaller}" in argument else argument for argument in further]
+    if data_dir:
+        arguments.append(f"--data.data_dir={data_dir}")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "cli.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    (out / f"{_file_name(name)}.txt").write_text(_tidy(done.stdout + done.stderr, runs, data_dir))
+    if done.returncode:
+        raise SystemExit(f"{name} failed: {done.stderr.splitlines()[-1]}")
+    folder = _newest(runs / _file_name(name))
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    losses = [event.value for event in events.Scalars("train/adv_loss")]
+    test = json.loads((folder / "test.json").read_text())
+    report = {
+        "name": name,
+        "arguments": [_tidy(argument, runs, data_dir) for argument in arguments],
+        "loss_at_the_end": sum(losses[-5:]) / len(losses[-5:]),
+        "accuracy": {row["name"]: row["accuracy"] for row in test["results"]},
+        "seconds": round(time.monotonic() - start, 1),
+        **{key: test[key] for key in ("images", "seed", "commit", "versions", "processor", "threads")},
+    }
+    (out / f"{_file_name(name)}.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """Reports as Markdown."""
+    names = list(reports[0]["accuracy"])
+    lines = [
+        f"| experiment | loss at the end | {' | '.join(names)} | seed | minutes |",
+        "|---|---|" + "---|" * len(names) + "---|---|",
+    ]
+    for report in reports:
+        accuracies = " | ".join(f"{100 * report['accuracy'][name]:.1f}" for name in names)
+        minutes = report["seconds"] / 60
+        lines.append(
+            f"| {report['name']} | {report['loss_at_the_end']:.3f} | {accuracies} | {report['seed']} | {minutes:.1f} |"
+        )
+    first = reports[0]
+    machine = f"{first['threads']} cores of an {first['processor']}, torch {first['versions']['torch']}"
+    commits = ", ".join(sorted({report["commit"] for report in reports}))
+    return "\n".join(
+        [*lines, "", f"Commit {commits}; {machine}; {first['images']:,} test images; accuracies in %.", ""]
+    )
+
+
+def _newest(runs: Path) -> Path:
+    return max(runs.glob("fit-*"), key=lambda folder: int(folder.name.removeprefix("fit-")), default=runs)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower())
+
+
+def _tidy(text: str, runs: Path, data_dir: str | None) -> str:
+    """Leave out where this machine keeps things, and what a progress bar has drawn over."""
+    text = text.replace(str(runs), "RUNS").replace(str(ROOT) + "/", "")
+    if data_dir:
+        text = text.replace(data_dir, "DIR")
+    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n"))
+
+
+def main() -> None:
+    """Run what has not been run and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scale", choices=["digits", "mnist"], default="digits")
+    parser.add_argument("--data-dir", help="holds MNIST/raw")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="the runs' folder")
+    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        if not (arguments.out / f"{_file_name(name)}.json").exists():
+            run(name, arguments.scale, arguments.data_dir, arguments.runs, arguments.out)
+    files = [arguments.out / f"{_file_name(name)}.json" for name in EXPERIMENTS]
+    reports = [json.loads(file.read_text()) for file in files if file.exists()]
+    (arguments.out / "README.md").write_text(table(reports))
+    print(table(reports))
+
+
+if __name__ == "__main__":
+    main()
