@@ -306,7 +306,9 @@ def test_the_trace_is_there_when_asked_for(tmp_path: Path) -> None:
         run(tmp_path, "fit", "--model.eps=7", "--traceback")
 
 
-CONFIGS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    str(file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "overlays"
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -317,6 +319,16 @@ def test_every_config_runs(tmp_path: Path, config: str, mnist_root: Path) -> Non
         "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.batch_size=4",
         "--data.eval_batch_size=4", "--model.val_attack=attacks.PGD", "--model.test_attacks=[]", "--curve.num_images=2",
     ])  # fmt: skip
+
+
+def test_the_strong_test_lies_over_a_config(capsys: Any) -> None:
+    overlay = str(ROOT / "configs/overlays/strong_test.yaml")
+    with pytest.raises(SystemExit):
+        main(["test", "--config", str(ROOT / "configs/mnist/iat.yaml"), "--config", overlay, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    attacks = [(row["eps"], row["attack"]["init_args"]["restarts"]) for row in model["test_attacks"]]
+    assert attacks == [(0.3, 1), (0.4, 1), (0.4, 10)]
+    assert model["attack"]["init_args"]["steps"] == "paper"
 
 
 @pytest.mark.parametrize("config", CONFIGS)
