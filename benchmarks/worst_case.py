@@ -75,6 +75,8 @@ def main() -> None:
     for name in ("apgd-ce", "apgd-t", "square"):
         start = time.monotonic()
         left = standing.nonzero().squeeze(1)
+        if len(left) == 0:
+            break
         attack = AutoAttack(network, attacks=[name], eps=arguments.eps, version="custom", seed=arguments.seed)
         attacked = images.clone()
         attacked[left] = attack.run_standard_evaluation(images[left], labels[left], batch_size=250)[0]
