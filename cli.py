@@ -214,6 +214,8 @@ def one_line(message: str) -> str:
 def _keep_quiet() -> None:
     """Leave out what is of no use to anyone here."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Lightning suspects that its default was overlooked; here the default is `step`, so `epoch` was chosen.
+    warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
 
