@@ -3,8 +3,8 @@
     python benchmarks/claims.py --out benchmarks/results/claims                                    # bundled digits
     python benchmarks/claims.py --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'      # all of MNIST
 
-Each experiment's command, training loss and accuracies are written to a file of its own in OUT, beside the run's log;
-an experiment whose file is there is not run again. The table of all of them is OUT/README.md.
+Each experiment's command, training loss by optimizer step and accuracies are written to a file of its own in OUT, beside
+the run's log; an experiment whose file is there is not run again. The table of all of them is OUT/README.md.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> N
     """Train and write ``NAME.json`` and ``NAME.txt``."""
     config, further = EXPERIMENTS[name]
     arguments = ["fit", "--config", config[scale], f"--runs_dir={runs}", f"--name={_file_name(name)}"]
+    arguments.append("--trainer.enable_progress_bar=false")
     if name == FROM_SMALLER:
         arguments += SMALLER[scale]
     smaller = _newest(runs / _file_name(FROM_SMALLER)) / "checkpoints/last.ckpt"
@@ -74,15 +75,17 @@ def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> N
     folder = _newest(runs / _file_name(name))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    losses = [event.value for event in events.Scalars("train/adv_loss")]
+    losses = {event.step: round(event.value, 4) for event in events.Scalars("train/adv_loss")}
+    last = list(losses.values())[-5:]
     test = json.loads((folder / "test.json").read_text())
     report = {
         "name": name,
         "arguments": [_tidy(argument, runs, data_dir) for argument in arguments],
-        "loss_at_the_end": sum(losses[-5:]) / len(losses[-5:]),
+        "loss_at_the_end": sum(last) / len(last),
         "accuracy": {row["name"]: row["accuracy"] for row in test["results"]},
         "seconds": round(time.monotonic() - start, 1),
         **{key: test[key] for key in ("images", "seed", "commit", "versions", "processor", "threads")},
+        "losses": losses,
     }
     (out / f"{_file_name(name)}.json").write_text(json.dumps(report, indent=2) + "\n")
 
@@ -117,11 +120,9 @@ def _file_name(name: str) -> str:
 
 
 def _tidy(text: str, runs: Path, data_dir: str | None) -> str:
-    """Leave out where this machine keeps things, and what a progress bar has drawn over."""
+    """Leave out where this machine keeps things."""
     text = text.replace(str(runs), "RUNS").replace(str(ROOT) + "/", "")
-    if data_dir:
-        text = text.replace(data_dir, "DIR")
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n"))
+    return text.replace(data_dir, "DIR") if data_dir else text
 
 
 def main() -> None:
