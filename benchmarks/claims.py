@@ -3,8 +3,8 @@
     python benchmarks/claims.py --out benchmarks/results/claims                                    # bundled digits
     python benchmarks/claims.py --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'      # all of MNIST
 
-Each experiment's command, training loss by optimizer step and accuracies are written to a file of its own in OUT, beside
-the run's log; an experiment whose file is there is not run again. The table of all of them is OUT/README.md.
+Each experiment's command, training loss by optimizer step and accuracies are written to a file of its own in OUT,
+beside the run's log; an experiment whose file is there is not run again. The table of all of them is OUT/README.md.
 """
 
 import argparse

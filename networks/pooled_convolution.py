@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.interval import Interval
 from networks.shortcuts import may_bypass
 
 BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
@@ -36,10 +37,11 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return pooled
 
 
-def suits(conv: nn.Conv2d, images: Tensor) -> bool:
-    """Whether :func:`pooled_convolution` can stand for this convolution of these images."""
+def suits(conv: nn.Conv2d, images: Tensor | Interval) -> bool:
+    """Whether :func:`pooled_convolution` can stand for this convolution of these images (or of an interval of them)."""
     return (
-        images.device.type == "cpu"
+        isinstance(images, Tensor)
+        and images.device.type == "cpu"
         and images.ndim == 4
         and images.shape[1] == conv.in_channels == 1
         and images.shape[2] % 2 == images.shape[3] % 2 == 0

@@ -1,0 +1,189 @@
+"""Interval bound propagation: what a network can answer to any image of a box, bounded from both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Interval:
+    """A box of tensors that goes through a network in the place of one (Gowal et al. 2018, section 3).
+
+    ``network(Interval(lower, upper))`` bounds every logit: each operation returns an interval that holds what the
+    operation returns for any tensor in the box. Affine operations move the middle and stretch the radius by the
+    weights' absolute values; ReLU and max-pooling, which never fall, act on both ends. An operation that is not
+    among these raises TypeError, so no bound is ever that of something else.
+
+    Args:
+        lower: Smallest values.
+        upper: Largest values, like ``lower`` in shape and dtype; nowhere below them.
+    """
+
+    def __init__(self, lower: Tensor, upper: Tensor) -> None:
+        self.lower, self.upper = lower, upper
+        self._last_affine: tuple[Interval, Tensor, Tensor | None] | None = None
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        _types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Interval:
+        """Answer a torch function that is called with an interval."""
+        rule = _RULES.get(func)
+        if rule is None or not isinstance(args[0], Interval):
+            raise TypeError(
+                f"no interval bound for {getattr(func, '__name__', func)} here; "
+                f"known: {', '.join(sorted({known.__name__ for known in _RULES}))}"
+            )
+        return rule(*args, **(kwargs or {}))
+
+    @property
+    def middle(self) -> Tensor:
+        """Centre of the box."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half its width, nowhere negative."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of both ends."""
+        return self.lower.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of both ends."""
+        return self.lower.dtype
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self.lower.dim()
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def __add__(self, other: Tensor | float | Interval) -> Interval:
+        if isinstance(other, Interval):
+            return Interval(self.lower + other.lower, self.upper + other.upper)
+        return Interval(self.lower + other, self.upper + other)
+
+    def __sub__(self, other: Tensor | float) -> Interval:
+        return Interval(self.lower - other, self.upper - other)
+
+    def __truediv__(self, other: Tensor | float) -> Interval:
+        low, high = self.lower / other, self.upper / other
+        return Interval(torch.minimum(low, high), torch.maximum(low, high))
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> Interval:
+        """As of a tensor."""
+        return Interval(
+            self.lower.contiguous(memory_format=memory_format), self.upper.contiguous(memory_format=memory_format)
+        )
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Interval:
+        """As of a tensor."""
+        return Interval(self.lower.flatten(start_dim, end_dim), self.upper.flatten(start_dim, end_dim))
+
+    def mean(self, dim: tuple[int, ...]) -> Interval:
+        """As of a tensor."""
+        return Interval(self.lower.mean(dim), self.upper.mean(dim))
+
+    def worst_logits(self, labels: Tensor) -> Tensor:
+        """Logits that no image of the box can make worse for the label: its own is 0, the others are at most these.
+
+        Where the last operation was linear, the difference of two logits is bounded as one (Gowal et al. 2018, section
+        3, elision of the last layer), which is tighter than the difference of their bounds.
+
+        Args:
+            labels: ``(N,)``, int64, in [0, C).
+
+        Returns:
+            ``(N, C)``: upper bounds of each class's logit minus the label's. Where all others are below 0 the label
+            is certified.
+        """
+        if self._last_affine is None:
+            worst = self.upper - self.lower.gather(1, labels[:, None])
+            return worst.scatter(1, labels[:, None], 0.0)
+        inputs, weight, bias = self._last_affine
+        differences = weight - weight[labels][:, None]  # (N, C, features)
+        worst = torch.baddbmm(
+            differences.abs() @ inputs.radius[:, :, None], differences, inputs.middle[:, :, None]
+        ).squeeze(2)
+        return worst if bias is None else worst + bias - bias[labels][:, None]
+
+
+def _conv2d(x: Interval, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Interval:
+    middle = F.conv2d(x.middle, weight, bias, *args, **kwargs)
+    return _around(middle, F.conv2d(x.radius, weight.abs(), None, *args, **kwargs))
+
+
+def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
+    result = _around(F.linear(x.middle, weight, bias), F.linear(x.radius, weight.abs()))
+    result._last_affine = x, weight, bias
+    return result
+
+
+def _batch_norm(
+    x: Interval,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,  # noqa: ARG001 - torch's signature
+    eps: float = 1e-5,
+) -> Interval:
+    if training:
+        raise TypeError("no interval bound for BatchNorm by batch statistics: put it in eval mode")
+    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
+    shape = (1, -1, *[1] * (len(x.shape) - 2))
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    middle = x.middle * scale.view(shape) + shift.view(shape)
+    return _around(middle, x.radius * scale.abs().view(shape))
+
+
+def _around(middle: Tensor, radius: Tensor) -> Interval:
+    return Interval(middle - radius, middle + radius)
+
+
+def _rising(func: Callable[..., Any]) -> Callable[..., Interval]:
+    """The rule of a function that never falls in its first argument."""
+
+    def rule(x: Interval, *args: Any, **kwargs: Any) -> Interval:
+        return Interval(func(x.lower, *args, **kwargs), func(x.upper, *args, **kwargs))
+
+    return rule
+
+
+_RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
+    F.conv2d: _conv2d,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    **{func: _rising(func) for func in (F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, torch.flatten)},
+}
+
+
+def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
+    """Bound the logits of every image within eps of these and within [0, 1].
+
+    Args:
+        network: Of operations that :class:`Interval` knows.
+        images: ``(N, ...)``, float, in [0, 1].
+        eps: Radius, l-inf, pixel scale.
+
+    Raises:
+        TypeError: If the network has an operation without a rule.
+    """
+    logits: Any = network(Interval((images - eps).clamp(min=0), (images + eps).clamp(max=1)))
+    if not isinstance(logits, Interval):
+        raise TypeError(f"the network returned {type(logits).__name__} for an interval: it leaves torch's functions")
+    return logits

@@ -1,0 +1,105 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from networks import MNISTCNN, Normalize, ResNet18
+from networks.interval import Interval, interval_logits
+
+
+def boxed(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    """A corner of the box half the time, a point inside otherwise."""
+    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype) * 2 - 1
+    if torch.rand((), generator=generator) < 0.5:
+        noise = noise.sign()
+    return (images + eps * noise).clamp(0, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
+def test_no_image_of_the_box_leaves_the_bounds(eps: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    network = MNISTCNN().double()
+    images = torch.rand(3, 1, 28, 28, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 10, (3,), generator=generator)
+    bounds = interval_logits(network, images, eps)
+    worst = bounds.worst_logits(labels)
+    for _ in range(4):
+        logits = network(boxed(images, eps, generator))
+        assert (logits >= bounds.lower - 1e-9).all()
+        assert (logits <= bounds.upper + 1e-9).all()
+        assert (logits - logits.gather(1, labels[:, None]) <= worst + 1e-9).all()
+
+
+@pytest.mark.parametrize("make", [MNISTCNN, ResNet18])
+def test_at_eps_0_the_bounds_are_the_logits(make: type[MNISTCNN | ResNet18]) -> None:
+    network = make().double().eval()
+    images = torch.rand(2, *network.image_shape, dtype=torch.float64)
+    labels = torch.tensor([3, 0])
+    logits = network(images)
+    bounds = interval_logits(network, images, 0.0)
+    torch.testing.assert_close(bounds.lower, logits)
+    torch.testing.assert_close(bounds.upper, logits)
+    torch.testing.assert_close(bounds.worst_logits(labels), logits - logits.gather(1, labels[:, None]))
+
+
+def test_on_a_linear_network_the_bound_is_reached() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    images = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    labels = torch.tensor([1])
+    linear = network[1]
+    assert isinstance(linear, nn.Linear)
+    differences = linear.weight - linear.weight[1]
+    expected = network(images) - network(images)[:, 1:2] + 0.1 * differences.abs().sum(1)
+    torch.testing.assert_close(interval_logits(network, images, 0.1).worst_logits(labels), expected)
+
+
+def test_the_last_layer_is_bounded_tighter_as_one() -> None:
+    network, labels = MNISTCNN(), torch.tensor([0, 1])
+    bounds = interval_logits(network, torch.rand(2, 1, 28, 28), 0.1)
+    apart = Interval(bounds.lower, bounds.upper).worst_logits(labels)
+    together = bounds.worst_logits(labels)
+    assert (together <= apart + 1e-4).all()
+    assert (together < apart - 1e-4).any()
+
+
+def test_the_residual_network_is_bounded() -> None:
+    network = ResNet18().eval()
+    images = torch.rand(2, 3, 32, 32)
+    bounds = interval_logits(network, images, 1 / 255)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        logits = network(boxed(images, 1 / 255, generator))
+        assert (logits >= bounds.lower).all()
+        assert (logits <= bounds.upper).all()
+
+
+def test_dividing_by_a_negative_number_turns_the_interval() -> None:
+    interval = Interval(torch.tensor([-1.0]), torch.tensor([2.0])) / -2
+    assert interval.lower == -1
+    assert interval.upper == 0.5
+    normalized = Normalize([0.5], [0.25])(Interval(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))
+    assert (normalized.lower.item(), normalized.upper.item()) == (-2, 2)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, F.log_softmax, torch.sort])
+def test_what_has_no_bound_is_refused_by_name(function: object) -> None:
+    assert callable(function)
+    with pytest.raises(TypeError, match=f"no interval bound for {function.__name__}.*known: .*conv2d"):  # type: ignore[attr-defined]
+        function(Interval(torch.zeros(2), torch.ones(2)))
+
+
+def test_batch_statistics_are_refused() -> None:
+    with pytest.raises(TypeError, match="batch statistics: put it in eval mode"):
+        interval_logits(ResNet18().train(), torch.rand(2, 3, 32, 32), 0.1)
+
+
+def test_a_network_that_leaves_torch_is_refused() -> None:
+    class Numpy(nn.Module):
+        def forward(self, images: Interval) -> Tensor:
+            return torch.zeros(len(images), 10)
+
+    with pytest.raises(TypeError, match="returned Tensor for an interval"):
+        interval_logits(Numpy(), torch.rand(2, 1, 4, 4), 0.1)

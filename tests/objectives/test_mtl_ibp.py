@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import PGD
+from networks import MNISTCNN
+from objectives import MTLIBP, AdversarialTraining
+
+PGD_5 = PGD(steps=5, step_size=0.05)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def bound_by_hand(network: MNISTCNN, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """Layer by layer, as the method is usually written; without elision the last layer's rows are subtracted first."""
+    lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
+    for layer in (network.conv1, network.conv2, network.fc1):
+        if layer is network.fc1:
+            lower, upper = lower.flatten(1), upper.flatten(1)
+        positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        apply = F.linear if isinstance(layer, nn.Linear) else F.conv2d
+        lower, upper = (
+            apply(lower, positive, layer.bias) + apply(upper, negative),
+            apply(upper, positive, layer.bias) + apply(lower, negative),
+        )
+        if layer is not network.fc1:
+            lower, upper = F.max_pool2d(lower, 2), F.max_pool2d(upper, 2)
+        lower, upper = F.relu(lower), F.relu(upper)
+    worst = []
+    for low, high, label in zip(lower, upper, labels, strict=True):
+        rows = network.fc2.weight - network.fc2.weight[label]
+        shift = network.fc2.bias - network.fc2.bias[label]
+        worst.append(rows.clamp(min=0) @ high + rows.clamp(max=0) @ low + shift)
+    return F.cross_entropy(torch.stack(worst), labels)
+
+
+def test_the_loss_is_the_mixture(images: Tensor, labels: Tensor) -> None:
+    network, images = MNISTCNN().double(), images.double()
+    adversarial = AdversarialTraining()(network, images, labels, PGD_5, 0.3, generator()).loss
+    bound = bound_by_hand(network, images, labels, 0.3)
+    output = MTLIBP(weight=0.1)(network, images, labels, PGD_5, 0.3, generator())
+    expected = 0.9 * adversarial + 0.1 * bound
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.parts["bound_loss"], bound)
+    for ours, theirs in zip(
+        torch.autograd.grad(output.loss, list(network.parameters())),
+        torch.autograd.grad(expected, list(network.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_bound_is_above_every_attack(images: Tensor, labels: Tensor) -> None:
+    output = MTLIBP()(MNISTCNN(), images, labels, PGD(steps=20), 0.2)
+    assert output.parts["bound_loss"] > output.parts["adversarial_loss"]
+
+
+def test_at_eps_0_both_parts_are_the_clean_loss(images: Tensor, labels: Tensor) -> None:
+    network = MNISTCNN()
+    output = MTLIBP(weight=0.5)(network, images, labels, PGD_5, 0)
+    torch.testing.assert_close(output.loss, F.cross_entropy(network(images), labels))
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_outside_0_to_1_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got"):
+        MTLIBP(weight=weight)
+
+
+def test_another_norm_is_refused(images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="l-inf ball, got an attack with the norm L2"):
+        MTLIBP()(MNISTCNN(), images, labels, PGD(norm="L2"), 0.3)
