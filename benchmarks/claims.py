@@ -4,7 +4,8 @@
     python benchmarks/claims.py --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'      # all of MNIST
 
 Each experiment's command, training loss by optimizer step and accuracies are written to a file of its own in OUT,
-beside the run's log; an experiment whose file is there is not run again. The table of all of them is OUT/README.md.
+beside the run's log; an experiment whose file is there is not run again. All of this, and a table in README.md, is in
+the scale's own folder, OUT/digits or OUT/mnist.
 """
 
 import argparse
@@ -63,6 +64,10 @@ def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> N
     arguments.append("--trainer.enable_progress_bar=false")
     if name == FROM_SMALLER:
         arguments += SMALLER[scale]
+    if any("{smaller}" in argument for argument in further) and not (out / f"{_file_name(FROM_SMALLER)}.json").exists():
+        raise SystemExit(
+            f"{name!r} starts from the weights of {FROM_SMALLER!r}: run that one first, with the same --out"
+        )
     smaller = _newest(runs / _file_name(FROM_SMALLER)) / "checkpoints/last.ckpt"
     arguments += [argument.format(smaller=smaller) if "{smaller}" in argument else argument for argument in further]
     if data_dir:
@@ -71,7 +76,7 @@ def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> N
     done = subprocess.run([sys.executable, "cli.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     (out / f"{_file_name(name)}.txt").write_text(_tidy(done.stdout + done.stderr, runs, data_dir))
     if done.returncode:
-        raise SystemExit(f"{name} failed: {done.stderr.splitlines()[-1]}")
+        raise SystemExit(f"{name} failed: {(done.stderr.splitlines() or [f'exit code {done.returncode}'])[-1]}")
     folder = _newest(runs / _file_name(name))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
@@ -134,13 +139,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="the runs' folder")
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    out, runs = arguments.out / arguments.scale, arguments.runs.resolve() / arguments.scale
+    out.mkdir(parents=True, exist_ok=True)
+    data_dir = arguments.data_dir and str(Path(arguments.data_dir).resolve())
     for name in arguments.only:
-        if not (arguments.out / f"{_file_name(name)}.json").exists():
-            run(name, arguments.scale, arguments.data_dir, arguments.runs, arguments.out)
-    files = [arguments.out / f"{_file_name(name)}.json" for name in EXPERIMENTS]
+        if not (out / f"{_file_name(name)}.json").exists():
+            run(name, arguments.scale, data_dir, runs, out)
+    files = [out / f"{_file_name(name)}.json" for name in EXPERIMENTS]
     reports = [json.loads(file.read_text()) for file in files if file.exists()]
-    (arguments.out / "README.md").write_text(table(reports))
+    (out / "README.md").write_text(table(reports))
     print(table(reports))
 
 

@@ -54,7 +54,10 @@ class TimeToRobust(Callback):
         assert isinstance(network, nn.Module)
         network.register_forward_hook(self._count)
         self._record |= {"seed": torch.initial_seed(), **provenance()}
-        self._start = time.monotonic()
+        self._start, self._away = (
+            time.monotonic(),
+            0.0,
+        )  # The validation before the first step is none of the run's time.
         self._measure(trainer, network)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
@@ -73,7 +76,7 @@ class TimeToRobust(Callback):
 
     def _count(self, _network: nn.Module, _inputs: Any, logits: Tensor | Interval) -> None:
         if isinstance(logits, Interval):  # of its middle and of its radius
-            self._images += 2 * len(logits)
+            self._images += 2 * len(logits) * logits.lower.requires_grad
         else:
             self._images += len(logits) * logits.requires_grad
 

@@ -1,8 +1,8 @@
 """Judge MNIST weights by the worst case per image: PGD-200, APGD-CE, targeted APGD and Square at one eps.
 
-Each attack meets the images that the ones before it left standing. The last three are pyautoattack's,
-with AutoAttack's settings (Croce and Hein 2020): 100 iterations, five restarts of APGD-CE, nine target classes, 5,000
-queries.
+APGD and Square meet the images that the attacks before them left standing. They are pyautoattack's, with AutoAttack's
+settings (Croce and Hein 2020) but for five restarts of APGD-CE in place of one: 100 iterations, nine target classes,
+5,000 queries.
 
     python benchmarks/worst_case.py FILE --data-dir DIR --split val --out OUT.json
 

@@ -100,12 +100,14 @@ class AdversarialClassifier(LightningModule):
         # Numbers go in as tensors on the host: Lightning would send them to the device and wait for it.
         self.log("train/eps", torch.tensor(self.eps), prog_bar=True, on_step=True, on_epoch=False)
         # Of rank 0: the mean over ranks would cost a collective at every step.
-        self.log("train/adv_loss", output.loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
+        adv_loss = output.parts.get("adv_loss", output.loss).detach()
+        self.log("train/adv_loss", adv_loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
         lr = torch.as_tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/lr", lr, on_step=True, on_epoch=False)
-        for name, value in output.parts.items():
-            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=False)
+        for name, value in {"loss": output.loss, **output.parts}.items():
+            if name != "adv_loss":
+                self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=False)
         return output.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -15,12 +15,12 @@ class Interval:
 
     ``network(Interval(lower, upper))`` bounds every logit: each operation returns an interval that holds what the
     operation returns for any tensor in the box. Affine operations move the middle and stretch the radius by the
-    weights' absolute values; ReLU and max-pooling, which never fall, act on both ends. An operation that is not
-    among these raises TypeError, so no bound is ever that of something else.
+    weights' absolute values; ReLU and pooling, which never fall, act on both ends. An operation without a rule raises
+    TypeError or AttributeError, so no bound is ever that of something else. Bounds hold up to their dtype's rounding.
 
     Args:
-        lower: Smallest values.
-        upper: Largest values, like ``lower`` in shape and dtype; nowhere below them.
+        lower: ``(N, ...)``, float, the smallest values.
+        upper: Like ``lower``, the largest; nowhere below it.
     """
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
@@ -37,10 +37,10 @@ class Interval:
     ) -> Interval:
         """Answer a torch function that is called with an interval."""
         rule = _RULES.get(func)
-        if rule is None or not isinstance(args[0], Interval):
+        if rule is None or not args or not isinstance(args[0], Interval):
             raise TypeError(
-                f"no interval bound for {getattr(func, '__name__', func)} here; "
-                f"known: {', '.join(sorted({known.__name__ for known in _RULES}))}"
+                f"no interval bound for {getattr(func, '__name__', func)} of these arguments; "
+                f"known, of an interval: {', '.join(sorted({known.__name__ for known in _RULES}))}"
             )
         return rule(*args, **(kwargs or {}))
 
@@ -76,6 +76,11 @@ class Interval:
             return Interval(self.lower + other.lower, self.upper + other.upper)
         return Interval(self.lower + other, self.upper + other)
 
+    def __iadd__(self, other: Tensor | float | Interval) -> Interval:
+        total = self + other
+        self.lower, self.upper, self._last_affine = total.lower, total.upper, None
+        return self
+
     def __sub__(self, other: Tensor | float) -> Interval:
         return Interval(self.lower - other, self.upper - other)
 
@@ -101,14 +106,14 @@ class Interval:
         """Logits that no image of the box can make worse for the label: its own is 0, the others are at most these.
 
         Where the last operation was linear, the difference of two logits is bounded as one (Gowal et al. 2018, section
-        3, elision of the last layer), which is tighter than the difference of their bounds.
+        3, elision of the last layer), which is at least as tight as the difference of their bounds.
 
         Args:
             labels: ``(N,)``, int64, in [0, C).
 
         Returns:
-            ``(N, C)``: upper bounds of each class's logit minus the label's. Where all others are below 0 the label
-            is certified.
+            ``(N, C)``: upper bounds of each class's logit minus the label's. Where all others are below 0 by more than
+            rounding, the label is certified.
         """
         if self._last_affine is None:
             worst = self.upper - self.lower.gather(1, labels[:, None])
@@ -143,7 +148,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Interval:
     if training:
-        raise TypeError("no interval bound for BatchNorm by batch statistics: put it in eval mode")
+        raise TypeError("no interval bound for BatchNorm by batch statistics: freeze it (`eval()`) before training")
     scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
     shape = (1, -1, *[1] * (len(x.shape) - 2))
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
@@ -159,16 +164,25 @@ def _rising(func: Callable[..., Any]) -> Callable[..., Interval]:
     """The rule of a function that never falls in its first argument."""
 
     def rule(x: Interval, *args: Any, **kwargs: Any) -> Interval:
+        if kwargs.get("inplace"):
+            x._last_affine = None
         return Interval(func(x.lower, *args, **kwargs), func(x.upper, *args, **kwargs))
 
     return rule
+
+
+def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:  # noqa: ARG001
+    if training:
+        raise TypeError("no interval bound for dropout in train mode")
+    return x
 
 
 _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     F.conv2d: _conv2d,
     F.linear: _linear,
     F.batch_norm: _batch_norm,
-    **{func: _rising(func) for func in (F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, torch.flatten)},
+    F.dropout: _dropout,
+    **{func: _rising(func) for func in (F.relu, torch.relu, F.max_pool2d, F.adaptive_avg_pool2d, torch.flatten)},
 }
 
 
@@ -178,12 +192,13 @@ def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
     Args:
         network: Of operations that :class:`Interval` knows.
         images: ``(N, ...)``, float, in [0, 1].
-        eps: Radius, l-inf, pixel scale.
+        eps: Radius, l-inf, pixel scale, not negative.
 
     Raises:
         TypeError: If the network has an operation without a rule.
     """
-    logits: Any = network(Interval((images - eps).clamp(min=0), (images + eps).clamp(max=1)))
+    with torch.autocast(images.device.type, enabled=False):  # Coarse dtypes would round by more than a small eps.
+        logits: Any = network(Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
     if not isinstance(logits, Interval):
-        raise TypeError(f"the network returned {type(logits).__name__} for an interval: it leaves torch's functions")
+        raise TypeError(f"the network returned {type(logits).__name__} for an Interval: it leaves torch's functions")
     return logits

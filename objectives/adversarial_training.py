@@ -18,7 +18,8 @@ class ObjectiveOutput(NamedTuple):
     Attributes:
         loss: Scalar to minimise, with its graph.
         logits: ``(N, C)``, on the adversarial images, for the training accuracy.
-        parts: Further scalars to log, by name.
+        parts: Further scalars to log, by name; where ``loss`` is something else than the adversarial loss, that one is
+            among them as ``adv_loss``.
     """
 
     loss: Tensor

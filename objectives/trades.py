@@ -44,7 +44,7 @@ class TRADES(Objective):
         eps: float,
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
-        """See :meth:`Objective.__call__`; ``parts`` holds ``clean_loss`` and ``kl``."""
+        """See :meth:`Objective.__call__`; ``parts`` holds ``adv_loss``, ``clean_loss`` and ``kl``."""
         if not is_dataclass(attack) or not hasattr(attack, "loss"):
             raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}")
         clean = network(images)
@@ -53,7 +53,9 @@ class TRADES(Objective):
         settings: Any = replace(attack, loss=_divergence_from(clean.detach()))
         logits = network(settings(network, images, labels, eps, generator=generator))
         kl = _divergence(clean, logits).mean()
-        return ObjectiveOutput(clean_loss + self.beta * kl, logits, {"clean_loss": clean_loss, "kl": kl})
+        adv_loss = F.cross_entropy(logits.detach(), labels)
+        parts = {"adv_loss": adv_loss, "clean_loss": clean_loss, "kl": kl}
+        return ObjectiveOutput(clean_loss + self.beta * kl, logits, parts)
 
 
 def _divergence_from(clean: Tensor) -> AttackLoss:

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,15 +68,82 @@ def test_the_last_layer_is_bounded_tighter_as_one() -> None:
     assert (together < apart - 1e-4).any()
 
 
-def test_the_residual_network_is_bounded() -> None:
-    network = ResNet18().eval()
-    images = torch.rand(2, 3, 32, 32)
-    bounds = interval_logits(network, images, 1 / 255)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        logits = network(boxed(images, 1 / 255, generator))
-        assert (logits >= bounds.lower).all()
-        assert (logits <= bounds.upper).all()
+OPERATIONS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+    "dilated": lambda: nn.Conv2d(4, 2, 3, dilation=2, bias=False),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4 * 49, 5)),
+    "batchnorm": lambda: used(nn.BatchNorm2d(4)),
+    "plain batchnorm": lambda: used(nn.BatchNorm2d(4, affine=False)),
+}
+
+
+def used(batchnorm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """A BatchNorm that is not the identity, with weights of both signs."""
+    assert batchnorm.running_mean is not None
+    assert batchnorm.running_var is not None
+    nn.init.normal_(batchnorm.running_mean)
+    nn.init.uniform_(batchnorm.running_var, 0.2, 2)
+    if batchnorm.affine:
+        nn.init.normal_(batchnorm.weight)
+        nn.init.normal_(batchnorm.bias)
+    return batchnorm.eval()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_bounds_of_affine_operations_are_reached(name: str) -> None:
+    """At the corner that the gradient of an output names, the output is its bound."""
+    module = OPERATIONS[name]().double()
+    lower = torch.randn(2, 4, 7, 7, dtype=torch.float64)
+    upper = lower + torch.rand_like(lower)
+    bounds: Any = module(Interval(lower, upper))
+    point = lower.clone().requires_grad_()
+    for place in (0, 4, -1):
+        (grad,) = torch.autograd.grad(module(point).flatten(1)[:, place].sum(), point)
+        highest, lowest = torch.where(grad > 0, upper, lower), torch.where(grad > 0, lower, upper)
+        torch.testing.assert_close(module(highest).flatten(1)[:, place], bounds.upper.flatten(1)[:, place])
+        torch.testing.assert_close(module(lowest).flatten(1)[:, place], bounds.lower.flatten(1)[:, place])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.ReLU(),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout().eval(),
+    ],
+)
+def test_rising_operations_act_on_both_ends(module: nn.Module) -> None:
+    lower = torch.randn(2, 4, 7, 7)
+    upper = lower + torch.rand_like(lower)
+    bounds: Any = module(Interval(lower.clone(), upper.clone()))
+    assert torch.equal(bounds.lower, module(lower))
+    assert torch.equal(bounds.upper, module(upper))
+
+
+def test_residual_additions_bound_the_sum() -> None:
+    one = Interval(torch.tensor([1.0]), torch.tensor([2.0]))
+    other = Interval(torch.tensor([-3.0]), torch.tensor([0.5]))
+    total = one + other
+    assert (total.lower.item(), total.upper.item()) == (-2, 2.5)
+    alias = one
+    one += other
+    assert (alias.lower.item(), alias.upper.item()) == (-2, 2.5)
+
+
+def test_what_is_done_to_the_logits_after_the_last_layer_counts() -> None:
+    linear, labels = nn.Linear(4, 3).double(), torch.tensor([0, 1])
+    box = Interval(torch.zeros(2, 4).double(), torch.ones(2, 4).double())
+    shift = torch.tensor([0.0, 5.0, 0.0]).double()
+    added: Any = linear(box)
+    added += shift
+    cut: Any = linear(box)
+    nn.ReLU(inplace=True)(cut)
+    for point in torch.rand(50, 2, 4, generator=torch.Generator().manual_seed(0)).double():
+        for logits, bounds in ((linear(point) + shift, added), (linear(point).relu(), cut)):
+            assert (logits - logits.gather(1, labels[:, None]) <= bounds.worst_logits(labels) + 1e-12).all()
 
 
 def test_dividing_by_a_negative_number_turns_the_interval() -> None:
@@ -87,13 +157,18 @@ def test_dividing_by_a_negative_number_turns_the_interval() -> None:
 @pytest.mark.parametrize("function", [torch.tanh, F.log_softmax, torch.sort])
 def test_what_has_no_bound_is_refused_by_name(function: object) -> None:
     assert callable(function)
-    with pytest.raises(TypeError, match=f"no interval bound for {function.__name__}.*known: .*conv2d"):  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=f"no interval bound for {function.__name__}.*known, of an interval: .*conv2d"):  # type: ignore[attr-defined]
         function(Interval(torch.zeros(2), torch.ones(2)))
 
 
 def test_batch_statistics_are_refused() -> None:
-    with pytest.raises(TypeError, match="batch statistics: put it in eval mode"):
+    with pytest.raises(TypeError, match="batch statistics: freeze it"):
         interval_logits(ResNet18().train(), torch.rand(2, 3, 32, 32), 0.1)
+
+
+def test_dropout_in_train_mode_is_refused() -> None:
+    with pytest.raises(TypeError, match="dropout in train mode"):
+        nn.Dropout()(Interval(torch.zeros(2), torch.ones(2)))
 
 
 def test_a_network_that_leaves_torch_is_refused() -> None:
@@ -101,5 +176,5 @@ def test_a_network_that_leaves_torch_is_refused() -> None:
         def forward(self, images: Interval) -> Tensor:
             return torch.zeros(len(images), 10)
 
-    with pytest.raises(TypeError, match="returned Tensor for an interval"):
+    with pytest.raises(TypeError, match="returned Tensor for an Interval"):
         interval_logits(Numpy(), torch.rand(2, 1, 4, 4), 0.1)

@@ -15,7 +15,7 @@ def generator() -> torch.Generator:
 
 
 def bound_by_hand(network: MNISTCNN, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """Layer by layer, as the method is usually written; without elision the last layer's rows are subtracted first."""
+    """Layer by layer, as the method is usually written; with elision: the last layer's rows are subtracted first."""
     lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
     for layer in (network.conv1, network.conv2, network.fc1):
         if layer is network.fc1:
@@ -55,7 +55,7 @@ def test_the_loss_is_the_mixture(images: Tensor, labels: Tensor) -> None:
 
 def test_the_bound_is_above_every_attack(images: Tensor, labels: Tensor) -> None:
     output = MTLIBP()(MNISTCNN(), images, labels, PGD(steps=20), 0.2)
-    assert output.parts["bound_loss"] > output.parts["adversarial_loss"]
+    assert output.parts["bound_loss"] > output.parts["adv_loss"]
 
 
 def test_at_eps_0_both_parts_are_the_clean_loss(images: Tensor, labels: Tensor) -> None:
@@ -73,3 +73,15 @@ def test_a_weight_outside_0_to_1_is_refused(weight: float) -> None:
 def test_another_norm_is_refused(images: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="l-inf ball, got an attack with the norm L2"):
         MTLIBP()(MNISTCNN(), images, labels, PGD(norm="L2"), 0.3)
+
+
+def test_weight_0_is_plain_adversarial_training(images: Tensor, labels: Tensor) -> None:
+    network = MNISTCNN()
+    plain = AdversarialTraining()(network, images, labels, PGD_5, 0.3, generator())
+    torch.testing.assert_close(MTLIBP(weight=0)(network, images, labels, PGD_5, 0.3, generator()).loss, plain.loss)
+
+
+def test_a_network_without_a_bound_is_refused(images: Tensor, labels: Tensor) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(784, 10))
+    with pytest.raises(TypeError, match="no interval bound for tanh"):
+        MTLIBP()(network, images, labels, PGD_5, 0.3)
