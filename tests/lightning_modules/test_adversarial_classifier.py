@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from attacks import PGD, NamedAttack
 from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier, MNISTClassifier
+from objectives import MTLIBP, AdversarialTraining, Objective
 from tests.conftest import small_network
 
 
@@ -102,6 +103,23 @@ def test_no_number_is_logged_that_would_be_copied_to_the_device(tmp_path: Path, 
     trainer(tmp_path).fit(linear(), batches())
     assert {"train/eps", "train/lr", "train/adv_loss"} <= set(logged)
     assert all(isinstance(value, (Tensor, nn.Module)) for value in logged.values())
+
+
+@pytest.mark.parametrize("objective", [AdversarialTraining(), MTLIBP(weight=0.5)])
+def test_the_logged_adversarial_loss_is_that_under_every_objective(
+    tmp_path: Path, monkeypatch: Any, objective: Objective
+) -> None:
+    logged = {}
+    monkeypatch.setattr(AdversarialClassifier, "log", lambda _, name, value, **__: logged.update({name: value}))
+    module = linear(eps=0.2, attack=PGD(steps=3, random_start=False), objective=objective)
+    data = batches(10)
+    images, labels, _ = next(iter(data))
+    expected = F.cross_entropy(module(module.attack(module.network, images, labels, eps=0.2)), labels).detach()
+    trainer(tmp_path).fit(module, data)
+    torch.testing.assert_close(logged["train/adv_loss"], expected)
+    mixed = isinstance(objective, MTLIBP)
+    assert (logged["train/loss"] > expected) == mixed
+    assert ("train/bound_loss" in logged) == mixed
 
 
 def test_a_batch_trains_on_its_adversarial_images(tmp_path: Path) -> None:
