@@ -4,13 +4,14 @@ APGD and Square meet the images that the attacks before them left standing. They
 settings (Croce and Hein 2020) but for five restarts of APGD-CE in place of one: 100 iterations, nine target classes,
 5,000 queries.
 
-    python benchmarks/worst_case.py FILE --data-dir DIR --split val --out OUT.json
+    python benchmarks/worst_case.py FILE --data-dir DIR --split val --out OUT.json  # written anew after each attack
 
 `--split val` takes held-out training images, those that `val_size: 1000` keeps from training: recipes are chosen on
 them, the test images (`--split test`) are for the recipe that was chosen.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -57,7 +58,19 @@ def main() -> None:
     batches = torch.arange(len(labels)).split(250)
     with torch.no_grad():
         standing = torch.cat([network(images[batch]).argmax(1) for batch in batches]) == labels
-    counts, seconds = {"clean": int(standing.sum())}, {}
+    counts, seconds = {"clean": int(standing.sum())}, dict[str, float]()
+
+    report = {
+        "weights": Path(arguments.weights).name,
+        "sha256": hashlib.sha256(Path(arguments.weights).read_bytes()).hexdigest(),
+        "split": arguments.split,
+        "images": len(labels),
+        "eps": arguments.eps,
+        "seed": arguments.seed,
+        "standing_after": counts,
+        "seconds": seconds,
+        **provenance(),
+    }
 
     def meet(name: str, attacked: Tensor, start: float) -> None:
         inside = (attacked - images).abs().max() <= arguments.eps + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
@@ -67,6 +80,9 @@ def main() -> None:
         standing.logical_and_(answers == labels)
         counts[name], seconds[name] = int(standing.sum()), round(time.monotonic() - start, 1)
         print(f"{name}: {counts[name]} of {len(labels)} stand ({seconds[name]} s)", flush=True)
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
     print(f"clean: {counts['clean']} of {len(labels)} right", flush=True)
     start = time.monotonic()
@@ -81,19 +97,6 @@ def main() -> None:
         attacked = images.clone()
         attacked[left] = attack.run_standard_evaluation(images[left], labels[left], batch_size=250)[0]
         meet(name, attacked, start)
-    report = {
-        "weights": str(arguments.weights),
-        "split": arguments.split,
-        "images": len(labels),
-        "eps": arguments.eps,
-        "seed": arguments.seed,
-        "standing_after": counts,
-        "seconds": seconds,
-        **provenance(),
-    }
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
