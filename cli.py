@@ -39,6 +39,7 @@ class RampartTrainer(Trainer):
         ckpt_path: str | None = None,
         formats: tuple[ExportFormat, ...] = ("pth", "safetensors", "onnx"),
         image_shape: tuple[int, int, int] | None = None,
+        weights_only: bool | None = None,  # noqa: ARG002 - a config that a fit has saved holds it
     ) -> None:
         """Write a trained network as a plain state_dict (.pth), as safetensors and as ONNX, into the run's folder.
 
@@ -48,6 +49,7 @@ class RampartTrainer(Trainer):
             ckpt_path: A Lightning checkpoint, .pth or .safetensors.
             formats: Which files to write.
             image_shape: ``(C, H, W)`` for ONNX; the network's own ``image_shape`` if None.
+            weights_only: Not used: a file is never read otherwise.
 
         Raises:
             ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape.

@@ -281,7 +281,7 @@ def test_without_validation_each_epoch_leaves_its_checkpoint(tmp_path: Path) -> 
 
 def test_export_writes_what_init_from_and_ckpt_path_take(fitted: Path, tmp_path: Path, capsys: Any) -> None:
     checkpoint = fitted / "checkpoints" / "last.ckpt"
-    run(tmp_path, "export", f"--ckpt_path={checkpoint}")
+    main(["export", "--config", str(fitted / "config.yaml"), f"--runs_dir={tmp_path}", f"--ckpt_path={checkpoint}"])
     folder = tmp_path / "quickstart" / "export-0"
     assert {file.name for file in folder.iterdir()} == {"network.pth", "network.safetensors", "network.onnx"}
     weights = torch.load(folder / "network.pth", weights_only=True)
