@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack
+from attacks.blocks import block_means
 from attacks.context import BatchNormMode, Model, attack_context
 from attacks.eps import Eps, NormName, exact, parse_eps, parse_number
 from attacks.losses import LOSSES, AttackLoss, LossName
@@ -30,6 +31,10 @@ class PGD(Attack):
         step_schedule: ``"constant"``, or ``"linear"``: step k of n (from zero) has 1 - k / n of the length. Long first
             steps leave the flat regions that a network trained at a large eps puts around the images, where small
             ones find no gradient (the reason for the 2 eps that APGD begins with; Croce and Hein 2020).
+        block_sides: Sides of the square blocks of pixels that move as one, over a run from the first to the last:
+            ``(7, 5, 3, 2, 1)`` goes from coarse to fine. A network trained at a large eps stands against changes of
+            single pixels and falls to those of whole patches, which Square finds (Andriushchenko et al. 2020) and the
+            gradients of single pixels hardly show; that of a block does. Above 1, images are ``(N, C, H, W)``.
         random_start: Start at a uniform random point of the ball; otherwise at the image.
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
         iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
@@ -49,6 +54,7 @@ class PGD(Attack):
     step_size: Eps | None = None
     relative_step_size: float | str | None = None
     step_schedule: Literal["constant", "linear"] = "constant"
+    block_sides: tuple[int, ...] = (1,)
     random_start: bool = True
     restarts: int = 1
     iterate: Literal["last", "best"] = "last"
@@ -65,6 +71,8 @@ class PGD(Attack):
             _one_of("loss", self.loss, list(LOSSES))
         if self.steps != "paper" and (not isinstance(self.steps, int) or self.steps < 0):
             raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
+        if not self.block_sides or not all(isinstance(side, int) and side >= 1 for side in self.block_sides):
+            raise ValueError(f"block_sides must be whole numbers from 1, at least one, got {self.block_sides!r}")
         if not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be a whole number from 1, got {self.restarts!r}")
         if self.stop_when_fooled and self.batchnorm != "eval":
@@ -141,14 +149,14 @@ class PGD(Attack):
             # Tensors from inference mode take no part in autograd; their clones do.
             images, labels = images.detach().clone(), labels.clone()
             start = None if start is None else start.detach().clone()
-            worst = self._run(model, images, labels, eps, self._begin(images, eps, generator, start))
+            worst = self._run(model, images, labels, eps, self._begin(images, eps, generator, start), generator)
             for _ in range(self.restarts - 1):
                 # Drawn for all images, so that no image's start depends on how the others fare.
                 begin = self._begin(images, eps, generator, start)
                 everyone = torch.arange(len(images), device=images.device)
                 standing = everyone[~worst.fooled] if self.stop_when_fooled else everyone
                 if len(standing):
-                    run = self._run(model, images[standing], labels[standing], eps, begin[standing])
+                    run = self._run(model, images[standing], labels[standing], eps, begin[standing], generator)
                     worst.keep(standing, run.adv, run.fooled, run.loss)
         return worst.adv
 
@@ -158,7 +166,15 @@ class PGD(Attack):
             return norm.project(start, images, eps)
         return norm.random_start(images, eps, generator) if self.random_start else images.clone()
 
-    def _run(self, model: Model, images: Tensor, labels: Tensor, eps: float, adv: Tensor) -> "_Worst":
+    def _run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        adv: Tensor,
+        generator: torch.Generator | None,
+    ) -> "_Worst":
         norm, steps, step_size = NORMS[self.norm], self.steps_at(eps), self.step_size_at(eps)
         loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         worst = _Worst.at(adv)
@@ -182,7 +198,9 @@ class PGD(Attack):
                     return worst
             # A model that returns NaN or infinity must not carry the images out of the box.
             length = step_size if self.step_schedule == "constant" else step_size * (1 - step / steps)
-            step_taken = norm.steepest_step(grad.nan_to_num_(nan=0.0), length)
+            grad = grad.nan_to_num_(nan=0.0)
+            side = self.block_sides[step * len(self.block_sides) // steps]
+            step_taken = norm.steepest_step(grad if side == 1 else block_means(grad, side, generator), length)
             adv = norm.project(step_taken.add_(adv), images, eps)
         if self.iterate == "last":
             worst.adv.index_copy_(0, standing, adv)
