@@ -1,0 +1,59 @@
+"""A different attack for every batch."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attacks.attack import Attack
+from attacks.context import Model
+from attacks.eps import Eps, NormName
+from attacks.pgd import PGD
+
+
+@dataclass(frozen=True)
+class MixedPGD(Attack):
+    """One of several PGDs for each batch, for training: a network learns to stand against the one attack it meets.
+
+    After training against one step length, another length of the same attack fools more; the same holds for blocks.
+
+    Attributes:
+        attacks: Each is drawn with the same probability; all of one norm.
+        steps: Number of steps of each; their own if None.
+
+    Raises:
+        ValueError: If there is no attack, or they are of several norms.
+    """
+
+    attacks: tuple[PGD, ...]
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        norms = {attack.norm for attack in self.attacks}
+        if len(norms) != 1:
+            got = ", ".join(sorted(norms)) or "none"
+            raise ValueError(f"attacks must be at least one and of one norm, got {got}")
+        if self.steps is not None:
+            object.__setattr__(self, "attacks", tuple(replace(attack, steps=self.steps) for attack in self.attacks))
+
+    @property
+    def norm(self) -> NormName:  # type: ignore[override]
+        """That of all attacks."""
+        return self.attacks[0].norm
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``one of PGD-4, PGD-10``."""
+        return f"one of {', '.join(dict.fromkeys(attack.name for attack in self.attacks))}"
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """See :meth:`attacks.PGD.__call__`."""
+        drawn = torch.randint(len(self.attacks), (), generator=generator, device=images.device)
+        return self.attacks[int(drawn)](model, images, labels, eps, generator=generator)
