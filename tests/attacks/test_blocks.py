@@ -50,7 +50,12 @@ def test_a_step_gains_what_blocks_can_gain_on_a_linear_model() -> None:
 
 def test_sides_are_spread_over_the_steps_coarse_to_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[int] = []
-    monkeypatch.setattr("attacks.pgd.block_means", lambda grad, side, _generator: (sides.append(side), grad)[1])
+
+    def record(grad: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
+        sides.append(side)
+        return block_means(grad, side, generator)
+
+    monkeypatch.setattr("attacks.pgd.block_means", record)
     images, labels = torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)
     PGD(steps=7, block_sides=(7, 3, 1))(LinearModel(torch.randn(1, 8, 8)), images, labels, 0.1)
     assert sides == [7, 7, 7, 3, 3]  # and two steps of single pixels
