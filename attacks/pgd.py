@@ -36,6 +36,12 @@ class PGD(Attack):
             single pixels and falls to those of whole patches, which Square finds (Andriushchenko et al. 2020) and the
             gradients of single pixels hardly show; that of a block does. Above 1, images are ``(N, C, H, W)``.
         random_start: Start at a uniform random point of the ball; otherwise at the image.
+        start_levels: Start at the point of the ball that is nearest to a constant image, whose level is drawn for each
+            image between these two: ``(0.5, 0.5)`` is mid-gray. Training at a large eps turns a first layer into
+            thresholds, just above the brightest that a black pixel can become and just below the darkest that a
+            white one can. Away from them there is no gradient, and from a random point of the ball most pixels are
+            away from them; from mid-gray every pixel that the attack may move has one. Takes the place of the random
+            start, and wants short steps: a tenth of eps.
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
         iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
         stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
@@ -56,6 +62,7 @@ class PGD(Attack):
     step_schedule: Literal["constant", "linear"] = "constant"
     block_sides: tuple[int, ...] = (1,)
     random_start: bool = True
+    start_levels: tuple[float, float] | None = None
     restarts: int = 1
     iterate: Literal["last", "best"] = "last"
     stop_when_fooled: bool = False
@@ -73,6 +80,8 @@ class PGD(Attack):
             raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
         if not self.block_sides or not all(isinstance(side, int) and side >= 1 for side in self.block_sides):
             raise ValueError(f"block_sides must be whole numbers from 1, at least one, got {self.block_sides!r}")
+        if self.start_levels is not None and not 0 <= self.start_levels[0] <= self.start_levels[1] <= 1:
+            raise ValueError(f"start_levels must be two rising numbers in [0, 1], got {self.start_levels!r}")
         if not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be a whole number from 1, got {self.restarts!r}")
         if self.stop_when_fooled and self.batchnorm != "eval":
@@ -164,6 +173,11 @@ class PGD(Attack):
         norm = NORMS[self.norm]
         if start is not None:
             return norm.project(start, images, eps)
+        if self.start_levels is not None:
+            low, high = self.start_levels
+            shape = (len(images), *[1] * (images.ndim - 1))
+            level = torch.rand(shape, generator=generator, dtype=images.dtype, device=images.device)
+            return norm.project((low + (high - low) * level).expand_as(images), images, eps)
         return norm.random_start(images, eps, generator) if self.random_start else images.clone()
 
     def _run(
