@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from attacks.pgd import check_labels
+from attacks.checks import check_labels
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import PGD, Attack
-from attacks.pgd import check_labels
+from attacks.checks import check_labels
 
 
 class ObjectiveOutput(NamedTuple):

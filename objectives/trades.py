@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import Attack
+from attacks.checks import check_labels
 from attacks.losses import AttackLoss
-from attacks.pgd import check_labels
 from objectives.adversarial_training import Objective, ObjectiveOutput
 
 

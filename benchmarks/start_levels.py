@@ -1,0 +1,70 @@
+"""What PGD finds from random points of the ball, and what it finds from mid-gray, on MNIST weights.
+
+    python benchmarks/start_levels.py OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
+
+How many of the first test images stand after so many steps, each attack by itself, its last iterate. Steps shrink
+linearly from the relative step size that does best from there.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from worst_case import images_of
+
+from attacks import PGD
+from evaluation import provenance
+from networks import MNISTCNN
+from networks.weights import load_weights
+
+ATTACKS = {
+    "random point": PGD(relative_step_size=0.5, step_schedule="linear"),
+    "the image": PGD(relative_step_size=0.5, step_schedule="linear", random_start=False),
+    "mid-gray": PGD(relative_step_size=0.15, step_schedule="linear", start_levels=(0.43, 0.57)),
+}
+STEPS = (1, 3, 10, 40, 200)
+
+
+def main() -> None:
+    """Attack, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("weights", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
+    parser.add_argument("--num-images", type=int, default=1000)
+    parser.add_argument("--eps", type=float, default=0.4)
+    arguments = parser.parse_args()
+    images, labels = images_of(arguments.data_dir, "test", arguments.num_images)
+    rows = []
+    for given in arguments.weights:
+        name, _, file = given.partition("=")
+        network = MNISTCNN().eval()
+        load_weights(network, file)
+        for start, attack in ATTACKS.items():
+            for steps in STEPS:
+                stands = 0
+                generator = torch.Generator().manual_seed(0)
+                tried = replace(attack, steps=steps)
+                for batch in torch.arange(len(labels)).split(250):
+                    adv = tried(network, images[batch], labels[batch], arguments.eps, generator=generator)
+                    with torch.no_grad():
+                        right = network(images[batch]).argmax(1) == labels[batch]
+                        stands += int((right & (network(adv).argmax(1) == labels[batch])).sum())
+                rows.append({"weights": name, "start": start, "steps": steps, "stand": stands})
+                print(json.dumps(rows[-1]), flush=True)
+    sums = {given.partition("=")[0]: hashlib.sha256(Path(given.partition("=")[2]).read_bytes()).hexdigest()
+            for given in arguments.weights}  # fmt: skip
+    settings = {"eps": arguments.eps, "images": len(labels), "split": "test", "seed": 0, "sha256": sums}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(settings | {"rows": rows} | provenance(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
