@@ -36,4 +36,23 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (spread + 1e-12)
 
 
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """How far a target class is ahead of the right one, blind to the logits' scale (Croce & Hein 2020, eq. 7).
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N,)``, int64.
+        targets: ``(N,)``, int64, the classes to reach.
+
+    Raises:
+        ValueError: If there are fewer than four classes, of which its denominator speaks.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(f"the targeted DLR loss needs at least 4 classes, got {logits.shape[1]}: leave targets out")
+    ordered = logits.topk(4, dim=1).values
+    spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+    right, target = logits.gather(1, torch.stack([labels, targets], 1)).unbind(1)
+    return (target - right) / (spread + 1e-12)
+
+
 LOSSES: dict[LossName, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,6 +1,7 @@
-"""Projected gradient descent, the one gradient loop of this repository."""
+"""Projected gradient descent."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from attacks.blocks import block_means
 from attacks.checks import check_images, check_labels, one_of
 from attacks.context import BatchNormMode, Model, attack_context
 from attacks.eps import Eps, NormName, exact, parse_eps, parse_number
+from attacks.gradient import at_least_float32, loss_gradient
 from attacks.losses import LOSSES, AttackLoss, LossName
 from attacks.norms import NORMS
 
@@ -191,29 +193,21 @@ class PGD(Attack):
         generator: torch.Generator | None,
     ) -> "_Worst":
         norm, steps, step_size = NORMS[self.norm], self.steps_at(eps), self.step_size_at(eps)
-        loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         worst = _Worst.at(adv)
         standing = torch.arange(len(images), device=images.device)
         for step in range(steps):
-            logits = _at_least_float32(model(adv.requires_grad_()))
-            if step == 0:
-                check_labels(labels, logits)
-            loss = loss_function(logits, labels)
-            (grad,) = torch.autograd.grad(loss.sum(), adv)
-            adv = adv.detach()
-            fooled = logits.detach().argmax(1) != labels
+            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=step == 0))
+            fooled = logits.argmax(1) != labels
             if self.iterate == "best":
-                worst.keep(standing, adv, fooled, loss.detach())
+                worst.keep(standing, adv, fooled, loss)
             if self.stop_when_fooled and bool(fooled.any()):
                 if self.iterate == "last":
-                    worst.keep(standing[fooled], adv[fooled], fooled[fooled], loss.detach()[fooled])
+                    worst.keep(standing[fooled], adv[fooled], fooled[fooled], loss[fooled])
                 left = ~fooled
                 standing, images, labels, adv, grad = (x[left] for x in (standing, images, labels, adv, grad))
                 if len(standing) == 0:
                     return worst
-            # A model that returns NaN or infinity must not carry the images out of the box.
             length = step_size if self.step_schedule == "constant" else step_size * (1 - step / steps)
-            grad = grad.nan_to_num_(nan=0.0)
             side = self.block_sides[step * len(self.block_sides) // steps]
             step_taken = norm.steepest_step(grad if side == 1 else block_means(grad, side, generator), length)
             adv = norm.project(step_taken.add_(adv), images, eps)
@@ -221,9 +215,15 @@ class PGD(Attack):
             worst.adv.index_copy_(0, standing, adv)
         if self.iterate == "best" or self.restarts > 1:
             with torch.no_grad():
-                logits = _at_least_float32(model(adv))
-                worst.keep(standing, adv, logits.argmax(1) != labels, loss_function(logits, labels))
+                logits = at_least_float32(model(adv))
+                worst.keep(standing, adv, logits.argmax(1) != labels, self._loss(logits, labels))
         return worst
+
+    def _loss(self, logits: Tensor, labels: Tensor, check: bool = False) -> Tensor:
+        if check:
+            check_labels(labels, logits)
+        loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+        return loss_function(logits, labels)
 
 
 @dataclass
@@ -248,7 +248,3 @@ class _Worst:
         self.adv.index_copy_(0, index, torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv[index]))
         self.loss.index_copy_(0, index, torch.where(worse, loss, self.loss[index]))
         self.fooled.index_copy_(0, index, fooled | self.fooled[index])
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -22,9 +22,13 @@ FGSM = PGD(steps=1, relative_step_size=1.0, random_start=False)
 class Stubborn(nn.Module):
     """Returns NaN and infinities of every kind for every image."""
 
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
     def forward(self, images: Tensor) -> Tensor:
-        bad = torch.tensor([torch.nan, torch.inf, -torch.inf])
-        return images.flatten(1)[:, :3] * bad
+        bad = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0])[: self.num_classes]
+        return images.flatten(1)[:, : self.num_classes] * bad
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,136 @@
+"""FAB: the nearest point across the decision boundary, by steps onto its linear approximation (Croce and Hein 2020)."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from attacks.context import Model
+from attacks.gradient import loss_gradient
+from attacks.norms import NORMS
+from attacks.search import Found, Search, answers, ranked_class
+
+LARGEST_PULL = 0.1  # alpha_max: how far a step may lean towards the image
+OVERSHOOT = 1.05  # eta: how far beyond the linear boundary a step goes
+BACKWARD = 0.9  # beta: how much of its distance a fooling point keeps
+
+
+@dataclass(frozen=True)
+class FAB(Search):
+    """Targeted FAB (Croce and Hein 2020b, algorithm 1), l-inf, the third member of AutoAttack.
+
+    Looks for the smallest perturbation rather than for the highest loss inside the ball; the search for an image ends
+    when one is not larger than eps.
+
+    Attributes:
+        steps: Steps of a run.
+        targets: Aim at each of so many wrong classes in turn, the likeliest first. Classes beyond those there are, are
+            left out.
+        restarts: Runs for each target; those after the first begin at a random point, at most eps / 2 away.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+
+    norm = "Linf"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "targets", "restarts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return "FAB-T" + (f"x{self.restarts}" if self.restarts > 1 else "")
+
+    @property
+    def runs(self) -> int:
+        """Restarts, for each target."""
+        return self.restarts * self.targets
+
+    def run(
+        self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
+    ) -> Found:
+        """See :meth:`attacks.search.Search.run`."""
+        norm, index = NORMS["Linf"], torch.arange(len(images), device=images.device)
+        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        logits, rank = answers(model, images), run // self.restarts
+        if rank >= logits.shape[1] - 1:
+            return found
+        aims = ranked_class(logits, labels, rank)
+        adv = images.clone() if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
+        for step in range(self.steps + 1):
+            logits, lead, grad = loss_gradient(model, adv, partial(_lead, labels=labels, aims=aims))
+            across = logits.argmax(1) != labels
+            if bool(across.any()):
+                fooled = across & (norm.project(adv, images, eps) == adv).flatten(1).all(1)
+                found.adv[index[fooled]] = adv[fooled]
+                found.fooled[index[fooled]] = True
+                state = (index, images, labels, aims, adv, lead, grad, across)
+                index, images, labels, aims, adv, lead, grad, across = (x[~fooled] for x in state)
+                if len(index) == 0:
+                    break
+                if bool(across.any()):  # Beyond the ball: go on from nearer.
+                    adv[across] = images[across] + BACKWARD * (adv[across] - images[across])
+                    loss = partial(_lead, labels=labels[across], aims=aims[across])
+                    _, lead[across], grad[across] = loss_gradient(model, adv[across], loss)
+            if step == self.steps:
+                break
+            from_adv, from_image = (_onto_boundary(x, adv, lead, grad) for x in (adv, images))
+            length, radius = (x.flatten(1).abs().amax(1).clamp_min(1e-8) for x in (from_adv, from_image))
+            pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
+            adv = (1 - pull) * (adv + OVERSHOOT * from_adv) + pull * (images + OVERSHOOT * from_image)
+            adv = adv.clamp_(0, 1)
+        return found
+
+
+def _lead(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    """How far the aim is ahead of the right class."""
+    right, aim = logits.gather(1, torch.stack([labels, aims], 1)).unbind(1)
+    return aim - right
+
+
+def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor) -> Tensor:
+    """The smallest change, in l-inf and inside the box, that takes a point to where a linear lead is zero.
+
+    The change moves every pixel by the same amount in the direction that closes the gap, and those that meet the box's
+    wall as far as they can. The amount is where a piecewise linear function of it, the gap that is closed, meets the
+    gap; its kinks are the pixels' distances to the wall, in order. Where even the walls do not close the gap,
+    all pixels go there.
+
+    Args:
+        start: ``(N, ...)``, the points to move.
+        at: ``(N, ...)``, where the lead was linearised.
+        lead: ``(N,)``, its value there.
+        grad: ``(N, ...)``, its gradient there.
+
+    Returns:
+        The change, like ``start``.
+    """
+    slopes = grad.flatten(1)
+    gap = -(lead + (slopes * (start - at).flatten(1)).sum(1))  # (N,): what the change must add to the lead
+    direction = slopes.sign() * torch.where(gap >= 0, 1, -1)[:, None]
+    points = start.flatten(1)
+    room = torch.where(direction > 0, 1 - points, points)  # (N, D): to the wall
+    room, order = room.sort(dim=1)
+    weights = slopes.abs().gather(1, order)
+    stopped = (weights * room).cumsum(1)  # closed by the pixels that have met the wall
+    moving = weights.flip(1).cumsum(1).flip(1) - weights  # what those behind them close for each unit
+    closed = stopped + room * moving  # (N, D): the gap closed when the amount is this room
+    kink = torch.searchsorted(closed, gap.abs()[:, None]).clamp_max(room.shape[1] - 1)  # (N, 1)
+    before = (kink - 1).clamp_min(0)
+    first = kink == 0
+    base = torch.where(first, 0, closed.gather(1, before))
+    amount = torch.where(first, 0, room.gather(1, before))
+    rate = torch.where(first, weights.sum(1, keepdim=True), moving.gather(1, before))
+    amount = amount + (gap.abs()[:, None] - base) / rate.clamp_min(1e-12)
+    amount = amount.minimum(room[:, -1:])
+    unordered = torch.empty_like(room).scatter_(1, order, room)
+    return (direction * amount.minimum(unordered)).view_as(start)
