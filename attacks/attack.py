@@ -1,7 +1,8 @@
 """What the rest of the repository knows of an attack, and an attack with the eps it is run at."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,12 @@ class Attack(ABC):
     @abstractmethod
     def name(self) -> str:
         """Short name for tables."""
+
+    def settings(self) -> dict[str, Any]:
+        """The class and every setting, in plain values, for a report."""
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        plain = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
+        return {"class": type(self).__qualname__, **plain}
 
     @abstractmethod
     def __call__(

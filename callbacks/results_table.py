@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class ResultsTableCallback(Callback):
                     "name": named.name,
                     "eps": named.eps,
                     "accuracy": metrics[f"test/robust_acc/{named.name}"],
-                    "attack": _settings(named.attack),
+                    "attack": named.attack.settings(),
                 }
             )
         images = _number_of_images(trainer)
@@ -75,11 +74,6 @@ def format_table(rows: list[tuple[str, float]], images: int | None) -> str:
     lines = [f"{'attack':<{width}}  accuracy (%){number}", "-" * (width + 14)]
     lines += [f"{name:<{width}}  {100 * accuracy:12.2f}" for name, accuracy in rows]
     return "\n" + "\n".join(lines)
-
-
-def _settings(attack: object) -> dict[str, Any]:
-    fields = asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
-    return {"class": type(attack).__qualname__} | fields
 
 
 def _number_of_images(trainer: Trainer) -> int | None:

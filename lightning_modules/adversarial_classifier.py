@@ -1,6 +1,5 @@
 """The adversarial training, validation and test steps, for any network, attack, objective and optimizer."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from attacks.checks import check_labels
+from attacks.draws import generator_for
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
@@ -193,14 +193,8 @@ class AdversarialClassifier(LightningModule):
         return classes
 
     def _generator(self, *state: str | int) -> torch.Generator:
-        """Random numbers that depend on seed, rank and progress alone.
-
-        Ranks differ, a resumed run repeats the draws of an uninterrupted one, and the global random state is
-        left as it is.
-        """
-        key = repr((torch.initial_seed(), self.global_rank, *state)).encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)
-        return torch.Generator(self.device).manual_seed(seed)
+        """Random numbers that depend on seed, rank and progress alone."""
+        return generator_for(self.device, torch.initial_seed(), self.global_rank, *state)
 
 
 def _accuracy() -> MulticlassAccuracy:

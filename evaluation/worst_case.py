@@ -1,0 +1,193 @@
+"""The worst case of each image over attacks and eps, in batches that are never attacked twice."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attacks import Attack, Eps, parse_eps
+from attacks.draws import generator_for
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What stands after an attack at an eps, and after all before it.
+
+    Attributes:
+        attack: The attack's name.
+        eps: Pixel scale.
+        attacked: Number of images it met: those that nothing before had fooled.
+        standing: Number of images that still stood afterwards.
+    """
+
+    attack: str
+    eps: float
+    attacked: int
+    standing: int
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """What each image withstood.
+
+    Attributes:
+        labels: ``(N,)``, int64.
+        clean: ``(N,)``, int64: the answers to the images as they are.
+        eps: ``(N,)``, float64: the smallest eps of the grid at which the image was fooled; 0 where it is answered
+            wrongly as it is, infinity where it stands throughout.
+        attack: ``(N,)``, int64: the number of the attack that fooled it; -1 where none did.
+        adv: ``(N, ...)``: the fooling image, or the image itself.
+        adv_class: ``(N,)``, int64: the answer to it.
+        stages: In the order in which they ran.
+    """
+
+    labels: Tensor
+    clean: Tensor
+    eps: Tensor
+    attack: Tensor
+    adv: Tensor
+    adv_class: Tensor
+    stages: list[Stage]
+
+    def standing(self, eps: float) -> int:
+        """Number of images that are answered rightly as they are and under every attack up to ``eps``."""
+        return int((self.eps > eps).sum())
+
+
+class WorstCaseSearch:
+    """Attack images one attack after the other, each time those that still stand (as AutoAttack does).
+
+    An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. What a
+    batch gave is written to a folder at once; a search that begins in a folder takes from there what is finished and
+    makes the rest, so one that was killed ends as if it had not been. The random draws of a batch depend on seed,
+    attack, eps and batch alone.
+
+    Args:
+        model: Maps images to logits ``(N, C)``; in eval mode.
+        images: ``(N, ...)``, float, in [0, 1].
+        labels: ``(N,)``, int64.
+        attacks: In order, the cheapest first.
+        eps: Rising, pixel scale, above 0.
+        folder: Of the batches; made if need be. None keeps nothing.
+        batch_size: Images of a batch.
+        seed: Of the random draws.
+
+    Raises:
+        ValueError: If the attacks or eps are none, eps does not rise, two attacks have one name, or the folder holds
+            another search.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        attacks: Sequence[Attack],
+        eps: Sequence[Eps],
+        folder: Path | None = None,
+        batch_size: int = 250,
+        seed: int = 0,
+    ) -> None:
+        names = [attack.name for attack in attacks]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"attacks must be at least one, with distinct names, got {', '.join(names) or 'none'}")
+        self.eps = [parse_eps(value, attacks[0].norm) for value in eps]
+        if not self.eps or self.eps[0] == 0 or any(low >= high for low, high in pairwise(self.eps)):
+            raise ValueError(f"eps must be at least one, above 0 and rising, got {list(eps)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.images, self.labels = model, images, labels
+        self.attacks, self.batch_size, self.seed, self.folder = list(attacks), batch_size, seed, folder
+        if folder is not None:
+            self._claim(folder)
+
+    def run(self, progress: Callable[[Stage], None] = lambda _stage: None) -> WorstCase:
+        """Make what is not finished.
+
+        Args:
+            progress: Is told of each stage that has ended.
+        """
+        blocks = torch.split(torch.arange(len(self.labels)), self.batch_size)
+        clean = torch.cat([self._classes(self.images[block]) for block in blocks])
+        result = WorstCase(
+            labels=self.labels,
+            clean=clean,
+            eps=torch.where(clean == self.labels, torch.inf, 0.0).double(),
+            attack=torch.full_like(self.labels, -1),
+            adv=self.images.clone(),
+            adv_class=clean.clone(),
+            stages=[],
+        )
+        for eps in self.eps:
+            for number, attack in enumerate(self.attacks):
+                attacked = result.standing(eps)
+                for at, block in enumerate(blocks):
+                    index = block[torch.isinf(result.eps[block])]
+                    if len(index) == 0:
+                        continue
+                    batch = self._batch(attack, eps, at, index)
+                    fooled = batch["index"]
+                    result.eps[fooled], result.attack[fooled] = eps, number
+                    result.adv[fooled], result.adv_class[fooled] = batch["adv"], batch["adv_class"]
+                stage = Stage(attack.name, eps, attacked, result.standing(eps))
+                result.stages.append(stage)
+                progress(stage)
+        return result
+
+    def _claim(self, folder: Path) -> None:
+        """Write what is searched, or compare it with what the folder says."""
+        of_what = {
+            "model": fingerprint(*self.model.state_dict().values()),
+            "images": fingerprint(self.images, self.labels),
+            "attacks": [attack.settings() for attack in self.attacks],
+            "eps": self.eps,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        text = json.dumps(of_what, indent=2, default=str) + "\n"
+        path = folder / "search.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(text)
+            unfinished.replace(path)
+        elif path.read_text() != text:
+            there = json.loads(path.read_text())
+            other = [name for name, value in json.loads(text).items() if there.get(name) != value]
+            raise ValueError(f"{folder} holds a search with other {', '.join(other)}: give another folder")
+
+    def _batch(self, attack: Attack, eps: float, at: int, index: Tensor) -> dict[str, Tensor]:
+        """What an attack fools of a batch: read if it is there, else made and written."""
+        key = f"{eps!r}-{attack.name}-{at:05}"
+        path = None if self.folder is None else self.folder / f"{key}.safetensors"
+        if path is not None and path.is_file():
+            return load_file(path)
+        generator = generator_for(self.images.device, "worst case", self.seed, key)
+        adv = attack(self.model, self.images[index], self.labels[index], eps, generator=generator)
+        classes = self._classes(adv)
+        fooled = classes != self.labels[index]
+        batch = {"index": index[fooled], "adv": adv[fooled].contiguous(), "adv_class": classes[fooled]}
+        if path is not None:
+            unfinished = path.with_suffix(".unfinished")
+            save_file(batch, unfinished)
+            unfinished.replace(path)  # whole or not at all
+        return batch
+
+    def _classes(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            classes: Tensor = self.model(images).argmax(1)
+        return classes
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of tensors' values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

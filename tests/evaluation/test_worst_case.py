@@ -1,0 +1,172 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import APGD, PGD, Attack
+from attacks.context import Model
+from attacks.eps import Eps
+from evaluation import WorstCaseSearch
+from evaluation.worst_case import Stage, WorstCase
+
+WEAK, STRONG = PGD(steps=1), PGD(steps=10, restarts=2)
+
+
+class Threshold(nn.Module):
+    """Answers class 1 where the mean pixel is above one half: an image's fooling eps is its distance from that."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = 100 * (images.flatten(1).mean(1) - 0.5)
+        return torch.stack([-score, score], 1)
+
+
+def case(n: int = 40) -> tuple[nn.Module, Tensor, Tensor]:
+    levels = torch.linspace(0.12, 0.88, n)
+    images = levels.view(-1, 1, 1, 1).expand(n, 1, 4, 4).clone()
+    labels = (levels > 0.5).long()
+    labels[3] = 1  # wrong as it is
+    return Threshold(), images, labels
+
+
+def same(one: WorstCase, other: WorstCase) -> bool:
+    tensors = ("labels", "clean", "eps", "attack", "adv", "adv_class")
+    return one.stages == other.stages and all(torch.equal(getattr(one, x), getattr(other, x)) for x in tensors)
+
+
+def test_each_image_has_its_smallest_fooling_eps_of_the_grid() -> None:
+    model, images, labels = case()
+    grid = [0.1, 0.2, 0.3]
+    found = WorstCaseSearch(model, images, labels, [WEAK, STRONG], grid, batch_size=7).run()
+    distance = (images.flatten(1).mean(1) - 0.5).abs()
+    for i in range(len(images)):
+        first = next((eps for eps in grid if eps > distance[i]), float("inf"))
+        assert found.eps[i] == (0 if i == 3 else first)
+        delta = (found.adv[i] - images[i]).abs().max()
+        assert delta <= (0 if i == 3 or first == float("inf") else first)
+    fooled = found.attack >= 0
+    assert torch.equal(fooled, torch.isfinite(found.eps) & (found.eps > 0))
+    with torch.no_grad():
+        assert torch.equal(model(found.adv).argmax(1), found.adv_class)
+    assert torch.equal(found.adv_class == labels, torch.isinf(found.eps))
+
+
+def test_stages_count_who_was_met_and_who_stands() -> None:
+    model, images, labels = case()
+    told: list[Stage] = []
+    found = WorstCaseSearch(model, images, labels, [WEAK, STRONG], [0.1, 0.3], batch_size=9).run(told.append)
+    assert told == found.stages
+    assert [(stage.attack, stage.eps) for stage in told] == [
+        ("PGD-1", 0.1), ("PGD-10x2", 0.1), ("PGD-1", 0.3), ("PGD-10x2", 0.3),
+    ]  # fmt: skip
+    assert told[0].attacked == 39
+    assert [stage.attacked for stage in told[1:]] == [stage.standing for stage in told[:-1]]
+    assert told[1].standing == found.standing(0.1)
+    assert told[3].standing == found.standing(0.3)
+    assert found.standing(0) == 39
+
+
+class Counting(Attack):
+    """Fools nothing and notes which images it met."""
+
+    norm = "Linf"
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.met: list[int] = []
+
+    def __call__(
+        self, model: Model, images: Tensor, labels: Tensor, eps: Eps, generator: torch.Generator | None = None
+    ) -> Tensor:
+        self.met.append(len(images))
+        return images
+
+
+def test_survivors_only_go_on() -> None:
+    model, images, labels = case()
+    counting = Counting()
+    found = WorstCaseSearch(model, images, labels, [STRONG, counting], [0.3], batch_size=10).run()
+    assert sum(counting.met) == found.standing(0.3)
+
+
+class Killed(RuntimeError):
+    pass
+
+
+class Mortal(Attack):
+    """An attack whose process dies at its n-th batch."""
+
+    norm = "Linf"
+
+    def __init__(self, attack: PGD, dies_at: int) -> None:
+        self.attack, self.left = attack, dies_at
+
+    @property
+    def name(self) -> str:
+        return self.attack.name
+
+    def settings(self) -> dict[str, Any]:
+        return self.attack.settings()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return self.attack(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, 5, 8])
+def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_path: Path, dies_at: int) -> None:
+    model, images, labels = case()
+    attacks, eps = [replace(WEAK, steps=2), STRONG], [0.1, 0.2]
+    whole = WorstCaseSearch(model, images, labels, attacks, eps, batch_size=8).run()
+    mortal = [Mortal(attack, dies_at) for attack in attacks]
+    with pytest.raises(Killed):
+        WorstCaseSearch(model, images, labels, mortal, eps, tmp_path, batch_size=8).run()
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")}
+    (tmp_path / "0.1-PGD-2-00099.unfinished").write_bytes(b"half a batch")
+    resumed = WorstCaseSearch(model, images, labels, attacks, eps, tmp_path, batch_size=8).run()
+    assert same(whole, resumed)
+    assert all(file.stat().st_mtime_ns == time for file, time in written.items())
+    attackless = [Mortal(attack, 1) for attack in attacks]
+    assert same(whole, WorstCaseSearch(model, images, labels, attackless, eps, tmp_path, batch_size=8).run())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"eps": [0.2]}, "eps"),
+        ({"attacks": [STRONG]}, "attacks"),
+        ({"batch_size": 4}, "batch_size"),
+    ],
+)
+def test_a_folder_of_another_search_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    model, images, labels = case(8)
+    settings: dict[str, Any] = {"attacks": [WEAK], "eps": [0.1], "folder": tmp_path}
+    WorstCaseSearch(model, images, labels, **settings).run()
+    with pytest.raises(ValueError, match=f"holds a search with other {named}: give another folder"):
+        WorstCaseSearch(model, images, labels, **(settings | changes))
+    with pytest.raises(ValueError, match="holds a search with other images"):
+        WorstCaseSearch(model, 1 - images, labels, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": []}, "attacks must be at least one, with distinct names, got none"),
+        ({"attacks": [WEAK, WEAK]}, "distinct names, got PGD-1, PGD-1"),
+        ({"eps": []}, "eps must be at least one"),
+        ({"eps": [0, 0.1]}, "above 0 and rising"),
+        ({"eps": [0.2, 0.1]}, "above 0 and rising"),
+        ({"eps": [8]}, "did you mean 8/255"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    model, images, labels = case(4)
+    settings: dict[str, Any] = {"attacks": [APGD()], "eps": [0.1]}
+    with pytest.raises(ValueError, match=message):
+        WorstCaseSearch(model, images, labels, **(settings | changes))
