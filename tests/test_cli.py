@@ -327,7 +327,7 @@ def test_the_strong_test_lies_over_a_config(capsys: Any) -> None:
         main(["test", "--config", str(ROOT / "configs/mnist/iat.yaml"), "--config", overlay, "--print_config"])
     model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     attacks = [(row["eps"], row["attack"]["init_args"]["restarts"]) for row in model["test_attacks"]]
-    assert attacks == [(0.3, 1), (0.4, 1), (0.4, 10)]
+    assert attacks == [(0.3, 1), (0.4, 1), (0.4, 10), (0.4, 3)]
     assert model["attack"]["init_args"]["steps"] == "paper"
 
 
