@@ -25,45 +25,8 @@ from callbacks import (
 )
 from callbacks.outputs import run_folder
 from lightning_modules import AdversarialClassifier
-from networks.export import ExportFormat, export_network
 from networks.weights import LIGHTNING_KEY, load_weights, read_checkpoint
-
-
-class RampartTrainer(Trainer):
-    """Lightning's trainer, with one command more."""
-
-    def export(
-        self,
-        model: AdversarialClassifier,
-        datamodule: LightningDataModule | None = None,  # noqa: ARG002 - the command line hands it to every command
-        ckpt_path: str | None = None,
-        formats: tuple[ExportFormat, ...] = ("pth", "safetensors", "onnx"),
-        image_shape: tuple[int, int, int] | None = None,
-        weights_only: bool | None = None,  # noqa: ARG002 - a config that a fit has saved holds it
-    ) -> None:
-        """Write a trained network as a plain state_dict (.pth), as safetensors and as ONNX, into the run's folder.
-
-        Args:
-            model: Holds the network.
-            datamodule: Not used.
-            ckpt_path: A Lightning checkpoint, .pth or .safetensors.
-            formats: Which files to write.
-            image_shape: ``(C, H, W)`` for ONNX; the network's own ``image_shape`` if None.
-            weights_only: Not used: a file is never read otherwise.
-
-        Raises:
-            ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape.
-        """
-        if ckpt_path is None:
-            raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
-        print(load_weights(model.network, ckpt_path))
-        shape = image_shape or getattr(model.network, "image_shape", None)
-        if shape is None:
-            raise ValueError(f"image_shape must be given: {type(model.network).__name__} does not say what it takes")
-        for suffix in formats:
-            path = Path(self.default_root_dir) / f"network.{suffix}"
-            export_network(model.network, path, shape)
-            print(f"Wrote {path}")
+from trainer import RampartTrainer
 
 
 class RampartCLI(LightningCLI):
@@ -85,8 +48,8 @@ class RampartCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, and export."""
-        return LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
+        """Lightning's commands, evaluate and export."""
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("evaluate", "export")}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Let parse errors reach :func:`main`."""
@@ -147,9 +110,9 @@ class RampartCLI(LightningCLI):
         path = arguments.get("ckpt_path")
         if path in ("best", "last"):
             raise ValueError(f"ckpt_path must be a file, got {path!r}: every run has a folder of its own")
-        if path is None and subcommand not in ("fit", "export"):
+        if path is None and subcommand not in ("fit", "evaluate", "export"):
             print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
-        if path in (None, "hpc") or subcommand == "export":
+        if path in (None, "hpc") or subcommand in ("evaluate", "export"):
             return arguments
         if LIGHTNING_KEY not in read_checkpoint(path):
             if subcommand == "fit":

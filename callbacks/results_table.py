@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from attacks import NamedAttack, parse_eps
 from callbacks.outputs import new_file, run_folder
-from evaluation import provenance
+from evaluation import disagreements, provenance
 
 
 class ResultsTableCallback(Callback):
@@ -36,7 +37,11 @@ class ResultsTableCallback(Callback):
         self._start = time.monotonic()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and write the file."""
+        """Print the table and write the file.
+
+        Raises:
+            ValueError: If a stronger attack leaves more images standing: then the evaluation is broken.
+        """
         if not trainer.is_global_zero:
             return
         module: Any = pl_module
@@ -52,6 +57,8 @@ class ResultsTableCallback(Callback):
                 }
             )
         images = _number_of_images(trainer)
+        if images is not None:
+            _refuse_what_cannot_be(module.test_attacks, rows, images)
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
             "images": images,
@@ -74,6 +81,16 @@ def format_table(rows: list[tuple[str, float]], images: int | None) -> str:
     lines = [f"{'attack':<{width}}  accuracy (%){number}", "-" * (width + 14)]
     lines += [f"{name:<{width}}  {100 * accuracy:12.2f}" for name, accuracy in rows]
     return "\n" + "\n".join(lines)
+
+
+def _refuse_what_cannot_be(attacks: list[NamedAttack], rows: list[dict[str, Any]], images: int) -> None:
+    standing = [round(row["accuracy"] * images) for row in rows]
+    results = [
+        (named.attack.settings(), parse_eps(named.eps, named.attack.norm), count)
+        for named, count in zip(attacks, standing[1:], strict=True)
+    ]
+    if problems := disagreements(results, standing[0]):
+        raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
 
 
 def _number_of_images(trainer: Trainer) -> int | None:

@@ -2,14 +2,25 @@
 
 from evaluation.curve import fooling_eps
 from evaluation.figures import adversarial_figure, robustness_figure
+from evaluation.masking import Sign, masking_signs
+from evaluation.presets import PRESETS, Preset
 from evaluation.provenance import provenance
+from evaluation.report import disagreements, report_of, table_of, write_per_image
 from evaluation.worst_case import WorstCase, WorstCaseSearch
 
 __all__ = [
+    "PRESETS",
+    "Preset",
+    "Sign",
     "WorstCase",
     "WorstCaseSearch",
     "adversarial_figure",
+    "disagreements",
     "fooling_eps",
+    "masking_signs",
     "provenance",
+    "report_of",
     "robustness_figure",
+    "table_of",
+    "write_per_image",
 ]

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,12 +25,14 @@ class Stage:
         eps: Pixel scale.
         attacked: Number of images it met: those that nothing before had fooled.
         standing: Number of images that still stood afterwards.
+        seconds: Wall time of its batches, whenever they were made.
     """
 
     attack: str
     eps: float
     attacked: int
     standing: int
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ class WorstCaseSearch:
     """Attack images one attack after the other, each time those that still stand (as AutoAttack does).
 
     An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. What a
-    batch gave is written to a folder at once; a search that begins in a folder takes from there what is finished and
-    makes the rest, so one that was killed ends as if it had not been. The random draws of a batch depend on seed,
-    attack, eps and batch alone.
+    batch gave is stored at once, in a folder that is named after all that decides it; the same search, begun again,
+    takes from there what is finished and makes the rest, so one that was killed ends as if it had not been. The random
+    draws of a batch depend on seed, attack, eps and batch alone.
 
     Args:
         model: Maps images to logits ``(N, C)``; in eval mode.
@@ -74,13 +77,15 @@ class WorstCaseSearch:
         labels: ``(N,)``, int64.
         attacks: In order, the cheapest first.
         eps: Rising, pixel scale, above 0.
-        folder: Of the batches; made if need be. None keeps nothing.
+        store: Holds the folders of all searches; made if need be. None keeps nothing.
         batch_size: Images of a batch.
         seed: Of the random draws.
 
+    Attributes:
+        identity: What decides the result: SHA-256 of the model's weights, the images and the code, and all settings.
+
     Raises:
-        ValueError: If the attacks or eps are none, eps does not rise, two attacks have one name, or the folder holds
-            another search.
+        ValueError: If the attacks or eps are none, eps does not rise, or two attacks have one name.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class WorstCaseSearch:
         labels: Tensor,
         attacks: Sequence[Attack],
         eps: Sequence[Eps],
-        folder: Path | None = None,
+        store: Path | None = None,
         batch_size: int = 250,
         seed: int = 0,
     ) -> None:
@@ -103,9 +108,22 @@ class WorstCaseSearch:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.images, self.labels = model, images, labels
-        self.attacks, self.batch_size, self.seed, self.folder = list(attacks), batch_size, seed, folder
-        if folder is not None:
-            self._claim(folder)
+        self.attacks, self.batch_size, self.seed = list(attacks), batch_size, seed
+        self.identity = {
+            "weights": fingerprint(*model.state_dict().values()),
+            "network": repr(model),
+            "images": fingerprint(images, labels),
+            "code": _code_fingerprint(),
+            "attacks": [attack.settings() for attack in attacks],
+            "eps": self.eps,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        text = json.dumps(self.identity, indent=2, default=str) + "\n"
+        self.folder = None if store is None else store / hashlib.sha256(text.encode()).hexdigest()[:16]
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "search.json").write_text(text)
 
     def run(self, progress: Callable[[Stage], None] = lambda _stage: None) -> WorstCase:
         """Make what is not finished.
@@ -126,7 +144,7 @@ class WorstCaseSearch:
         )
         for eps in self.eps:
             for number, attack in enumerate(self.attacks):
-                attacked = result.standing(eps)
+                attacked, seconds = result.standing(eps), 0.0
                 for at, block in enumerate(blocks):
                     index = block[torch.isinf(result.eps[block])]
                     if len(index) == 0:
@@ -135,32 +153,11 @@ class WorstCaseSearch:
                     fooled = batch["index"]
                     result.eps[fooled], result.attack[fooled] = eps, number
                     result.adv[fooled], result.adv_class[fooled] = batch["adv"], batch["adv_class"]
-                stage = Stage(attack.name, eps, attacked, result.standing(eps))
+                    seconds += float(batch["seconds"])
+                stage = Stage(attack.name, eps, attacked, result.standing(eps), seconds)
                 result.stages.append(stage)
                 progress(stage)
         return result
-
-    def _claim(self, folder: Path) -> None:
-        """Write what is searched, or compare it with what the folder says."""
-        of_what = {
-            "model": fingerprint(*self.model.state_dict().values()),
-            "images": fingerprint(self.images, self.labels),
-            "attacks": [attack.settings() for attack in self.attacks],
-            "eps": self.eps,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
-        text = json.dumps(of_what, indent=2, default=str) + "\n"
-        path = folder / "search.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(text)
-            unfinished.replace(path)
-        elif path.read_text() != text:
-            there = json.loads(path.read_text())
-            other = [name for name, value in json.loads(text).items() if there.get(name) != value]
-            raise ValueError(f"{folder} holds a search with other {', '.join(other)}: give another folder")
 
     def _batch(self, attack: Attack, eps: float, at: int, index: Tensor) -> dict[str, Tensor]:
         """What an attack fools of a batch: read if it is there, else made and written."""
@@ -169,10 +166,18 @@ class WorstCaseSearch:
         if path is not None and path.is_file():
             return load_file(path)
         generator = generator_for(self.images.device, "worst case", self.seed, key)
+        start = time.perf_counter()
         adv = attack(self.model, self.images[index], self.labels[index], eps, generator=generator)
+        seconds = time.perf_counter() - start
+        check_inside(adv, self.images[index], eps, attack)
         classes = self._classes(adv)
         fooled = classes != self.labels[index]
-        batch = {"index": index[fooled], "adv": adv[fooled].contiguous(), "adv_class": classes[fooled]}
+        batch = {
+            "index": index[fooled],
+            "adv": adv[fooled].contiguous(),
+            "adv_class": classes[fooled],
+            "seconds": torch.tensor(seconds),
+        }
         if path is not None:
             unfinished = path.with_suffix(".unfinished")
             save_file(batch, unfinished)
@@ -185,9 +190,32 @@ class WorstCaseSearch:
         return classes
 
 
+def check_inside(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> None:
+    """Refuse what an attack must not return.
+
+    Raises:
+        ValueError: If an image is outside the ball or the box by more than rounding, or not a number.
+    """
+    delta = (adv - images).flatten(1)
+    lengths = delta.abs().amax(1) if attack.norm == "Linf" else torch.linalg.vector_norm(delta, dim=1)
+    inside = (lengths <= eps * (1 + 1e-5) + 1e-6) & ((adv >= 0) & (adv <= 1)).flatten(1).all(1)
+    if not bool(inside.all()):
+        raise ValueError(
+            f"{attack.name} returned {int((~inside).sum())} images outside the ball of eps {eps:g} or the box [0, 1]: "
+            "the attack is broken, no number is reported"
+        )
+
+
 def fingerprint(*tensors: Tensor) -> str:
     """SHA-256 of tensors' values."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _code_fingerprint() -> str:
+    """SHA-256 of the code that a fooled image depends on, so that no result outlives the attack that made it."""
+    root = Path(__file__).parent.parent
+    files = [*sorted(root.glob("attacks/*.py")), *sorted(root.glob("networks/*.py")), Path(__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

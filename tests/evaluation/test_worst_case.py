@@ -125,8 +125,9 @@ def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_pat
     mortal = [Mortal(attack, dies_at) for attack in attacks]
     with pytest.raises(Killed):
         WorstCaseSearch(model, images, labels, mortal, eps, tmp_path, batch_size=8).run()
-    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")}
-    (tmp_path / "0.1-PGD-2-00099.unfinished").write_bytes(b"half a batch")
+    (folder,) = tmp_path.iterdir()
+    written = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    (folder / "0.1-PGD-2-00004.unfinished").write_bytes(b"half a batch")
     resumed = WorstCaseSearch(model, images, labels, attacks, eps, tmp_path, batch_size=8).run()
     assert same(whole, resumed)
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
@@ -134,23 +135,42 @@ def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_pat
     assert same(whole, WorstCaseSearch(model, images, labels, attackless, eps, tmp_path, batch_size=8).run())
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"seed": 1}, "seed"),
-        ({"eps": [0.2]}, "eps"),
-        ({"attacks": [STRONG]}, "attacks"),
-        ({"batch_size": 4}, "batch_size"),
-    ],
-)
-def test_a_folder_of_another_search_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"eps": [0.2]}, {"attacks": [STRONG]}, {"batch_size": 4}])
+def test_a_search_takes_nothing_from_another(tmp_path: Path, changes: dict[str, Any]) -> None:
     model, images, labels = case(8)
-    settings: dict[str, Any] = {"attacks": [WEAK], "eps": [0.1], "folder": tmp_path}
-    WorstCaseSearch(model, images, labels, **settings).run()
-    with pytest.raises(ValueError, match=f"holds a search with other {named}: give another folder"):
-        WorstCaseSearch(model, images, labels, **(settings | changes))
-    with pytest.raises(ValueError, match="holds a search with other images"):
-        WorstCaseSearch(model, 1 - images, labels, **settings)
+    settings: dict[str, Any] = {"attacks": [WEAK], "eps": [0.1], "store": tmp_path}
+    one = WorstCaseSearch(model, images, labels, **settings)
+    assert one.folder == WorstCaseSearch(model, images, labels, **settings).folder
+    assert one.folder != WorstCaseSearch(model, images, labels, **(settings | changes)).folder
+    assert one.folder != WorstCaseSearch(model, 1 - images, labels, **settings).folder
+    assert one.folder != WorstCaseSearch(nn.Sequential(model), images, labels, **settings).folder
+
+
+class Loose(Attack):
+    """Leaves the ball, or the box, with one image."""
+
+    norm = "Linf"
+    name = "loose"
+
+    def __init__(self, change: float) -> None:
+        self.change = change
+
+    def __call__(
+        self, model: Model, images: Tensor, labels: Tensor, eps: Eps, generator: torch.Generator | None = None
+    ) -> Tensor:
+        adv = images.clone()
+        adv[0, 0, 0, 0] += self.change
+        return adv
+
+
+@pytest.mark.parametrize("change", [0.11, -0.13, float("nan")])
+def test_an_attack_that_leaves_ball_or_box_is_refused(change: float) -> None:
+    model, images, labels = case()
+    with pytest.raises(ValueError, match=r"loose returned 1 images outside the ball of eps 0\.1"):
+        WorstCaseSearch(model, images, labels, [Loose(change)], [0.1]).run()
+    with pytest.raises(ValueError, match=r"loose returned 1 images outside the ball of eps 0\.5 or the box"):
+        WorstCaseSearch(model, images, labels, [Loose(-0.2)], [0.5]).run()
+    WorstCaseSearch(model, images, labels, [Loose(0.05)], [0.1]).run()
 
 
 @pytest.mark.parametrize(

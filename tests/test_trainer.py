@@ -1,0 +1,106 @@
+"""``cli.py evaluate`` as a user meets it; ``export`` is tested with the other commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli import main
+from networks import MNISTCNN
+from tests.conftest import ROOT
+from tests.test_cli import QUICKSTART
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pth"
+    torch.save(MNISTCNN().state_dict(), path)
+    return path
+
+
+def arguments(weights: Path, runs: Path, *more: str) -> list[str]:
+    return [
+        "evaluate", "--config", QUICKSTART, f"--runs_dir={runs}", f"--ckpt_path={weights}", "--eps=[0.002, 2/255]",
+        "--num_images=60", "--batch_size=20", "--trainer.accelerator=cpu", *more,
+    ]  # fmt: skip
+
+
+def without_timings(report: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(report.read_text())
+    del content["timings"]
+    return content
+
+
+def test_a_report_of_every_image(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    main(arguments(weights, tmp_path, "--preset=quick"))
+    out = capsys.readouterr().out
+    folder = tmp_path / "quickstart" / "evaluate-0"
+    report = json.loads((folder / "report.json").read_text())
+    assert [(s["attack"], s["eps"]) for s in report["stages"]] == [
+        (attack, eps) for eps in (0.002, 2 / 255) for attack in ("PGD-20", "Square-200")
+    ]
+    assert report["images"] == 60
+    assert f"worst case at eps 0.002: {100 * report['robust'][0]['accuracy']:.2f}%" in out
+    assert len((folder / "per_image.csv").read_text().splitlines()) == 61
+
+
+def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Path) -> None:
+    main(arguments(weights, tmp_path, "--attacks=[{class_path: attacks.PGD, init_args: {steps: 1}}]"))
+    report = json.loads((tmp_path / "quickstart/evaluate-0/report.json").read_text())
+    assert {stage["attack"] for stage in report["stages"]} == {"PGD-1"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--eps=[0.3, 0.1]", "eps must be at least one, above 0 and rising"),
+        ("--eps=[8]", "did you mean 8/255"),
+        ("--preset=nonsense", "nonsense"),
+        ("--num_images=0", "num_images must be from 1 to"),
+        ("--num_images=1001", "num_images must be from 1 to the test images' number, 1000, got 1001"),
+        ("--batch_size=0", "batch_size must be at least 1"),
+        ("--ckpt_path=nowhere.pth", "checkpoint not found: nowhere.pth"),
+        ("--ckpt_path=null", "evaluate needs --ckpt_path"),
+    ],
+)
+def test_a_wrong_command_is_one_line(weights: Path, tmp_path: Path, capsys: Any, wrong: str, message: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(weights, tmp_path, wrong))
+    assert stopped.value.code != 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(weights: Path, tmp_path: Path) -> None:
+    attacks = "--attacks=[{class_path: attacks.Square, init_args: {queries: 400}}, {class_path: attacks.FAB}]"
+    command = [sys.executable, "cli.py", *arguments(weights, tmp_path / "killed", attacks)]
+    searches = tmp_path / "killed" / "quickstart" / "searches"
+    killed_at = []
+    for batches in (1, 4):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(searches.glob("*/*.safetensors"))) >= batches:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.01)
+        process.wait()
+        killed_at.append(process.returncode)
+    assert -signal.SIGKILL in killed_at
+    finished = {file: file.stat().st_mtime_ns for file in searches.glob("*/*.safetensors")}
+    assert finished
+    main(arguments(weights, tmp_path / "killed", attacks))
+    main(arguments(weights, tmp_path / "whole", attacks))
+    assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
+    reports = [
+        sorted((tmp_path / run / "quickstart").glob("evaluate-*/report.json"))[-1] for run in ("killed", "whole")
+    ]
+    assert without_timings(reports[0]) == without_timings(reports[1])
+    rows = [(report.parent / "per_image.csv").read_text() for report in reports]
+    assert rows[0] == rows[1]

@@ -1,0 +1,126 @@
+"""Lightning's trainer, with the commands that judge a trained network and hand it on."""
+
+import json
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+
+from attacks import Attack, Eps
+from evaluation import PRESETS, Preset, WorstCaseSearch, masking_signs, report_of, table_of, write_per_image
+from lightning_modules import AdversarialClassifier
+from networks.export import ExportFormat, export_network
+from networks.weights import load_weights
+
+
+class RampartTrainer(Trainer):
+    """Lightning's trainer, with two commands more."""
+
+    def export(
+        self,
+        model: AdversarialClassifier,
+        datamodule: LightningDataModule | None = None,  # noqa: ARG002 - the command line hands it to every command
+        ckpt_path: str | None = None,
+        formats: tuple[ExportFormat, ...] = ("pth", "safetensors", "onnx"),
+        image_shape: tuple[int, int, int] | None = None,
+        weights_only: bool | None = None,  # noqa: ARG002 - a config that a fit has saved holds it
+    ) -> None:
+        """Write a trained network as a plain state_dict (.pth), as safetensors and as ONNX, into the run's folder.
+
+        Args:
+            model: Holds the network.
+            datamodule: Not used.
+            ckpt_path: A Lightning checkpoint, .pth or .safetensors.
+            formats: Which files to write.
+            image_shape: ``(C, H, W)`` for ONNX; the network's own ``image_shape`` if None.
+            weights_only: Not used: a file is never read otherwise.
+
+        Raises:
+            ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape.
+        """
+        if ckpt_path is None:
+            raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+        print(load_weights(model.network, ckpt_path))
+        shape = image_shape or getattr(model.network, "image_shape", None)
+        if shape is None:
+            raise ValueError(f"image_shape must be given: {type(model.network).__name__} does not say what it takes")
+        for suffix in formats:
+            path = Path(self.default_root_dir) / f"network.{suffix}"
+            export_network(model.network, path, shape)
+            print(f"Wrote {path}")
+
+    def evaluate(
+        self,
+        model: AdversarialClassifier,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None = None,
+        preset: Preset = "autoattack",
+        attacks: tuple[Attack, ...] | None = None,
+        eps: tuple[Eps, ...] | None = None,
+        num_images: int | None = None,
+        batch_size: int = 250,
+        weights_only: bool | None = None,  # noqa: ARG002 - a config that a fit has saved holds it
+    ) -> None:
+        """Find each test image's worst case over attacks and report what stands.
+
+        A command that was killed, given again, goes on where it was.
+
+        Args:
+            model: Holds the network.
+            datamodule: Holds the test images.
+            ckpt_path: A Lightning checkpoint, .pth or .safetensors.
+            preset: Which attacks: quick, paper (PGD-200), pgd (ten restarts, best iterate) or autoattack (standard).
+            attacks: These attacks instead.
+            eps: Rising; the model's target eps if None.
+            num_images: How many of the first test images; all if None.
+            batch_size: Images of a batch.
+            weights_only: Not used: a file is never read otherwise.
+
+        Raises:
+            ValueError: If no ckpt_path is given, a setting is out of its range, or the numbers contradict one another.
+        """
+        if ckpt_path is None:
+            raise ValueError("evaluate needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+        print(load_weights(model.network, ckpt_path))
+        network = model.network.to(self.strategy.root_device).eval()
+        images, labels = _first_test_images(datamodule, num_images)
+        chosen = PRESETS[preset] if attacks is None else attacks
+        search = WorstCaseSearch(
+            network,
+            images.to(self.strategy.root_device),
+            labels.to(self.strategy.root_device),
+            chosen,
+            (model.target_eps,) if eps is None else eps,
+            store=Path(self.default_root_dir).parent / "searches",
+            batch_size=batch_size,
+            seed=torch.initial_seed(),
+        )
+        found = search.run(
+            lambda stage: print(f"{stage.attack} at eps {stage.eps:g}: {stage.standing} stand", flush=True)
+        )
+        names = [attack.name for attack in chosen]
+        report = report_of(search, found, masking_signs(network, search.images, search.labels, found, names))
+        folder = Path(self.default_root_dir)
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_per_image(folder / "per_image.csv", found, names)
+        print(f"\n{table_of(report)}\n\nReport: {folder / 'report.json'}")
+
+
+def _first_test_images(data: LightningDataModule, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first test images and their labels, all if ``count`` is None.
+
+    Raises:
+        ValueError: If ``count`` is not in the test set's range.
+    """
+    data.prepare_data()
+    data.setup("test")
+    images, labels = [], []
+    for batch in data.test_dataloader():
+        images.append(batch[0])
+        labels.append(batch[1])
+        if count is not None and sum(map(len, labels)) >= count:
+            break
+    total = sum(map(len, labels))
+    if count is not None and not 1 <= count <= total:
+        raise ValueError(f"num_images must be from 1 to the test images' number, {total}, got {count}")
+    return torch.cat(images)[:count], torch.cat(labels)[:count]
