@@ -25,9 +25,10 @@ class APGD(Search):
     Steps begin at 2 eps. At checkpoints that come ever closer, an image whose loss has not risen often enough goes back
     to its best point with half the step size.
 
-    ``APGD()`` is AutoAttack's APGD-CE, ``APGD(targets=9)`` its APGD-T. Two departures from the published code: an image
-    that is fooled is left alone, which changes no robust accuracy, and the first checkpoint counts the rises of its
-    interval against the starting point's loss, where the code counts the first one against zero.
+    ``APGD()`` is AutoAttack's APGD-CE, ``APGD(targets=9)`` its APGD-T. Departures from the published code: an image
+    that is fooled is left alone, which changes no robust accuracy; runs start at a uniform random point of the ball,
+    where the code scales it to the surface; and the first checkpoint counts the rises of its interval against the
+    starting point's loss, where the code counts the first one against zero.
 
     Attributes:
         norm: The ball's norm.
@@ -38,7 +39,7 @@ class APGD(Search):
             4.2 and eq. 7); None for an untargeted attack. Classes beyond those there are, are left out.
 
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: If a setting is out of its range; when called, if the model has fewer classes than the loss needs.
     """
 
     norm: NormName = "Linf"
@@ -85,7 +86,7 @@ class APGD(Search):
 
     def run(
         self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
-    ) -> Found:
+    ) -> Found | None:
         """See :meth:`attacks.search.Search.run`."""
         norm, checkpoints = NORMS[self.norm], [0, *self.checkpoints()]
         aims = labels
@@ -93,7 +94,7 @@ class APGD(Search):
             logits = answers(model, images)
             rank = run // self.restarts
             if rank >= logits.shape[1] - 1:
-                return Found(images, torch.zeros_like(labels, dtype=torch.bool))
+                return None
             aims = ranked_class(logits, labels, rank)
         everyone = torch.arange(len(images), device=images.device)
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""FAB: the nearest point across the decision boundary, by steps onto its linear approximation (Croce and Hein 2020)."""
+"""FAB: the nearest point across the boundary, by steps onto its linear approximation (Croce and Hein 2020b)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,8 @@ class FAB(Search):
     """Targeted FAB (Croce and Hein 2020b, algorithm 1), l-inf, the third member of AutoAttack.
 
     Looks for the smallest perturbation rather than for the highest loss inside the ball; the search for an image ends
-    when one is not larger than eps.
+    when one is not larger than eps. An image that is not fooled comes back as it is. Random starts are uniform in their
+    ball, where the published code scales them to its surface.
 
     Attributes:
         steps: Steps of a run.
@@ -57,13 +58,13 @@ class FAB(Search):
 
     def run(
         self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
-    ) -> Found:
+    ) -> Found | None:
         """See :meth:`attacks.search.Search.run`."""
         norm, index = NORMS["Linf"], torch.arange(len(images), device=images.device)
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
         logits, rank = answers(model, images), run // self.restarts
         if rank >= logits.shape[1] - 1:
-            return found
+            return None
         aims = ranked_class(logits, labels, rank)
         adv = images.clone() if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
         for step in range(self.steps + 1):
@@ -87,7 +88,8 @@ class FAB(Search):
             length, radius = (x.flatten(1).abs().amax(1).clamp_min(1e-8) for x in (from_adv, from_image))
             pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
             adv = (1 - pull) * (adv + OVERSHOOT * from_adv) + pull * (images + OVERSHOOT * from_image)
-            adv = adv.clamp_(0, 1)
+            # Answers that are not numbers must not end an image's search.
+            adv = torch.where(adv.isnan(), images, adv).clamp_(0, 1)
         return found
 
 

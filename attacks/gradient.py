@@ -18,12 +18,15 @@ def loss_gradient(model: Model, adv: Tensor, loss: Callable[[Tensor], Tensor]) -
 
     Returns:
         Logits ``(N, C)``, at least float32; the loss ``(N,)``; its gradient, like ``adv``, zero where the model's is
-        NaN. None has a graph.
+        NaN and where the model cuts the graph, as one that compares pixels with a threshold does. None has a graph.
     """
     adv = adv.detach().requires_grad_()
     logits = at_least_float32(model(adv))
     values = loss(logits)
-    (grad,) = torch.autograd.grad(values.sum(), adv)
+    grad = None
+    if values.requires_grad:
+        (grad,) = torch.autograd.grad(values.sum(), adv, allow_unused=True)
+    grad = torch.zeros_like(adv) if grad is None else grad
     # A model that returns NaN or infinity must not carry the images out of the box.
     return logits.detach(), values.detach(), grad.nan_to_num_(nan=0.0)
 

@@ -17,7 +17,8 @@ class Found(NamedTuple):
     """What one run found.
 
     Attributes:
-        adv: ``(N, ...)``, inside ball and box: a fooling point, or where there is none the worst that was seen.
+        adv: ``(N, ...)``, inside ball and box: a fooling point, or where there is none the worst that the run saw; the
+            image itself for an attack that has no worst, as FAB.
         fooled: ``(N,)``, bool.
     """
 
@@ -41,8 +42,8 @@ class Search(Attack):
     @abstractmethod
     def run(
         self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
-    ) -> Found:
-        """Make one run.
+    ) -> Found | None:
+        """Make one run; None ends the search, as where there are no more classes to aim at.
 
         Args:
             model: In eval mode, its parameters frozen; gradients are on.
@@ -92,6 +93,8 @@ class Search(Attack):
                 if len(standing) == 0:
                     break
                 found = self.run(model, images[standing], labels[standing], eps, run, generator)
+                if found is None:
+                    break
                 adv[standing] = found.adv
                 standing = standing[~found.fooled]
         return adv
@@ -105,5 +108,5 @@ def answers(model: Model, images: Tensor) -> Tensor:
 
 def ranked_class(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
     """The wrong class that comes ``rank``-th (from zero) in the order of the logits; ``(N,)``, int64."""
-    wrong = logits.scatter(1, labels[:, None], -torch.inf)
-    return wrong.argsort(dim=1, descending=True)[:, rank]
+    order = logits.argsort(dim=1, descending=True)
+    return order[order != labels[:, None]].view(len(labels), -1)[:, rank]

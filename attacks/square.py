@@ -20,8 +20,9 @@ class Square(Search):
 
     Starts at vertical stripes of -eps and eps; each query moves one square of each channel to -eps or eps and keeps
     what lowers the right class's lead. It does not ask for gradients, so gradients that say nothing don't stop it.
-    The published code never places a square in the last row and column and lets all images of a batch share one square;
-    here each image has its own, and every place is possible.
+    As in AutoAttack, the squares shrink after fixed numbers of queries, whatever ``queries`` is. The published code
+    never places a square in the last row and column and lets all images of a batch share one square; here each image
+    has its own, and every place is possible.
 
     Attributes:
         queries: Forward passes, the start's included.
@@ -78,10 +79,12 @@ class Square(Search):
     ) -> Found:
         """See :meth:`attacks.search.Search.run`. Images are ``(N, C, H, W)``."""
         norm, device = NORMS["Linf"], images.device
+        if images.ndim != 4:
+            raise ValueError(f"Square needs images of shape (N, C, H, W), got {tuple(images.shape)}")
         _, channels, height, width = images.shape
 
         def signs(*shape: int) -> Tensor:
-            return torch.randint(2, shape, generator=generator, device=device).mul_(2).sub_(1)
+            return torch.randint(2, shape, generator=generator, device=device).mul_(2).sub_(1).to(images.dtype)
 
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
         index = torch.arange(len(images), device=device)
@@ -102,6 +105,8 @@ class Square(Search):
                 index, images, labels, adv, lead = (x[left] for x in (index, images, labels, adv, lead))
                 if len(index) == 0:
                     return found
+            if query + 1 == self.queries:
+                break
             side = self.side(query, height, width)
             inside = _one_side(len(index), height, side, generator, device)[:, None, :, None]
             inside = inside & _one_side(len(index), width, side, generator, device)[:, None, None, :]

@@ -1,10 +1,14 @@
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from attacks import APGD, PGD
+from attacks import APGD, NORMS
+from attacks.eps import NormName
 from attacks.losses import targeted_dlr
 from networks import MNISTCNN
 
@@ -27,32 +31,32 @@ def test_targeted_dlr_is_equation_7() -> None:
         targeted_dlr(logits[:, :3], torch.tensor([1]), torch.tensor([0]))
 
 
-class Steep(nn.Module):
-    """Smooth, never fooled: the loss of every point can be compared."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(49, 30)
-        self.second = nn.Linear(30, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.second(torch.tanh(3 * self.first(images.flatten(1))))
-        return logits + 50 * F.one_hot(torch.zeros(len(images), dtype=torch.long), 4)
+@pytest.fixture
+def _double() -> Iterator[None]:
+    """The published code keeps its losses in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
-def test_climbs_as_high_as_the_published_code_and_higher_than_pgd() -> None:
-    model, images, labels = Steep().eval(), torch.rand(40, 1, 7, 7), torch.zeros(40, dtype=torch.long)
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.3), ("L2", 1.0)])
+def test_every_step_is_that_of_the_published_code(norm: NormName, eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(49, 40), nn.Tanh(), nn.Linear(40, 5))
+    network[1].weight.data *= 4  # curved enough for steps to fail and sizes to be halved
+    images, labels = torch.rand(20, 1, 7, 7), torch.randint(5, (20,))
+    lift = 50 * F.one_hot(labels, 5)  # never fooled, so that no image leaves the batch
+    start = NORMS[norm].random_start(images, eps, None)
+    monkeypatch.setattr(NORMS[norm], "random_start", lambda *_: start.clone())
 
-    def mean_loss(adv: Tensor) -> float:
-        return float((model(adv)[:, 1:].logsumexp(1) - model(adv)[:, 0]).mean())
+    def unlifted(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits - lift, labels, reduction="none")
 
-    ours = mean_loss(APGD(loss=lambda logits, _: logits[:, 1:].logsumexp(1) - logits[:, 0])(model, images, labels, 0.1))
-    theirs = APGDAttack(lambda x: model(x) - torch.tensor([50.0, 0, 0, 0]), eps=0.1, n_iter=100, seed=0)
-    theirs.loss = "ce"
-    published = mean_loss(theirs.perturb(images, labels, best_loss=True))
-    short = mean_loss(PGD(steps=10)(model, images, labels, 0.1))
-    assert ours == pytest.approx(published, abs=0.02)
-    assert ours > short
+    ours = APGD(norm=norm, loss=unlifted)(lambda x: network(x) + lift, images, labels, eps)
+    published = APGDAttack(network, n_iter=100, norm=norm, eps=eps)
+    published.init_hyperparam(images)
+    theirs = published.attack_single_run(images.clone(), labels, x_init=start.clone())[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_an_image_that_is_fooled_is_left_alone() -> None:

@@ -1,5 +1,6 @@
 import torch
-from torch import Tensor
+from pyautoattack.fab_projections import projection_linf
+from torch import Tensor, nn
 
 from attacks import FAB
 from attacks.fab import _onto_boundary
@@ -52,3 +53,31 @@ def test_untrained_networks_are_fooled_near_the_boundary(images: Tensor) -> None
     model = MNISTCNN()
     labels = model(images).argmax(1)
     assert (model(FAB(steps=30)(model, images, labels, eps=0.1)).argmax(1) != labels).all()
+
+
+def test_the_step_is_the_published_one() -> None:
+    start, grad, lead = torch.rand(99, 49).double(), torch.randn(99, 49).double(), torch.randn(99).double()
+    published = projection_linf(start, grad, (grad * start).sum(1) - lead)
+    torch.testing.assert_close(_onto_boundary(start, start, lead, grad), published, rtol=0, atol=1e-12)
+
+
+class OnceNaN(nn.Module):
+    """Answers its second question with NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.asked, self.finite = MNISTCNN(), 0, True
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.asked += 1
+        self.finite &= bool(images.isfinite().all())
+        logits: Tensor = self.network(images)
+        return logits * torch.nan if self.asked == 3 else logits
+
+
+def test_an_answer_that_is_no_number_does_not_reach_the_images(images: Tensor) -> None:
+    model = OnceNaN()
+    labels = model.network(images).argmax(1)
+    adv = FAB(steps=30)(model, images, labels, eps=0.1)
+    assert model.finite
+    assert (model.network(adv).argmax(1) != labels).any()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attacks import APGD, FAB, Square
+from attacks import APGD, FAB, PGD, Attack, Square
 from attacks.search import Search, ranked_class
 from networks import MNISTCNN
 from tests.attacks.test_pgd import Stubborn
@@ -121,10 +121,33 @@ def test_bad_settings_are_refused(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("search", [*SEARCHES, PGD(steps=3)], ids=lambda attack: attack.name)
+def test_a_model_that_cuts_the_graph_can_be_attacked(search: Attack) -> None:
+    """Thresholds on the input, the classic defence of MNIST: no gradient, and Square still finds what there is."""
+    network, images = MNISTCNN(), torch.rand(8, 1, 28, 28)
+
+    def model(images: Tensor) -> Tensor:
+        logits: Tensor = network((images > 0.5).float())
+        return logits
+
+    labels = model(images).argmax(1)
+    adv = search(model, images, labels, eps=0.3)
+    assert bool((model(adv).argmax(1) != labels).any()) or not isinstance(search, Square)
+
+
+def test_classes_that_are_not_there_change_nothing(images: Tensor) -> None:
+    """Further targets would give back the images in place of the worst that was seen."""
+    network = small_network(5).eval()
+    labels = network(images).argmax(1)
+    adv = APGD(targets=9, steps=3)(network, images, labels, eps=1e-4)
+    assert (adv != images).flatten(1).any(1).all()
+
+
 def test_wrong_classes_are_ranked_by_their_logits() -> None:
     logits = torch.tensor([[4.0, 1, 3, 2], [4, 1, 3, 2]])
     labels = torch.tensor([0, 2])
     assert [ranked_class(logits, labels, rank).tolist() for rank in range(3)] == [[2, 0], [3, 3], [1, 1]]
+    assert ranked_class(torch.tensor([[5.0, -torch.inf]]), torch.tensor([0]), 0).tolist() == [1]
 
 
 @pytest.mark.parametrize("search", [APGD(targets=9, steps=3), FAB(targets=9, steps=3)], ids=id_of)

@@ -1,4 +1,6 @@
+import pytest
 import torch
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from attacks import PGD, Square
@@ -10,6 +12,18 @@ def test_sides_are_the_published_ones() -> None:
     assert sides == {0: 25, 10: 25, 11: 18, 51: 13, 201: 9, 501: 6, 1001: 4, 2001: 3, 4001: 2}
     assert Square().side(0, 5, 28) == 5
     assert Square(area=1e-9).side(0, 28, 28) == 1
+
+
+def test_the_schedule_is_autoattacks() -> None:
+    published = SquareAttack(None, p_init=0.8, n_queries=5000, eps=0.4, norm="Linf", resc_schedule=False)
+    for query in range(5000):
+        side = min(max(round((published.p_selection(query) * 32 * 32) ** 0.5), 1), 32)
+        assert Square().side(query, 32, 32) == side
+
+
+def test_flat_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Square needs images of shape \(N, C, H, W\), got \(\d, 4\)"):
+        Square(queries=2)(nn.Linear(4, 3), torch.rand(2, 4), torch.arange(2), eps=0.1, generator=None)
 
 
 class Quantised(nn.Module):
