@@ -1,0 +1,51 @@
+"""The shipped weights, through ``torch.hub`` as a user loads them."""
+
+import json
+
+import pytest
+import torch
+
+import hubconf
+from attacks import PGD
+from datamodules import DigitsDataModule
+from networks import MNISTCNN
+from tests.conftest import ROOT
+
+SHIPPED = sorted(file.parent.name for file in (ROOT / "pretrained").glob("mnist/*/weights.safetensors"))
+
+
+def hub(weights: str | None) -> MNISTCNN:
+    network = torch.hub.load(str(ROOT), "mnist_cnn", source="local", weights=weights)
+    assert type(network).__name__ == "MNISTCNN"
+    return network  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_are_the_ones_that_their_numbers_speak_of(name: str) -> None:
+    network = hub(name)
+    assert not any(module.training for module in network.modules())
+    data = DigitsDataModule()
+    data.setup("test")
+    images, labels, _index = next(iter(data.test_dataloader()))
+    images, labels = images[:200], labels[:200]
+    recorded = {
+        row["name"]: row["accuracy"]
+        for row in json.loads((ROOT / f"pretrained/mnist/{name}/test.json").read_text())["results"]
+    }
+    with torch.no_grad():
+        clean = (network(images).argmax(1) == labels).float().mean()
+    adv = PGD(steps=20)(network, images, labels, 0.4)
+    with torch.no_grad():
+        robust = (network(adv).argmax(1) == labels).float().mean()
+    # Training images, a weaker attack and few of them: near the recorded test accuracies, never far below.
+    assert clean >= recorded["clean"] - 0.03
+    assert robust >= recorded["PGD-200 @ 0.4"] - 0.05
+
+
+def test_without_weights_the_network_is_freshly_initialised() -> None:
+    assert not torch.equal(hub(None).fc2.weight, hub(None).fc2.weight)
+
+
+def test_unknown_weights_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"weights must be one of .* or None, got 'nonsense'"):
+        hubconf.mnist_cnn("nonsense")
