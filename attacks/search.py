@@ -62,17 +62,7 @@ class Search(Attack):
         eps: Eps,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return for each image a point that fools the model, or else the worst that the last run saw.
-
-        Args:
-            model: Maps images to logits ``(N, C)``.
-            images: ``(N, ...)``, float32 or float64, in [0, 1].
-            labels: ``(N,)``, int64, in [0, C).
-            eps: Radius on the pixel scale.
-            generator: Source of the random draws, on the images' device; the global one if None.
-
-        Returns:
-            Like ``images``, inside ball and box, without a graph.
+        """See :meth:`attacks.Attack.__call__`: a point that fools the model, or else the worst that the last run saw.
 
         Raises:
             ValueError: If eps, the images' range or the labels are not as stated.

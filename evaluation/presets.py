@@ -6,11 +6,6 @@ from attacks import APGD, FAB, PGD, Attack, Square
 
 Preset: TypeAlias = Literal["quick", "paper", "pgd", "autoattack"]
 
-FROM_GRAY = PGD(
-    steps=40, relative_step_size=0.15, step_schedule="linear", start_levels=(0.43, 0.57), restarts=3, iterate="best",
-    stop_when_fooled=True,
-)  # fmt: skip
-
 PRESETS: dict[Preset, tuple[Attack, ...]] = {
     # Minutes become seconds: no number to quote.
     "quick": (PGD(steps=20, iterate="best", stop_when_fooled=True), Square(queries=200)),
