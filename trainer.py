@@ -7,7 +7,18 @@ import torch
 from pytorch_lightning import LightningDataModule, Trainer
 
 from attacks import Attack, Eps
-from evaluation import PRESETS, Preset, WorstCaseSearch, masking_signs, report_of, table_of, write_per_image
+from callbacks.outputs import run_folder, save_figure
+from evaluation import (
+    PRESETS,
+    Preset,
+    WorstCaseSearch,
+    html_of,
+    masking_signs,
+    report_of,
+    table_of,
+    worst_case_figures,
+    write_per_image,
+)
 from lightning_modules import AdversarialClassifier
 from networks.export import ExportFormat, export_network
 from networks.weights import load_weights
@@ -100,10 +111,14 @@ class RampartTrainer(Trainer):
         )
         names = [attack.name for attack in chosen]
         report = report_of(search, found, masking_signs(network, search.images, search.labels, found, names))
-        folder = Path(self.default_root_dir)
+        folder = run_folder(self)
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         write_per_image(folder / "per_image.csv", found, names)
-        print(f"\n{table_of(report)}\n\nReport: {folder / 'report.json'}")
+        intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
+        drawn = worst_case_figures(found, search.images, search.eps, model.target_eps, intervals)
+        pictures = {name: save_figure(self, name, figure).read_bytes() for name, figure in drawn.items()}
+        (folder / "report.html").write_text(html_of(report, pictures, Path(ckpt_path).name))
+        print(f"\n{table_of(report)}\n\nReport: {folder / 'report.html'}")
 
 
 def _first_test_images(data: LightningDataModule, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:

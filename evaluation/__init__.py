@@ -1,7 +1,8 @@
 """What a model withstands, with torch alone, and how it is shown."""
 
 from evaluation.curve import fooling_eps
-from evaluation.figures import adversarial_figure, robustness_figure
+from evaluation.figures import adversarial_figure, robustness_figure, worst_case_figures
+from evaluation.html import html_of
 from evaluation.masking import Sign, masking_signs
 from evaluation.presets import PRESETS, Preset
 from evaluation.provenance import provenance
@@ -17,10 +18,12 @@ __all__ = [
     "adversarial_figure",
     "disagreements",
     "fooling_eps",
+    "html_of",
     "masking_signs",
     "provenance",
     "report_of",
     "robustness_figure",
     "table_of",
+    "worst_case_figures",
     "write_per_image",
 ]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from evaluation.worst_case import WorstCase
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHOWN = 10  # images of a kind
+NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
+
 
 def robustness_figure(
-    eps_grid: Sequence[float], accuracy: Sequence[float], target_eps: float, attack: str, images: int
+    eps_grid: Sequence[float],
+    accuracy: Sequence[float],
+    target_eps: float,
+    attack: str,
+    images: int,
+    intervals: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Draw robust accuracy over eps.
 
@@ -22,12 +33,15 @@ def robustness_figure(
         target_eps: Marked by a line.
         attack: The attack's name, for the title.
         images: Number of images, for the title.
+        intervals: Lowest and highest accuracy of each eps, drawn as bars; none if empty.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(eps_grid, [100 * value for value in accuracy], marker="o", color="C0")
+    for eps, (low, high) in zip(eps_grid, intervals, strict=False):
+        axes.vlines(eps, 100 * low, 100 * high, color="C0", linewidth=4, alpha=0.4)
     axes.axvline(target_eps, color="0.5", linestyle="--", label=f"target eps {target_eps:g}")
     for eps, value in zip(eps_grid, accuracy, strict=True):
         axes.annotate(f"{100 * value:.0f}", (eps, 100 * value), xytext=(0, 6), textcoords="offset points", ha="center")
@@ -43,7 +57,13 @@ def robustness_figure(
 
 
 def adversarial_figure(
-    clean: Tensor, adv: Tensor, labels: Tensor, clean_classes: Tensor, adv_classes: Tensor, eps: float
+    clean: Tensor,
+    adv: Tensor,
+    labels: Tensor,
+    clean_classes: Tensor,
+    adv_classes: Tensor,
+    eps: float,
+    title: str = "Predictions",
 ) -> Figure:
     """Draw clean images, their adversarial twins and the differences, one image a column.
 
@@ -54,6 +74,7 @@ def adversarial_figure(
         clean_classes: ``(N,)``, predicted on ``clean``.
         adv_classes: ``(N,)``, predicted on ``adv``.
         eps: Radius; the differences' scale runs from -eps to eps.
+        title: What is shown.
     """
     from matplotlib.figure import Figure
 
@@ -62,8 +83,8 @@ def adversarial_figure(
     grid = figure.subplots(3, columns, squeeze=False)
     difference = (adv - clean) / (2 * eps or 1) + 0.5
     rows = (("clean", clean, clean_classes), ("adversarial", adv, adv_classes), ("difference", difference, None))
-    for row, (title, images, classes) in enumerate(rows):
-        grid[row][0].set_ylabel(title)
+    for row, (kind, images, classes) in enumerate(rows):
+        grid[row][0].set_ylabel(kind)
         for column, axes in enumerate(grid[row]):
             pixels = images[column].detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()  # (H, W, C)
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
@@ -71,5 +92,87 @@ def adversarial_figure(
             if classes is not None:
                 right = bool(classes[column] == labels[column])
                 axes.set_title(f"{int(classes[column])}", color="C2" if right else "C3", fontsize=10)
-    figure.suptitle(f"Predictions (green: right), eps {eps:g}", fontsize=11)
+    figure.suptitle(f"{title} (green: answered rightly), eps {eps:g}", fontsize=11)
+    return figure
+
+
+def worst_case_figures(
+    found: WorstCase,
+    images: Tensor,
+    eps_grid: Sequence[float],
+    target_eps: float,
+    intervals: Sequence[tuple[float, float]] = (),
+) -> dict[str, Figure]:
+    """Draw what a worst-case search found.
+
+    Args:
+        found: The search's result.
+        images: ``(N, C, H, W)``, the images as they are, with one or three channels.
+        eps_grid: Rising, pixel scale; that of the search.
+        target_eps: Marked in the curve.
+        intervals: Lowest and highest accuracy without an attack and at each eps.
+
+    Returns:
+        ``curve``, ``radii``, ``confusion``, and, where images fell, ``easiest`` and ``hardest`` with their
+        adversarial twins.
+    """
+    grid = [0.0, *eps_grid]
+    accuracy = [found.standing(eps) / len(found.labels) for eps in grid]
+    figures = {
+        "curve": robustness_figure(grid, accuracy, target_eps, "the worst of all attacks", len(images), intervals),
+        "radii": _radii_figure(found, grid),
+        "confusion": _confusion_figure(found, grid[-1]),
+    }
+    # Those that fell to the first attack at the smallest eps come first.
+    fell = sorted(
+        ((found.eps > 0) & found.eps.isfinite()).nonzero().squeeze(1).tolist(),
+        key=lambda image: (found.eps[image].item(), found.attack[image].item()),
+    )
+    for name, title, chosen in (
+        ("easiest", "The first to fall", fell[:SHOWN]),
+        ("hardest", "The last to fall", fell[-SHOWN:]),
+    ):
+        if chosen:
+            figures[name] = adversarial_figure(
+                images[chosen],
+                found.adv[chosen],
+                found.labels[chosen],
+                found.clean[chosen],
+                found.adv_class[chosen],
+                max(found.eps[chosen].tolist()),
+                title,
+            )
+    return figures
+
+
+def _radii_figure(found: WorstCase, grid: Sequence[float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    counts = [int((found.eps == eps).sum()) for eps in [*grid, math.inf]]
+    names = ["wrong\nas it is", *(f"{eps:g}" for eps in grid[1:]), "stands"]
+    figure = Figure(figsize=(max(4, 0.8 * len(names) + 1), 4), layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(axes.bar(names, counts, color=["C3", *["C0"] * (len(grid) - 1), "C2"]))
+    axes.set(title="Smallest eps at which an image was fooled", xlabel="eps (pixel scale)", ylabel="images")
+    axes.margins(y=0.1)
+    return figure
+
+
+def _confusion_figure(found: WorstCase, eps: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    classes = int(max(found.labels.max(), found.adv_class.max(), found.clean.max())) + 1
+    answers = found.adv_class.where(found.eps.isfinite(), found.labels)
+    counts = (found.labels * classes + answers).bincount(minlength=classes**2).view(classes, classes).cpu()
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    errors = counts.clone().fill_diagonal_(0)
+    axes.imshow(errors.numpy(), cmap="Reds")
+    if classes <= NUMBERED:
+        for row, column in ((row, column) for row in range(classes) for column in range(classes)):
+            dark = errors[row, column] > 0.6 * errors.max()
+            text = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
+            axes.text(column, row, f"{counts[row, column]}", **text)
+        axes.set(xticks=range(classes), yticks=range(classes))
+    axes.set(title=f"Answers to the worst images, eps {eps:g} (errors in red)", xlabel="answer", ylabel="label")
     return figure

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import main
 from networks import MNISTCNN
@@ -49,6 +50,11 @@ def test_a_report_of_every_image(weights: Path, tmp_path: Path, capsys: Any) -> 
     assert report["images"] == 60
     assert f"worst case at eps 0.002: {100 * report['robust'][0]['accuracy']:.2f}%" in out
     assert len((folder / "per_image.csv").read_text().splitlines()) == 61
+    assert f"Report: {folder / 'report.html'}" in out
+    pictures = {"curve", "radii", "confusion", "easiest", "hardest"}
+    assert {path.stem for path in folder.glob("*.png")} == pictures
+    board = EventAccumulator(str(folder)).Reload()
+    assert set(board.Tags()["images"]) == pictures
 
 
 def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation import WorstCaseSearch, worst_case_figures
+from evaluation.worst_case import WorstCase
+from tests.evaluation.test_worst_case import STRONG, WEAK, case
+
+GRID = [0.1, 0.2, 0.3]
+
+
+@pytest.fixture
+def found() -> WorstCase:
+    model, images, labels = case()
+    return WorstCaseSearch(model, images, labels, [WEAK, STRONG], GRID).run()
+
+
+def draw(found: WorstCase) -> dict[str, Any]:
+    return worst_case_figures(found, case()[1], GRID, 0.2, [(0.5, 1.0)] * 4)
+
+
+def test_the_curve_begins_at_clean_and_follows_the_counts(found: WorstCase) -> None:
+    axes = draw(found)["curve"].axes[0]
+    eps, accuracy = axes.lines[0].get_data()
+    assert list(eps) == [0.0, *GRID]
+    assert list(accuracy) == pytest.approx([100 * found.standing(value) / 40 for value in (0, *GRID)])
+    assert "target eps 0.2" in axes.get_legend().get_texts()[0].get_text()
+    assert len(axes.collections) == 4  # an interval each
+
+
+def test_every_image_is_in_one_bar_of_radii(found: WorstCase) -> None:
+    bars = [bar.get_height() for bar in draw(found)["radii"].axes[0].patches]
+    assert bars == [1, *[int((found.eps == eps).sum()) for eps in GRID], int(found.eps.isinf().sum())]
+    assert sum(bars) == 40
+
+
+def test_the_confusion_counts_every_image_and_no_error_on_its_diagonal(found: WorstCase) -> None:
+    axes = draw(found)["confusion"].axes[0]
+    counts = [int(text.get_text()) for text in axes.texts]
+    assert sum(counts) == 40
+    assert counts[0] + counts[3] == found.standing(0.3)
+    assert axes.images[0].get_array().diagonal().sum() == 0
+
+
+def test_twins_are_of_the_first_and_of_the_last_to_fall(found: WorstCase) -> None:
+    figures = draw(found)
+    for name, first in (("easiest", 0), ("hardest", -10)):
+        fell = sorted(eps for eps in found.eps.tolist() if 0 < eps < math.inf)
+        shown = fell[first : first + 10] if first == 0 else fell[first:]
+        assert f"eps {max(shown):g}" in figures[name]._suptitle.get_text()
+        assert len(figures[name].axes) == 3 * len(shown)
+        twins = [axes.images[0].get_array() for axes in figures[name].axes]
+        clean, adv = twins[: len(shown)], twins[len(shown) : 2 * len(shown)]
+        assert all(abs(a - b).max() > 0 for a, b in zip(clean, adv, strict=True))
+
+
+def test_a_model_that_holds_has_no_twins_to_show(found: WorstCase) -> None:
+    found.eps.copy_(torch.full_like(found.eps, torch.inf))
+    assert set(draw(found)) == {"curve", "radii", "confusion"}
