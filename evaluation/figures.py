@@ -170,9 +170,8 @@ def _confusion_figure(found: WorstCase, eps: float) -> Figure:
     axes.imshow(errors.numpy(), cmap="Reds")
     if classes <= NUMBERED:
         for row, column in ((row, column) for row in range(classes) for column in range(classes)):
-            dark = errors[row, column] > 0.6 * errors.max()
-            text = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
-            axes.text(column, row, f"{counts[row, column]}", **text)
+            color = "white" if errors[row, column] > 0.6 * errors.max() else "black"
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
         axes.set(xticks=range(classes), yticks=range(classes))
     axes.set(title=f"Answers to the worst images, eps {eps:g} (errors in red)", xlabel="answer", ylabel="label")
     return figure
