@@ -1,17 +1,20 @@
 """Rampart's command line: ``python cli.py fit --config configs/quickstart.yaml``."""
 
 import logging
+import pkgutil
 import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 from tqdm import tqdm
 
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
@@ -161,6 +164,50 @@ def _as_list(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [callbacks]
 
 
+def any_network(arguments: list[str]) -> list[str]:
+    """Let evaluate's ``--model`` be any network: the import path of an nn.Module or of a function that makes one.
+
+    Args:
+        arguments: Of the command line.
+
+    Returns:
+        The same, with such a network in an AdversarialClassifier, whose target eps is the last of ``--eps``.
+
+    Raises:
+        ValueError: If the path leads nowhere, or the function is not said to return an nn.Module but something else.
+    """
+    flags = {word.partition("=")[0]: at for at, word in enumerate(arguments)}
+    if "evaluate" not in arguments or "--model" not in flags:
+        return arguments
+    path, at = _value(arguments, "--model"), flags["--model"]
+    if "." not in path or path.endswith((".yaml", ".yml")) or path.startswith("lightning_modules."):
+        return arguments
+    try:
+        factory = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"model must be the import path of a network or of what makes one, got {path!r}: {error}"
+        ) from error
+    if isinstance(factory, type) and issubclass(factory, AdversarialClassifier):
+        return arguments
+    if not isinstance(factory, type):
+        # Of functions, only those are built that say what they return.
+        factory.__annotations__.setdefault("return", nn.Module)
+    more = ["--model=AdversarialClassifier", f"--model.network={path}"]
+    if not {"--model.eps", "--model.init_args.eps"} & set(flags):
+        if "--eps" not in flags:
+            raise ValueError(f"eps must be given with a network of one's own ({path}): --eps '[8/255]'")
+        more.append(f"--model.eps={yaml.safe_load(_value(arguments, '--eps'))[-1]}")
+    return [*arguments[:at], *more, *arguments[at + (1 if "=" in arguments[at] else 2) :]]
+
+
+def _value(arguments: list[str], flag: str) -> str:
+    """What stands behind a flag, as ``--flag value`` or ``--flag=value``."""
+    at = next(at for at, word in enumerate(arguments) if word.partition("=")[0] == flag)
+    words = [*arguments[at].split("=", 1), *arguments[at + 1 : at + 2], ""]
+    return words[1]
+
+
 def one_line(message: str) -> str:
     """Reduce jsonargparse's tree of tried types to the branch that says what is wrong."""
     noise = (
@@ -196,6 +243,7 @@ def main(args: list[str] | None = None) -> None:
         arguments.remove("--traceback")
     _keep_quiet()
     try:
+        arguments[:] = any_network(arguments)
         RampartCLI(args)
     except Exception as error:
         if full_trace:

@@ -63,6 +63,63 @@ def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Pat
     assert {stage["attack"] for stage in report["stages"]} == {"PGD-1"}
 
 
+FACTORY = """
+from torch import nn
+
+def linear(classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+
+def said(classes: int = 10) -> nn.Module:
+    return linear(classes)
+
+class Network(nn.Sequential):
+    def __init__(self, classes: int = 10):
+        super().__init__(nn.Flatten(), nn.Linear(784, classes))
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    (tmp_path / "foreign_networks.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weights = tmp_path / "linear.pth"
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 12))
+    torch.save(network.state_dict(), weights)
+    return ["evaluate", f"--ckpt_path={weights}", f"--runs_dir={tmp_path}", "--data=DigitsDataModule",
+            "--num_images=20", "--preset=quick", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["linear", "said", "Network"])
+@pytest.mark.parametrize("split", [True, False], ids=["two words", "one word"])
+def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: str, split: bool) -> None:
+    model = f"foreign_networks.{name}"
+    more = ["--model", model, "--eps", "[2/255, 0.02]"] if split else [f"--model={model}", "--eps=[2/255, 0.02]"]
+    main([*foreign, *more, "--model.network.classes=12"])
+    report = json.loads((tmp_path / "unnamed/evaluate-0/report.json").read_text())
+    assert report["search"]["eps"] == [2 / 255, 0.02]
+    assert "out_features=12" in report["search"]["network"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
+        (["--model=nowhere.Network", "--eps=[0.1]"], "No module named 'nowhere'"),
+        (["--model=foreign_networks.linear"], "eps must be given with a network of one's own"),
+        (["--model=foreign_networks.said", "--eps=[0.1]"], "does not fit Sequential"),
+        (["--model=json.dumps", "--eps=[0.1]"], "json.dumps"),
+    ],
+)
+def test_a_network_that_cant_be_evaluated_is_one_line(
+    foreign: list[str], capsys: Any, more: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*foreign, *more])
+    assert stopped.value.code != 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
