@@ -2,9 +2,10 @@
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import nn
 
-Initialisation: TypeAlias = Literal["default", "xavier", "he"]
+Initialisation: TypeAlias = Literal["default", "xavier", "he", "thresholds"]
 
 
 def initialise(network: nn.Module, scheme: Initialisation) -> None:
@@ -13,14 +14,18 @@ def initialise(network: nn.Module, scheme: Initialisation) -> None:
     Args:
         network: Changed in place.
         scheme: ``"xavier"`` is the normal distribution of Glorot and Bengio 2010 (eq. 12's variance), ``"he"`` that of
-            He et al. 2015 (eq. 10) for ReLU; ``"default"`` leaves the network as torch built it, biases included.
+            He et al. 2015 (eq. 10) for ReLU; ``"default"`` leaves the network as torch built it, biases included;
+            ``"thresholds"`` too, but for the first convolution, see :func:`initialise_as_thresholds`.
 
     Raises:
         ValueError: If there is no such scheme.
     """
-    if scheme not in ("default", "xavier", "he"):
-        raise ValueError(f"init must be one of default, xavier, he, got {scheme!r}")
+    if scheme not in ("default", "xavier", "he", "thresholds"):
+        raise ValueError(f"init must be one of default, xavier, he, thresholds, got {scheme!r}")
     if scheme == "default":
+        return
+    if scheme == "thresholds":
+        initialise_as_thresholds(next(module for module in network.modules() if isinstance(module, nn.Conv2d)))
         return
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -30,3 +35,31 @@ def initialise(network: nn.Module, scheme: Initialisation) -> None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def initialise_as_thresholds(convolution: nn.Conv2d, low: float = 0.43, high: float = 0.57) -> None:
+    """Let every filter pass on by how much one pixel exceeds ``low`` or ``high``.
+
+    The difference of two such filters is a gate, closed below ``low`` and open above ``high``: behind it, a black pixel
+    that became at most ``low`` and a white one that became at least ``high`` are as they were. Adversarial training at
+    eps 0.43 arrives at this layer by itself, with these very levels, and spends its first epochs on the way. The
+    pixels looked at are the four around the kernel's centre, so that pooling by two behind it sees every pair of
+    neighbours; gains are random.
+
+    Args:
+        convolution: From one channel, with bias, 3x3 or larger; changed in place.
+        low: Where the gates begin to open, in [0, 1].
+        high: Where they are open.
+
+    Raises:
+        ValueError: If the convolution is not as stated.
+    """
+    if convolution.in_channels != 1 or convolution.bias is None or min(convolution.kernel_size) < 3:
+        raise ValueError(f"thresholds need a convolution from one channel, with bias, 3x3 or larger, got {convolution}")
+    row, column = (size // 2 for size in convolution.kernel_size)
+    with torch.no_grad():
+        convolution.weight.zero_()
+        for number, (weight, bias) in enumerate(zip(convolution.weight, convolution.bias, strict=True)):
+            gain = 0.5 + torch.rand(())
+            weight[0, row + number % 2, column + number // 2 % 2] = gain
+            bias.copy_(-gain * (low, high)[number // 4 % 2])
