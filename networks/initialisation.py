@@ -38,12 +38,15 @@ def initialise(network: nn.Module, scheme: Initialisation) -> None:
 
 
 def initialise_as_thresholds(convolution: nn.Conv2d, low: float = 0.43, high: float = 0.57) -> None:
-    """Let every filter pass on by how much one pixel exceeds ``low`` or ``high``.
+    """Let every filter pass on by how much one pixel is above, or below, ``low`` or ``high``.
 
-    The difference of two such filters is a gate, closed below ``low`` and open above ``high``: behind it, a black pixel
-    that became at most ``low`` and a white one that became at least ``high`` are as they were. Adversarial training at
-    eps 0.43 arrives at this layer by itself, with these very levels, and spends its first epochs on the way. The
-    pixels looked at are the four around the kernel's centre, so that pooling by two behind it sees every pair of
+    The difference of two such filters is a gate, shut on one side of the two levels and open on the other: behind it, a
+    black pixel that became at most ``low`` and a white one that became at least ``high`` are as they were. Adversarial
+    training at eps 0.43 arrives at filters that answer bright pixels by itself, with these very levels, and never at
+    such that answer dark ones. The pooling behind them passes on the largest of four: with bright filters alone, whether any
+    of four pixels is white, and never whether any is black, which is what a gap between two strokes consists of.
+
+    The pixels looked at are the four around the kernel's centre, so that pooling by two sees every pair of
     neighbours; gains are random.
 
     Args:
@@ -60,6 +63,6 @@ def initialise_as_thresholds(convolution: nn.Conv2d, low: float = 0.43, high: fl
     with torch.no_grad():
         convolution.weight.zero_()
         for number, (weight, bias) in enumerate(zip(convolution.weight, convolution.bias, strict=True)):
-            gain = 0.5 + torch.rand(())
-            weight[0, row + number % 2, column + number // 2 % 2] = gain
-            bias.copy_(-gain * (low, high)[number // 4 % 2])
+            gain, sign = 0.5 + torch.rand(()), 1 - 2 * (number // 8 % 2)  # bright or dark
+            weight[0, row + number % 2, column + number // 2 % 2] = gain * sign
+            bias.copy_(-gain * sign * (low, high)[number // 4 % 2])

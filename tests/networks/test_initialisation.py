@@ -34,17 +34,19 @@ def test_thresholds_leave_nothing_of_what_an_attack_does_to_black_and_white() ->
     network = MNISTCNN(init="thresholds")
     clean = (torch.rand(8, 1, 28, 28) > 0.5).float()
     worst = (clean - 0.43 * (2 * clean - 1)).clamp(0, 1)
-    low, high = torch.arange(32) // 4 % 2 == 0, torch.arange(32) // 4 % 2 == 1
+    number = torch.arange(32)
+    gain = network.conv1.weight.flatten(1).abs().amax(1).view(1, -1, 1, 1)
 
-    def gates(images: Tensor) -> Tensor:  # (low - high) / (their distance), of unit gain
-        gain = network.conv1.weight.flatten(1).amax(1).view(1, -1, 1, 1)
+    def gates(images: Tensor, dark: int) -> Tensor:  # the difference over that of the levels, of unit gain
         passed = network.conv1(images).relu() / gain
-        gate: Tensor = (passed[:, low] - passed[:, high]) / 0.14
-        return gate
+        low, high = (passed[:, (number // 8 % 2 == dark) & (number // 4 % 2 == level)] for level in (0, 1))
+        return (low - high) / (-0.14 if dark else 0.14)
 
-    assert torch.allclose(gates(clean), gates(worst), atol=1e-4)
-    assert set(gates(clean).round(decimals=3).unique().tolist()) == {0.0, 1.0}
-    assert len({tuple(gate.flatten().tolist()) for gate in gates(clean).round()[0]}) == 4  # the four pixels
+    for dark in (0, 1):
+        assert torch.allclose(gates(clean, dark), gates(worst, dark), atol=1e-4)
+        assert set(gates(clean, dark).round(decimals=3).unique().tolist()) == {0.0, 1.0}
+        assert len({tuple(gate.flatten().tolist()) for gate in gates(clean, dark).round()[0]}) == 4  # the four pixels
+    assert torch.allclose(gates(clean, 0), 1 - gates(clean, 1), atol=1e-4)
 
 
 @pytest.mark.parametrize("convolution", [torch.nn.Conv2d(3, 8, 5), torch.nn.Conv2d(1, 8, 1)])
