@@ -43,8 +43,8 @@ def initialise_as_thresholds(convolution: nn.Conv2d, low: float = 0.43, high: fl
     The difference of two such filters is a gate, shut on one side of the two levels and open on the other: behind it, a
     black pixel that became at most ``low`` and a white one that became at least ``high`` are as they were. Adversarial
     training at eps 0.43 arrives at filters that answer bright pixels by itself, with these very levels, and never at
-    such that answer dark ones. The pooling behind them passes on the largest of four: with bright filters alone, whether
-    any of them is white, and never whether any is black, which is what a gap between two strokes consists of.
+    such that answer dark ones. Pooling passes on the largest of four: with bright filters alone, whether any of them
+    is white, and never whether any is black, which is what a gap between two strokes consists of.
 
     The pixels looked at are the four around the kernel's centre, so that pooling by two sees every pair of
     neighbours; gains are random.
