@@ -1,8 +1,11 @@
 """The network of the paper's MNIST experiments."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.gates import begin_with_gates
 from networks.initialisation import Initialisation, initialise
 from networks.pooled_convolution import pooled_convolution, suits
 
@@ -14,7 +17,8 @@ class MNISTCNN(nn.Module):
 
     Args:
         num_classes: Number of logits.
-        init: Random initial weights; see :func:`networks.initialisation.initialise`.
+        init: Random initial weights; see :func:`networks.initialisation.initialise`. With ``"gates"`` the first layer
+            is not trained: it holds gates against large perturbations of black and white, see :mod:`networks.gates`.
 
     Attributes:
         image_shape: ``(C, H, W)`` of the images that it takes.
@@ -22,13 +26,16 @@ class MNISTCNN(nn.Module):
 
     image_shape = (1, 28, 28)
 
-    def __init__(self, num_classes: int = 10, init: Initialisation = "default") -> None:
+    def __init__(self, num_classes: int = 10, init: Initialisation | Literal["gates"] = "default") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, 5)
         self.conv2 = nn.Conv2d(32, 64, 5)
         self.fc1 = nn.Linear(1024, 1024)
         self.fc2 = nn.Linear(1024, num_classes)
-        initialise(self, init)
+        if init == "gates":
+            begin_with_gates(self.conv1, self.conv2)
+        else:
+            initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from networks import MNISTCNN
+from networks.gates import HIGH, LOW, begin_with_gates
+
+
+def gates(network: MNISTCNN, images: Tensor) -> Tensor:
+    """What the eight gates answer before pooling, ``(N, 8, 24, 24)``."""
+    passed = network.conv1(images).relu()
+    answers: Tensor = passed[:, 0:16:2] - passed[:, 1:16:2]
+    return torch.cat([answers[:, :4], -answers[:, 4:]], 1)
+
+
+def test_nothing_that_happens_to_black_and_white_gets_through() -> None:
+    network = MNISTCNN(init="gates")
+    clean = (torch.rand(8, 1, 28, 28) > 0.5).float()
+    for adv in ((clean - LOW * (2 * clean - 1)), clean + LOW * (torch.rand_like(clean) * 2 - 1)):
+        assert torch.allclose(network(adv.clamp(0, 1)), network(clean), atol=1e-4)
+
+
+def test_a_gate_answers_from_0_to_1_for_one_pixel_bright_or_dark() -> None:
+    network = MNISTCNN(init="gates")
+    images = torch.rand(2, 1, 28, 28)
+    answers = gates(network, images)
+    for gate in range(8):
+        down, across = 2 + gate // 2 % 2, 2 + gate % 2
+        pixel = images[:, 0, down : down + 24, across : across + 24]
+        bright = ((pixel - LOW) / (HIGH - LOW)).clamp(0, 1)
+        assert torch.allclose(answers[:, gate], 1 - bright if gate >= 4 else bright, atol=1e-5)
+
+
+def test_the_second_layer_begins_with_the_gates_and_hears_nothing_else() -> None:
+    network = MNISTCNN(init="gates")
+    weight = network.conv2.weight
+    assert torch.equal(weight[:, 0:16:2], -weight[:, 1:16:2])
+    assert network.conv1(torch.rand(2, 1, 28, 28))[:, 16:].abs().max() == 0
+
+
+def test_the_gates_stay_as_they_are_in_training() -> None:
+    network = MNISTCNN(init="gates")
+    before = network.conv1.weight.clone()
+    optimizer = torch.optim.Adam(network.parameters())
+    images = torch.rand(4, 1, 28, 28, requires_grad=True)
+    network(images).logsumexp(1).sum().backward()
+    optimizer.step()
+    assert torch.equal(network.conv1.weight, before)
+    assert images.grad is not None
+    assert images.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("first", [nn.Conv2d(3, 32, 5), nn.Conv2d(1, 8, 5), nn.Conv2d(1, 32, 1)])
+def test_a_layer_that_cant_hold_them_is_refused(first: nn.Conv2d) -> None:
+    with pytest.raises(ValueError, match="gates need a convolution from 1 channel to 16 or more"):
+        begin_with_gates(first, nn.Conv2d(first.out_channels, 4, 5))
