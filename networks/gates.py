@@ -5,47 +5,64 @@ At eps 0.43 a black pixel stays at or below 0.43 and a white one at or above 0.5
 the same. An attack has the gray pixels at the strokes' edges left, where the gate has a gradient for it to follow, and
 for training to see.
 
-Adversarial training arrives at such levels by itself, and spends its first epochs on the way. It does not arrive at all
-that is there to be had. Pooling passes on the largest of four, so that gates for bright pixels tell whether any of the
-four is white; whether any is black, which is what the gap between two strokes consists of, takes gates for dark pixels.
-Left to training, those die; and bright ones close in on a single level, where no attack finds their gradient.
+Pooling passes on the largest of four, so that gates for bright pixels tell whether any of the four is white; whether
+any is black, which is what the gap between two strokes consists of, takes gates for dark pixels.
+
+A gate is the difference of two filters behind ReLU, and so lies across two layers: the first holds the filters, and the
+second has to give each pair opposite weights. Neither is left to training.
 """
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 LOW, HIGH = 0.43, 0.57
+GATES = 8  # for bright and for dark, each at the four pixels around the kernel's centre
 
 
-def begin_with_gates(first: nn.Conv2d, second: nn.Conv2d) -> None:
-    """Make a first convolution gates, for good, and let the second begin with their differences.
+def make_gates(convolution: nn.Conv2d) -> None:
+    """Make a first convolution the filters of eight gates, for good.
 
-    A gate is the difference of two filters behind ReLU, of the slope 1 / (HIGH - LOW), that look at one pixel: one
-    begins to answer at LOW, the other at HIGH. There is one for each of the four pixels around the kernel's centre,
-    so that pooling by two sees every pair of neighbours, and for bright and for dark: eight gates, sixteen filters.
-    What filters are left answer nothing.
+    Each looks at one pixel with the slope 1 / (HIGH - LOW); the even ones begin to answer at LOW, the odd ones at HIGH.
+    The pixels are the four around the kernel's centre, so that pooling by two sees every pair of neighbours. Filters
+    beyond the sixteenth answer nothing.
 
     Args:
-        first: From one channel, to 16 or more, with bias, 3x3 or larger; it needs no gradient any more.
-        second: Behind ReLU and 2x2 pooling; of each pair of filters its weights are made opposite.
+        convolution: From one channel, to 16 or more, with bias, 3x3 or larger; it needs no gradient any more.
 
     Raises:
-        ValueError: If a convolution is not as stated.
+        ValueError: If the convolution is not as stated.
     """
-    if first.in_channels != 1 or first.out_channels < 16 or first.bias is None or min(first.kernel_size) < 3:
-        raise ValueError(
-            f"gates need a convolution from 1 channel to 16 or more, with bias, 3x3 or larger, got {first}"
-        )
-    row, column = (size // 2 for size in first.kernel_size)
+    filters, bias = convolution.out_channels, convolution.bias
+    if convolution.in_channels != 1 or filters < 2 * GATES or bias is None or min(convolution.kernel_size) < 3:
+        raise ValueError(f"gates need a convolution from 1 channel to 16 or more, with bias, 3x3 up, got {convolution}")
+    row, column = (size // 2 for size in convolution.kernel_size)
     slope = 1 / (HIGH - LOW)
     with torch.no_grad():
-        first.weight.zero_()
-        first.bias.zero_()
-        for gate in range(8):
-            dark, down, across = gate // 4, gate // 2 % 2, gate % 2
-            sign = -1 if dark else 1
-            for number, level in ((2 * gate, LOW), (2 * gate + 1, HIGH)):
-                first.weight[number, 0, row + down, column + across] = sign * slope
-                first.bias[number] = -sign * slope * level
-            second.weight[:, 2 * gate + 1] = -second.weight[:, 2 * gate]
-    first.requires_grad_(False)
+        convolution.weight.zero_()
+        bias.zero_()
+        for number in range(2 * GATES):
+            gate, level = number // 2, (LOW, HIGH)[number % 2]
+            sign = 1 if gate < GATES // 2 else -1  # bright or dark
+            convolution.weight[number, 0, row + gate // 2 % 2, column + gate % 2] = sign * slope
+            bias[number] = -sign * slope * level
+    convolution.requires_grad_(False)
+
+
+class GateConv2d(nn.Conv2d):
+    """A convolution of gates: of each pair of channels that :func:`make_gates` makes it sees the difference alone.
+
+    Its weights for a pair begin opposite and stay so under optimizers that treat all weights alike (SGD, Adam), as
+    their gradients are opposite; so a plain convolution with the same weights gives the same. Channels beyond the
+    sixteenth are zero and are left out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        with torch.no_grad():
+            self.weight[:, 1 : 2 * GATES : 2] = -self.weight[:, 0 : 2 * GATES : 2]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        gates = input[:, 0 : 2 * GATES : 2] - input[:, 1 : 2 * GATES : 2]
+        of_gates = (weight[:, 0 : 2 * GATES : 2] - weight[:, 1 : 2 * GATES : 2]) / 2
+        return F.conv2d(gates, of_gates, bias)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.gates import begin_with_gates
+from networks.gates import GateConv2d, make_gates
 from networks.initialisation import Initialisation, initialise
 from networks.pooled_convolution import pooled_convolution, suits
 
@@ -29,11 +29,11 @@ class MNISTCNN(nn.Module):
     def __init__(self, num_classes: int = 10, init: Initialisation | Literal["gates"] = "default") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, 5)
-        self.conv2 = nn.Conv2d(32, 64, 5)
+        self.conv2 = GateConv2d(32, 64, 5) if init == "gates" else nn.Conv2d(32, 64, 5)
         self.fc1 = nn.Linear(1024, 1024)
         self.fc2 = nn.Linear(1024, num_classes)
         if init == "gates":
-            begin_with_gates(self.conv1, self.conv2)
+            make_gates(self.conv1)
         else:
             initialise(self, init)
 
