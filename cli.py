@@ -6,10 +6,10 @@ import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-import yaml
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -171,41 +171,41 @@ def any_network(arguments: list[str]) -> list[str]:
         arguments: Of the command line.
 
     Returns:
-        The same, with such a network in an AdversarialClassifier, whose target eps is the last of ``--eps``.
+        The same, with such a network in an AdversarialClassifier.
 
     Raises:
-        ValueError: If the path leads nowhere, or the function is not said to return an nn.Module but something else.
+        ValueError: If the path leads nowhere, or to what is neither a class nor a function.
     """
-    flags = {word.partition("=")[0]: at for at, word in enumerate(arguments)}
-    if "evaluate" not in arguments or "--model" not in flags:
-        return arguments
-    path, at = _value(arguments, "--model"), flags["--model"]
-    if "." not in path or path.endswith((".yaml", ".yml")) or path.startswith("lightning_modules."):
+    path, rest, after = "", [], 0
+    words = iter(arguments)
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag == "--model":
+            path = value or next(words, "")
+            continue
+        rest.append(word)
+        if flag in ("--config", "-c"):
+            rest += [] if value else [next(words, "")]
+        if flag in ("--config", "-c", "evaluate"):
+            after = len(rest)  # what a config says of the model is overridden
+    dotted = "." in path and all(part.isidentifier() for part in path.split("."))
+    if "evaluate" not in rest or not dotted or path.endswith((".yaml", ".yml", ".json")):
         return arguments
     try:
         factory = pkgutil.resolve_name(path)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"model must be the import path of a network or of what makes one, got {path!r}: {error}"
+            f"model must be the import path of a network or of a function that makes one: {error}"
         ) from error
-    if isinstance(factory, type) and issubclass(factory, AdversarialClassifier):
+    if isinstance(factory, type) and issubclass(factory, LightningModule):
         return arguments
-    if not isinstance(factory, type):
+    if not isinstance(factory, (type, FunctionType)):
+        raise ValueError(f"model must be a class or a function, got {path}, which is a {type(factory).__name__}")
+    if isinstance(factory, FunctionType):
         # Of functions, only those are built that say what they return.
         factory.__annotations__.setdefault("return", nn.Module)
-    more = ["--model=AdversarialClassifier", f"--model.network={path}"]
-    if not {"--model.eps", "--model.init_args.eps"} & set(flags):
-        if "--eps" not in flags:
-            raise ValueError(f"eps must be given with a network of one's own ({path}): --eps '[8/255]'")
-        more.append(f"--model.eps={yaml.safe_load(_value(arguments, '--eps'))[-1]}")
-    return [*arguments[:at], *more, *arguments[at + (1 if "=" in arguments[at] else 2) :]]
-
-
-def _value(arguments: list[str], flag: str) -> str:
-    """What stands behind a flag, as ``--flag value`` or ``--flag=value``."""
-    at = next(at for at, word in enumerate(arguments) if word.partition("=")[0] == flag)
-    words = [*arguments[at].split("=", 1), *arguments[at + 1 : at + 2], ""]
-    return words[1]
+    eps = [] if any(word.partition("=")[0] == "--model.eps" for word in rest) else ["--model.eps=0"]
+    return [*rest[:after], "--model=AdversarialClassifier", f"--model.network={path}", *eps, *rest[after:]]
 
 
 def one_line(message: str) -> str:

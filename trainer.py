@@ -74,7 +74,8 @@ class RampartTrainer(Trainer):
     ) -> None:
         """Find each test image's worst case over attacks and report what stands.
 
-        A command that was killed, given again, goes on where it was.
+        Prints a table, and writes report.json, per_image.csv, figures and report.html into the run's folder. A command
+        that was killed, given again, goes on where it was.
 
         Args:
             model: Holds the network.
@@ -82,16 +83,19 @@ class RampartTrainer(Trainer):
             ckpt_path: A Lightning checkpoint, .pth or .safetensors.
             preset: Which attacks: quick, paper (PGD-200), pgd (ten restarts, best iterate) or autoattack (standard).
             attacks: These attacks instead.
-            eps: Rising; the model's target eps if None.
+            eps: Rising; the model's target eps if None, which a network of one's own (--model) does not have.
             num_images: How many of the first test images; all if None.
             batch_size: Images of a batch.
             weights_only: Not used: a file is never read otherwise.
 
         Raises:
-            ValueError: If no ckpt_path is given, a setting is out of its range, or the numbers contradict one another.
+            ValueError: If no ckpt_path or no eps is given, a setting is out of its range, or the numbers contradict one
+                another.
         """
         if ckpt_path is None:
             raise ValueError("evaluate needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+        if eps is None and model.target_eps == 0:
+            raise ValueError("eps must be given: --eps '[8/255]'")
         print(load_weights(model.network, ckpt_path))
         network = model.network.to(self.strategy.root_device).eval()
         images, labels = _first_test_images(datamodule, num_images)
@@ -114,11 +118,14 @@ class RampartTrainer(Trainer):
         folder = run_folder(self)
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         write_per_image(folder / "per_image.csv", found, names)
+        print(f"\n{table_of(report)}\n")
         intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
-        drawn = worst_case_figures(found, search.images, search.eps, model.target_eps, intervals)
+        target = model.target_eps or search.eps[-1]
+        drawn = worst_case_figures(found, search.images, search.eps, target, intervals)
         pictures = {name: save_figure(self, name, figure).read_bytes() for name, figure in drawn.items()}
-        (folder / "report.html").write_text(html_of(report, pictures, Path(ckpt_path).name))
-        print(f"\n{table_of(report)}\n\nReport: {folder / 'report.html'}")
+        page = folder / "report.html"
+        page.write_text(html_of(report, pictures, Path(ckpt_path).name), encoding="utf-8")
+        print(f"Report: {page}")
 
 
 def _first_test_images(data: LightningDataModule, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:

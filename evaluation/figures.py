@@ -107,14 +107,14 @@ def worst_case_figures(
 
     Args:
         found: The search's result.
-        images: ``(N, C, H, W)``, the images as they are, with one or three channels.
+        images: ``(N, ...)``, the images as they are.
         eps_grid: Rising, pixel scale; that of the search.
         target_eps: Marked in the curve.
         intervals: Lowest and highest accuracy without an attack and at each eps.
 
     Returns:
-        ``curve``, ``radii``, ``confusion``, and, where images fell, ``easiest`` and ``hardest`` with their
-        adversarial twins.
+        ``curve``, ``radii``, ``confusion``, and, where images ``(N, 1 or 3, H, W)`` fell, ``easiest`` and, if there
+        are more, ``hardest`` with their adversarial twins.
     """
     grid = [0.0, *eps_grid]
     accuracy = [found.standing(eps) / len(found.labels) for eps in grid]
@@ -123,15 +123,15 @@ def worst_case_figures(
         "radii": _radii_figure(found, grid),
         "confusion": _confusion_figure(found, grid[-1]),
     }
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        return figures
     # Those that fell to the first attack at the smallest eps come first.
     fell = sorted(
         ((found.eps > 0) & found.eps.isfinite()).nonzero().squeeze(1).tolist(),
         key=lambda image: (found.eps[image].item(), found.attack[image].item()),
     )
-    for name, title, chosen in (
-        ("easiest", "The first to fall", fell[:SHOWN]),
-        ("hardest", "The last to fall", fell[-SHOWN:]),
-    ):
+    some = {"easiest": ("The first to fall", fell[:SHOWN]), "hardest": ("The last to fall", fell[SHOWN:][-SHOWN:])}
+    for name, (title, chosen) in some.items():
         if chosen:
             figures[name] = adversarial_figure(
                 images[chosen],

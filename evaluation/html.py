@@ -30,7 +30,7 @@ def html_of(report: dict[str, Any], pictures: Mapping[str, bytes], title: str = 
         report=report,
         title=title,
         rates=[("clean", report["clean"]), *((f"robust at eps {rate['eps']:g}", rate) for rate in report["robust"])],
-        figures=[(name, CAPTIONS[name], base64.b64encode(png).decode()) for name, png in pictures.items()],
+        figures=[(CAPTIONS[name], base64.b64encode(png).decode()) for name, png in pictures.items()],
         provenance=json.dumps({key: report[key] for key in ("search", "made_on", "timings")}, indent=2),
         percent=lambda share: f"{100 * share:.2f}%",
     )

@@ -82,7 +82,8 @@ class WorstCaseSearch:
         seed: Of the random draws.
 
     Attributes:
-        identity: What decides the result: SHA-256 of the model's weights, the images and the code, and all settings.
+        identity: What decides the result: SHA-256 of the model's weights, the images and the code, what the model
+            answers (its own code may change), and all settings.
 
     Raises:
         ValueError: If the attacks or eps are none, eps does not rise, or two attacks have one name.
@@ -112,6 +113,7 @@ class WorstCaseSearch:
         self.identity = {
             "weights": fingerprint(*model.state_dict().values()),
             "network": repr(model),
+            "answers": self._answers(images[:batch_size]),
             "images": fingerprint(images, labels),
             "code": _code_fingerprint(),
             "attacks": [attack.settings() for attack in attacks],
@@ -183,6 +185,12 @@ class WorstCaseSearch:
             save_file(batch, unfinished)
             unfinished.replace(path)  # whole or not at all
         return batch
+
+    def _answers(self, images: Tensor) -> str:
+        """What the model makes of images, in digits that a machine's rounding does not reach."""
+        with torch.no_grad():
+            logits = self.model(images)
+        return f"{fingerprint(logits.argmax(1))[:16]}, {logits.abs().mean().item():.4g}"
 
     def _classes(self, images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -33,6 +33,7 @@ class MNISTCNN(nn.Module):
         self.fc1 = nn.Linear(1024, 1024)
         self.fc2 = nn.Linear(1024, num_classes)
         if init == "gates":
+            # Weights that are loaded afterwards take the gates' place, and are no more trained than they.
             make_gates(self.conv1)
         else:
             initialise(self, init)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cli import main
+from cli import any_network, main
 from networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
@@ -51,7 +51,7 @@ def test_a_report_of_every_image(weights: Path, tmp_path: Path, capsys: Any) -> 
     assert f"worst case at eps 0.002: {100 * report['robust'][0]['accuracy']:.2f}%" in out
     assert len((folder / "per_image.csv").read_text().splitlines()) == 61
     assert f"Report: {folder / 'report.html'}" in out
-    pictures = {"curve", "radii", "confusion", "easiest", "hardest"}
+    pictures = {"curve", "radii", "confusion", "easiest"}
     assert {path.stem for path in folder.glob("*.png")} == pictures
     board = EventAccumulator(str(folder)).Reload()
     assert set(board.Tags()["images"]) == pictures
@@ -71,6 +71,11 @@ def linear(classes=10):
 
 def said(classes: int = 10) -> nn.Module:
     return linear(classes)
+
+def text() -> str:
+    return "no network"
+
+made = linear()
 
 class Network(nn.Sequential):
     def __init__(self, classes: int = 10):
@@ -100,14 +105,39 @@ def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: 
     assert "out_features=12" in report["search"]["network"]
 
 
+def test_a_network_of_ones_own_takes_a_configs_place_wherever_it_stands(foreign: list[str], tmp_path: Path) -> None:
+    for config in (
+        ["--config", QUICKSTART, "--model=foreign_networks.said"],
+        ["--model=foreign_networks.said", f"--config={QUICKSTART}"],
+    ):
+        main([*foreign, *config, "--model.network.classes=12", "--eps=[0.1]"])
+    for report in (tmp_path / "quickstart").glob("evaluate-*/report.json"):
+        assert "out_features=12" in json.loads(report.read_text())["search"]["network"]
+
+
+def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
+    for model in (
+        "MNISTClassifier",
+        "lightning_modules.MNISTClassifier",
+        "{class_path: x.y}",
+        "model.yaml",
+        "a/b.json",
+    ):
+        arguments = ["evaluate", f"--model={model}", "--eps", "[0.1]"]
+        assert any_network(arguments) == arguments
+    assert any_network(["fit", "--model=torch.nn.Linear"]) == ["fit", "--model=torch.nn.Linear"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
         (["--model=nowhere.Network", "--eps=[0.1]"], "No module named 'nowhere'"),
-        (["--model=foreign_networks.linear"], "eps must be given with a network of one's own"),
+        (["--model=foreign_networks.linear"], "eps must be given: --eps '[8/255]'"),
+        (["--model=foreign_networks.linear", "--eps=0.1"], "eps"),
+        (["--model=foreign_networks.made", "--eps=[0.1]"], "must be a class or a function, got foreign_networks.made"),
         (["--model=foreign_networks.said", "--eps=[0.1]"], "does not fit Sequential"),
-        (["--model=json.dumps", "--eps=[0.1]"], "json.dumps"),
+        (["--model=foreign_networks.text", "--eps=[0.1]"], "foreign_networks.text"),
     ],
 )
 def test_a_network_that_cant_be_evaluated_is_one_line(

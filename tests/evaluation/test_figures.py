@@ -45,15 +45,37 @@ def test_the_confusion_counts_every_image_and_no_error_on_its_diagonal(found: Wo
 
 
 def test_twins_are_of_the_first_and_of_the_last_to_fall(found: WorstCase) -> None:
-    figures = draw(found)
-    for name, first in (("easiest", 0), ("hardest", -10)):
-        fell = sorted(eps for eps in found.eps.tolist() if 0 < eps < math.inf)
-        shown = fell[first : first + 10] if first == 0 else fell[first:]
-        assert f"eps {max(shown):g}" in figures[name]._suptitle.get_text()
-        assert len(figures[name].axes) == 3 * len(shown)
-        twins = [axes.images[0].get_array() for axes in figures[name].axes]
-        clean, adv = twins[: len(shown)], twins[len(shown) : 2 * len(shown)]
-        assert all(abs(a - b).max() > 0 for a, b in zip(clean, adv, strict=True))
+    figures, images = draw(found), case()[1]
+    fell = [
+        i for eps in GRID for attack in (0, 1) for i in range(40) if found.eps[i] == eps and found.attack[i] == attack
+    ]
+    assert len(fell) > 20
+    for name, chosen in (("easiest", fell[:10]), ("hardest", fell[-10:])):
+        shown = [torch.as_tensor(axes.images[0].get_array()) for axes in figures[name].axes]
+        for i, clean, adv in zip(chosen, shown[:10], shown[10:20], strict=True):
+            assert torch.allclose(clean, images[i, 0])
+            assert torch.allclose(adv, found.adv[i, 0])
+        assert f"eps {max(found.eps[chosen]):g}" in figures[name]._suptitle.get_text()
+
+
+def test_few_that_fell_are_shown_once(found: WorstCase) -> None:
+    standing = (found.eps > 0) & (found.eps < math.inf)
+    found.eps[standing.nonzero().squeeze(1)[8:]] = math.inf
+    assert set(draw(found)) == {"curve", "radii", "confusion", "easiest"}
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4), (2, 2, 4), (4, 2, 2)])
+def test_what_is_no_picture_is_not_drawn(found: WorstCase, shape: tuple[int, ...]) -> None:
+    images = case()[1].reshape(40, *shape)
+    assert set(worst_case_figures(found, images, GRID, 0.2)) == {"curve", "radii", "confusion"}
+
+
+def test_colour_images_are_drawn() -> None:
+    model, images, labels = case()
+    images = images.repeat(1, 3, 1, 1)
+    found = WorstCaseSearch(model, images, labels, [WEAK], GRID).run()
+    figure: Any = worst_case_figures(found, images, GRID, 0.2)["easiest"]
+    assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
 
 
 def test_a_model_that_holds_has_no_twins_to_show(found: WorstCase) -> None:

@@ -190,3 +190,20 @@ def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None
     settings: dict[str, Any] = {"attacks": [APGD()], "eps": [0.1]}
     with pytest.raises(ValueError, match=message):
         WorstCaseSearch(model, images, labels, **(settings | changes))
+
+
+def test_a_model_whose_own_code_changed_is_asked_anew(tmp_path: Path) -> None:
+    class Inverted(Threshold):
+        def forward(self, images: Tensor) -> Tensor:
+            return -super().forward(images)
+
+    class Sure(Threshold):
+        def forward(self, images: Tensor) -> Tensor:
+            return 7 * super().forward(images)
+
+    model, images, labels = case()
+    for changed in (Inverted(), Sure()):
+        changed.__class__.__name__ = "Threshold"
+        searches = [WorstCaseSearch(m, images, labels, [WEAK], [0.1], store=tmp_path) for m in (model, changed)]
+        assert searches[0].identity["network"] == searches[1].identity["network"]
+        assert searches[0].folder != searches[1].folder
