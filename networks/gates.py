@@ -8,6 +8,10 @@ for training to see.
 Pooling passes on the largest of four, so that gates for bright pixels tell whether any of the four is white; whether
 any is black, which is what the gap between two strokes consists of, takes gates for dark pixels.
 
+This is a fixed soft form of binarising the input, which is known to serve on MNIST (Schott et al. 2019) and owes
+nothing to training; it presumes images that are mostly black and white. Hard thresholds hide gradients from attacks.
+These keep theirs where the attack has a say, and attacks that need none have to confirm it.
+
 A gate is the difference of two filters behind ReLU, and so lies across two layers: the first holds the filters, and the
 second has to give each pair opposite weights. Neither is left to training.
 """
