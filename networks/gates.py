@@ -16,6 +16,8 @@ A gate is the difference of two filters behind ReLU, and so lies across two laye
 second has to give each pair opposite weights. Neither is left to training.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,13 +60,32 @@ class GateConv2d(nn.Conv2d):
 
     Its weights for a pair begin opposite and stay so under optimizers that treat all weights alike (SGD, Adam), as
     their gradients are opposite; so a plain convolution with the same weights gives the same. Channels beyond the
-    sixteenth are zero and are left out.
+    sixteenth are zero and are left out. Weights that are not opposite would be answered for wrongly, and are refused.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         with torch.no_grad():
             self.weight[:, 1 : 2 * GATES : 2] = -self.weight[:, 0 : 2 * GATES : 2]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None and not torch.equal(weight[:, 0 : 2 * GATES : 2], -weight[:, 1 : 2 * GATES : 2]):
+            error_msgs.append(
+                f"{prefix}weight is not that of a network with gates: build the network with init 'default' for it"
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         gates = input[:, 0 : 2 * GATES : 2] - input[:, 1 : 2 * GATES : 2]

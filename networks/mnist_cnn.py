@@ -18,7 +18,8 @@ class MNISTCNN(nn.Module):
     Args:
         num_classes: Number of logits.
         init: Random initial weights; see :func:`networks.initialisation.initialise`. With ``"gates"`` the first layer
-            is not trained: it holds gates against large perturbations of black and white, see :mod:`networks.gates`.
+            is not trained: it holds gates against large perturbations of black and white, see :mod:`networks.gates`;
+            such a network takes weights of its own kind alone, and they are taken by all.
 
     Attributes:
         image_shape: ``(C, H, W)`` of the images that it takes.
@@ -33,7 +34,6 @@ class MNISTCNN(nn.Module):
         self.fc1 = nn.Linear(1024, 1024)
         self.fc2 = nn.Linear(1024, num_classes)
         if init == "gates":
-            # Weights that are loaded afterwards take the gates' place, and are no more trained than they.
             make_gates(self.conv1)
         else:
             initialise(self, init)

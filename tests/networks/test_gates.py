@@ -56,6 +56,13 @@ def test_the_papers_network_with_the_same_weights_answers_the_same() -> None:
     assert torch.allclose(plain(images), gated(images), atol=1e-5)
 
 
+def test_weights_that_are_not_gates_are_refused() -> None:
+    gated = MNISTCNN(init="gates")
+    gated.load_state_dict(MNISTCNN(init="gates").state_dict())
+    with pytest.raises(RuntimeError, match=r"conv2\.weight is not that of a network with gates"):
+        gated.load_state_dict(MNISTCNN().state_dict())
+
+
 @pytest.mark.parametrize("first", [nn.Conv2d(3, 32, 5), nn.Conv2d(1, 8, 5), nn.Conv2d(1, 32, 1)])
 def test_a_layer_that_cant_hold_them_is_refused(first: nn.Conv2d) -> None:
     with pytest.raises(ValueError, match="gates need a convolution from 1 channel to 16 or more"):
