@@ -191,7 +191,6 @@ BAD = [
     (["--ckpt_path=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt"),
     (["--data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
     (["--model.network=networks.MNISTCNN", "--model.network.init_args.num_classes=5"], "labels must be in [0, 5)"),
-    (["--data=datamodules.MNISTDataModule", "--data.data_dir=nowhere"], "data.data_dir"),
     (["--name=../elsewhere"], "name must be"),
     (["--curve.eps_grid=[0.4, 0.1]"], "curve.eps_grid must hold at least one eps and rise"),
     (["--curve.eps_grid=[2]"], "curve.eps_grid must be in [0, 1]"),
@@ -200,13 +199,20 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[arguments[0] for arguments, _ in BAD])
-def test_bad_input_ends_in_one_line(
-    tmp_path: Path, capsys: Any, monkeypatch: Any, arguments: list[str], message: str
-) -> None:
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+def test_bad_input_ends_in_one_line(tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:
     line, status = failure(capsys, tmp_path, "fit", *arguments)
     assert message in line
     assert status in (1, 2)
+
+
+def test_data_that_is_not_there_and_cannot_be_fetched_ends_in_one_line(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    folder = tmp_path / "data"
+    line, status = failure(capsys, tmp_path, "fit", "--data=datamodules.MNISTDataModule", f"--data.data_dir={folder}")
+    assert "data.data_dir" in line
+    assert status == 1
 
 
 def test_an_unknown_key_in_a_file_fails(tmp_path: Path, capsys: Any) -> None:

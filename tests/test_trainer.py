@@ -132,7 +132,7 @@ def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
     ("more", "message"),
     [
         (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
-        (["--model=nowhere.Network", "--eps=[0.1]"], "No module named 'nowhere'"),
+        (["--model=no_such_module.Network", "--eps=[0.1]"], "No module named 'no_such_module'"),
         (["--model=foreign_networks.linear"], "eps must be given: --eps '[8/255]'"),
         (["--model=foreign_networks.linear", "--eps=0.1"], "eps"),
         (["--model=foreign_networks.made", "--eps=[0.1]"], "must be a class or a function, got foreign_networks.made"),
