@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.gates import GateConv2d, make_gates
+from networks.gates import GateConv2d, Gates
 from networks.initialisation import Initialisation, initialise
 from networks.pooled_convolution import pooled_convolution, suits
 
@@ -29,19 +29,20 @@ class MNISTCNN(nn.Module):
 
     def __init__(self, num_classes: int = 10, init: Initialisation | Literal["gates"] = "default") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 5)
-        self.conv2 = GateConv2d(32, 64, 5) if init == "gates" else nn.Conv2d(32, 64, 5)
+        gates = init == "gates"
+        self.conv1 = Gates(32, 5) if gates else nn.Conv2d(1, 32, 5)
+        self.conv2 = GateConv2d(32, 64, 5) if gates else nn.Conv2d(32, 64, 5)
         self.fc1 = nn.Linear(1024, 1024)
         self.fc2 = nn.Linear(1024, num_classes)
-        if init == "gates":
-            make_gates(self.conv1)
-        else:
+        if init != "gates":
             initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""
         # Pooling before ReLU gives what the paper's order gives, and leaves ReLU a quarter of the work.
-        if suits(self.conv1, images):
+        if isinstance(self.conv1, Gates):
+            x = self.conv1(images)  # (N, 16, 12, 12), pooled
+        elif suits(self.conv1, images):
             assert self.conv1.bias is not None
             x = pooled_convolution(images, self.conv1.weight, self.conv1.bias)
         else:
