@@ -172,7 +172,10 @@ def test_a_wrong_command_is_one_line(weights: Path, tmp_path: Path, capsys: Any,
 
 
 def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(weights: Path, tmp_path: Path) -> None:
-    attacks = "--attacks=[{class_path: attacks.Square, init_args: {queries: 400}}, {class_path: attacks.FAB}]"
+    attacks = (
+        "--attacks=[{class_path: attacks.Square, init_args: {queries: 200}}, "
+        "{class_path: attacks.FAB, init_args: {targets: 3, steps: 30}}]"
+    )
     command = [sys.executable, "cli.py", *arguments(weights, tmp_path / "killed", attacks)]
     searches = tmp_path / "killed" / "quickstart" / "searches"
     killed_at = []
