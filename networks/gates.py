@@ -1,10 +1,15 @@
 """A first layer that a large perturbation of black and white pixels does not get through.
 
 At eps 0.43 a black pixel stays at or below 0.43 and a white one at or above 0.57. A gate answers 0 up to one level, 1
-from the next on, and rises in between: of a black or a white pixel, whatever an attack makes of it, its answer is the
-same. An attack has the gray pixels at the strokes' edges left. There are gates below mid-gray and gates above it: at
-eps 0.4, a pixel from 0.9 on can't close the lower ones, a pixel up to 0.1 can't open the upper ones. Between the outer
-levels one of the two always has a gradient, for an attack to follow and for training to see.
+from the next on, and rises in between (for dark pixels from -1, a black one, to 0): of a black or a white pixel,
+whatever an attack makes of it, its answer is the same. An attack has the gray pixels at the strokes' edges left. There
+are gates below mid-gray and gates above it: at eps 0.4, a pixel from 0.9 on can't close the lower ones, a pixel up to
+0.1 can't open the upper ones. Between the outer levels one of the two always has a gradient, for an attack to follow
+and for training to see.
+
+Elsewhere the gradient is exactly zero here. In the paper's network with the same weights it is rounding noise of 1e-8,
+which attacks that go by the gradient's sign follow as a random search. Weights trained with gates are therefore
+attacked in the paper's network (``init="default"``).
 
 Pooling passes on the largest of four, so that gates for bright pixels tell whether any of the four is white; whether
 any is black, which is what the gap between two strokes consists of, takes gates for dark pixels.
@@ -35,8 +40,8 @@ class Gates(nn.Conv2d):
     """A first convolution, its pooling by two and its ReLU: 16 gates, which are not trained.
 
     Weights and biases are those with which a plain convolution, pooling, and ReLU give each gate as two channels. Of
-    a pair, the even filter begins to answer at the gate's lower level, the odd one at its upper one. Each gate looks
-    at one pixel, one of the four around the kernel's centre, so that pooling by two sees every pair of neighbours.
+    a pair, the even filter bends at the gate's lower level, the odd one at its upper one. Each gate looks at one pixel,
+    one of the four around the kernel's centre, so that pooling by two sees every pair of neighbours.
     Filters beyond the 32nd answer nothing. Weights of any other layer are refused.
 
     Args:
@@ -71,7 +76,7 @@ class Gates(nn.Conv2d):
         """What the gates answer, pooled.
 
         Args:
-            images: ``(N, 1, H, W)``, float, in [0, 1]; H and W even.
+            images: ``(N, 1, H, W)``, float, in [0, 1]; N at least 1, H - K + 1 and W - K + 1 even.
 
         Returns:
             ``(N, 16, (H - K + 1) // 2, (W - K + 1) // 2)``: gates for bright pixels from 0 to 1, for dark ones from -1
