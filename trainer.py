@@ -97,7 +97,7 @@ class RampartTrainer(Trainer):
         if eps is None and model.target_eps == 0:
             raise ValueError("eps must be given: --eps '[8/255]'")
         print(load_weights(model.network, ckpt_path))
-        network = model.network.to(self.strategy.root_device).eval()
+        network = model.to(self.strategy.root_device).judged_network.eval()
         images, labels = _first_test_images(datamodule, num_images)
         chosen = PRESETS[preset] if attacks is None else attacks
         search = WorstCaseSearch(

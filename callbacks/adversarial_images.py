@@ -70,9 +70,10 @@ class AdversarialImagesCallback(Callback):
         module: Any = pl_module
         images, labels = self._examples
         generator = torch.Generator(images.device).manual_seed(0)
-        adv = module.val_attack(module.network, images, labels, module.target_eps, generator=generator)
-        with attack_context(module.network, "eval", images.device.type), torch.no_grad():
+        network = module.judged_network
+        adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)
+        with attack_context(network, "eval", images.device.type), torch.no_grad():
             images, labels = images.clone(), labels.clone()
-            clean_classes, adv_classes = module.network(images).argmax(1), module.network(adv).argmax(1)
+            clean_classes, adv_classes = network(images).argmax(1), network(adv).argmax(1)
         figure = adversarial_figure(images, adv, labels, clean_classes, adv_classes, module.target_eps)
         save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epochs:03d}")

@@ -74,7 +74,7 @@ class RobustnessCurveCallback(Callback):
         seed = torch.initial_seed() + 1_000_003 * batch_idx + trainer.global_rank
         generator = torch.Generator(images.device).manual_seed(seed % 2**63)
         module: Any = pl_module
-        smallest = fooling_eps(module.network, images, labels, self._attack, self._grid, generator)
+        smallest = fooling_eps(module.judged_network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
         self._standing = self._standing + (smallest[:, None] > grid).sum(0)
         self._seen += len(labels)

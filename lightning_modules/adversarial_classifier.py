@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from attacks.checks import check_labels
 from attacks.draws import generator_for
+from networks.gates import plain_form
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
@@ -86,6 +87,11 @@ class AdversarialClassifier(LightningModule):
         self.test_clean_acc = _accuracy()
         self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
 
+    @property
+    def judged_network(self) -> nn.Module:
+        """The network in the form that others attack, which validation, test and predict do: see `plain_form`."""
+        return plain_form(self.network)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, classes)`` for images ``(N, C, H, W)``, float, in [0, 1]."""
         logits: Tensor = self.network(images)
@@ -143,11 +149,12 @@ class AdversarialClassifier(LightningModule):
             probability.
         """
         images = batch[0]
-        clean = self.network(images).softmax(1).max(1)
+        network = self.judged_network
+        clean = network(images).softmax(1).max(1)
         labels = batch[1] if len(batch) > 1 else clean.indices
         named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
         generator = self._generator("predict", batch_idx)
-        adv = self.network(named(self.network, images, labels, generator=generator)).softmax(1).max(1)
+        adv = network(named(network, images, labels, generator=generator)).softmax(1).max(1)
         known = dict(zip(("label", "index"), batch[1:3], strict=False))
         return known | {
             "clean_prediction": clean.indices,
@@ -175,7 +182,7 @@ class AdversarialClassifier(LightningModule):
 
     def _classes(self, images: Tensor, labels: Tensor) -> Tensor:
         # Checked here too, for attacks that do not look at the labels.
-        logits = self.network(images)
+        logits = self.judged_network(images)
         check_labels(labels, logits)
         classes: Tensor = logits.argmax(1)
         return classes
@@ -188,7 +195,7 @@ class AdversarialClassifier(LightningModule):
         classes = clean.clone()
         if bool(standing.any()):  # Not every network takes an empty batch.
             images, labels = images[standing], labels[standing]
-            adv = named(self.network, images, labels, generator=self._generator(stage, batch_idx))
+            adv = named(self.judged_network, images, labels, generator=self._generator(stage, batch_idx))
             classes[standing] = self._classes(adv, labels)
         return classes
 

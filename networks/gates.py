@@ -8,8 +8,8 @@ are gates below mid-gray and gates above it: at eps 0.4, a pixel from 0.9 on can
 and for training to see.
 
 Elsewhere the gradient is exactly zero here. In the paper's network with the same weights it is rounding noise of 1e-8,
-which attacks that go by the gradient's sign follow as a random search. Weights trained with gates are therefore
-attacked in the paper's network (``init="default"``).
+which attacks that go by the gradient's sign follow as a random search. That is the network that others attack, so
+validation, test and evaluation attack it too: :func:`plain_form`.
 
 Pooling passes on the largest of four, so that gates for bright pixels tell whether any of the four is white; whether
 any is black, which is what the gap between two strokes consists of, takes gates for dark pixels.
@@ -23,6 +23,7 @@ holds the filters, and the second has to give each pair opposite weights. Neithe
 follows one pixel, the largest of four gates is the gate of the largest of four pixels; so it is computed here.
 """
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -86,9 +87,10 @@ class Gates(nn.Conv2d):
         rows, columns = images.shape[2] + reach, images.shape[3] + reach
         seen = images[:, :, centre : centre + rows, centre : centre + columns]
         pooled = torch.cat([_of_each_square(seen, torch.maximum), _of_each_square(seen, torch.minimum)], 1)
-        offset = torch.zeros(PLACES, 1, 1, dtype=images.dtype, device=images.device)
-        offset[PLACES // 2 :] = 1  # of the gates for dark pixels
-        gates = [((pooled - low) / (high - low)).clamp(0, 1) - offset for low, high in pairwise(LEVELS)]
+        gates = []
+        for low, high in pairwise(LEVELS):
+            bright, dark = ((pooled - low) / (high - low)).clamp(0, 1).chunk(2, 1)
+            gates += [bright, dark - 1]
         return torch.cat(gates, 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -127,6 +129,28 @@ class GateConv2d(nn.Conv2d):
         if weight is not None and not torch.equal(weight[:, 0 : 2 * GATES : 2], -weight[:, 1 : 2 * GATES : 2]):
             rest[-1].append(_NOT_GATES.format(f"{prefix}weight"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def plain_form(network: nn.Module) -> nn.Module:
+    """A network as others load it: plain convolutions in place of gates, with the same parameters and answers.
+
+    Args:
+        network: Left as it is.
+
+    Returns:
+        The network itself if it has no gates; else a shallow copy, which shares parameters, buffers and other layers.
+    """
+    if isinstance(network, Gates | GateConv2d):
+        rows, columns = network.kernel_size
+        plain = nn.Conv2d(network.in_channels, network.out_channels, (rows, columns), device="meta")
+        plain.weight, plain.bias = network.weight, network.bias
+        return plain.train(network.training)
+    forms = {name: plain_form(child) for name, child in network.named_children()}
+    if all(form is network.get_submodule(name) for name, form in forms.items()):
+        return network
+    plain_network = copy.copy(network)
+    plain_network._modules = {**network._modules, **forms}
+    return plain_network
 
 
 def _of_each_square(pixels: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from attacks import PGD, NamedAttack
 from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier, MNISTClassifier
+from networks import MNISTCNN
 from objectives import MTLIBP, AdversarialTraining, Objective
 from tests.conftest import small_network
 
@@ -77,6 +78,19 @@ def test_validation_attacks_at_the_target_whatever_training_is_at(tmp_path: Path
         module.eps = eps
         results.append(trainer(tmp_path).validate(module, batches(), verbose=False)[0]["val/robust_acc"])
     assert results[0] == results[1]
+
+
+def test_training_attacks_the_gates_and_judges_attack_the_network_that_others_load(tmp_path: Path) -> None:
+    module = AdversarialClassifier(MNISTCNN(init="gates"), eps=0.1, attack=PGD(steps=1), val_attack=PGD(steps=1))
+    gated = []
+    module.network.get_submodule("conv1").register_forward_pre_hook(lambda *_: gated.append(True))
+    t = trainer(tmp_path)
+    t.fit(module, batches())
+    assert len(gated) == 3 * 2  # three batches, each attacked once and answered once
+    t.validate(module, batches(), verbose=False)
+    t.test(module, batches(), verbose=False)
+    t.predict(module, batches())
+    assert len(gated) == 6
 
 
 def test_what_is_answered_wrongly_as_it_is_counts_as_fooled_and_is_not_attacked(tmp_path: Path) -> None:

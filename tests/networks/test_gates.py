@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from networks import MNISTCNN
-from networks.gates import LEVELS, Gates
+from networks.gates import LEVELS, Gates, plain_form
 
 EPS = LEVELS[0]  # the largest that black and white stand
 
@@ -67,6 +68,29 @@ def test_the_papers_network_with_the_same_weights_answers_the_same() -> None:
     plain.load_state_dict(gated.state_dict())
     images = torch.rand(4, 1, 28, 28)
     assert torch.allclose(plain(images), gated(images), atol=1e-5)
+
+
+def test_the_plain_form_is_the_papers_network_on_the_same_parameters() -> None:
+    gated, papers, images = MNISTCNN(init="gates"), MNISTCNN(), torch.full((1, 1, 28, 28), 0.2)
+    plain = plain_form(nn.Sequential(nn.Identity(), gated)).get_submodule("1")
+    assert isinstance(plain, MNISTCNN)
+    assert plain.conv1.weight is gated.conv1.weight
+    assert plain.fc1 is gated.fc1
+    assert isinstance(gated.conv1, Gates)
+    nn.init.ones_(gated.fc1.bias)
+    papers.load_state_dict(gated.state_dict())
+    gradients = [
+        torch.autograd.grad(network(images.requires_grad_()).logsumexp(1).sum(), images)[0]
+        for network in (plain, papers, gated)
+    ]
+    assert torch.equal(plain(images), papers(images))
+    assert torch.equal(gradients[0], gradients[1])
+    assert not gradients[2].any()
+
+
+def test_a_network_without_gates_is_its_own_plain_form() -> None:
+    network = MNISTCNN()
+    assert plain_form(network) is network
 
 
 @pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight"])
