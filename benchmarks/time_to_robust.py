@@ -62,11 +62,8 @@ class TimeToRobust(Callback):
         assert isinstance(network, nn.Module)
         network.register_forward_hook(self._count)
         self._record |= {"seed": torch.initial_seed(), **provenance()}
-        self._start, self._away = (
-            time.monotonic(),
-            0.0,
-        )  # The validation before the first step is none of the run's time.
-        self._measure(trainer, network)
+        self._start, self._away = time.monotonic(), 0.0  # the validation before the first step is none of its time
+        self._measure(trainer, pl_module.judged_network)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
         """Stop the clock."""
@@ -80,7 +77,7 @@ class TimeToRobust(Callback):
         """Measure where it is due."""
         done = trainer.current_epoch + 1
         if done % self._every == 0 or done == trainer.max_epochs:
-            self._measure(trainer, pl_module.network)
+            self._measure(trainer, pl_module.judged_network)
 
     def _count(self, _network: nn.Module, _inputs: Any, logits: Tensor | Interval) -> None:
         if isinstance(logits, Interval):  # of its middle and of its radius
