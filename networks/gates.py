@@ -32,6 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.interval import Interval
+
 LEVELS = (0.43, 0.5, 0.57)
 PLACES = 8  # for bright and for dark pixels, each at the four around the kernel's centre
 GATES = PLACES * (len(LEVELS) - 1)
@@ -73,8 +75,8 @@ class Gates(nn.Conv2d):
                 self.bias[number] = -sign * slope * LEVELS[level + end]
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """What the gates answer, pooled.
+    def forward(self, images: Any) -> Any:
+        """What the gates answer, pooled; of an Interval, an Interval, as every gate rises with its pixels.
 
         Args:
             images: ``(N, 1, H, W)``, float, in [0, 1]; N at least 1, H - K + 1 and W - K + 1 even.
@@ -83,6 +85,8 @@ class Gates(nn.Conv2d):
             ``(N, 16, (H - K + 1) // 2, (W - K + 1) // 2)``: gates for bright pixels from 0 to 1, for dark ones from -1
             (a black pixel among the four) to 0.
         """
+        if isinstance(images, Interval):
+            return Interval(self(images.lower), self(images.upper))
         centre, reach = self.kernel_size[0] // 2, 2 - self.kernel_size[0]
         rows, columns = images.shape[2] + reach, images.shape[3] + reach
         seen = images[:, :, centre : centre + rows, centre : centre + columns]
@@ -94,11 +98,16 @@ class Gates(nn.Conv2d):
         return torch.cat(gates, 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        error_msgs = rest[-1]
         for name, own in self.named_parameters():
-            given = state_dict.get(f"{prefix}{name}")
-            if given is not None and not torch.equal(given.to(own), own):
-                rest[-1].append(_NOT_GATES.format(f"{prefix}{name}"))
+            key = f"{prefix}{name}"
+            given = state_dict.get(key)
+            if given is None:
+                continue
+            if not torch.equal(given.to(own), own.to(given.dtype).to(own)):
+                error_msgs.append(_NOT_GATES.format(key))
                 return
+            state_dict[key] = own.detach()  # exact, where half precision has rounded them
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -125,9 +134,9 @@ class GateConv2d(nn.Conv2d):
         return F.conv2d(input, of_gates, bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        weight = state_dict.get(f"{prefix}weight")
+        error_msgs, weight = rest[-1], state_dict.get(f"{prefix}weight")
         if weight is not None and not torch.equal(weight[:, 0 : 2 * GATES : 2], -weight[:, 1 : 2 * GATES : 2]):
-            rest[-1].append(_NOT_GATES.format(f"{prefix}weight"))
+            error_msgs.append(_NOT_GATES.format(f"{prefix}weight"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -102,6 +102,13 @@ def test_weights_that_are_not_gates_are_refused(name: str) -> None:
         gated.load_state_dict(others)
 
 
+def test_weights_in_half_precision_are_taken_and_the_gates_stay_exact() -> None:
+    gated, exact = MNISTCNN(init="gates"), MNISTCNN(init="gates").state_dict()
+    gated.load_state_dict({name: value.half() for name, value in exact.items()})
+    assert torch.equal(gated.state_dict()["conv1.bias"], exact["conv1.bias"])
+    assert torch.equal(gated.state_dict()["conv2.weight"], exact["conv2.weight"].half().float())
+
+
 @pytest.mark.parametrize(("filters", "size"), [(16, 5), (32, 1)])
 def test_a_layer_that_cant_hold_them_is_refused(filters: int, size: int) -> None:
     with pytest.raises(ValueError, match="gates need 32 filters or more of 3x3 up, got"):
