@@ -3,7 +3,8 @@
     python benchmarks/start_levels.py OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
 
 How many of the first test images stand after so many steps, each attack by itself, its last iterate. Steps shrink
-linearly from the relative step size that does best from there.
+linearly from the relative step size that does best from there. For the start itself, the share of pixels that have a
+gradient there: more than a thousandth of the image's largest.
 """
 
 import argparse
@@ -11,15 +12,19 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from worst_case import images_of
 
 from attacks import PGD
+from attacks.gradient import loss_gradient
 from evaluation import provenance
 from networks import MNISTCNN
 from networks.weights import load_weights
@@ -48,6 +53,12 @@ def main() -> None:
         network = MNISTCNN().eval()
         load_weights(network, file)
         for start, attack in ATTACKS.items():
+            begin = replace(attack, steps=0)(
+                network, images, labels, arguments.eps, generator=torch.Generator().manual_seed(0)
+            )
+            share = pixels_with_gradient(network, begin, labels)
+            rows.append({"weights": name, "start": start, "pixels_with_gradient": round(share, 4)})
+            print(json.dumps(rows[-1]), flush=True)
             for steps in STEPS:
                 stands = 0
                 generator = torch.Generator().manual_seed(0)
@@ -64,6 +75,16 @@ def main() -> None:
     settings = {"eps": arguments.eps, "images": len(labels), "split": "test", "seed": 0, "sha256": sums}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(settings | {"rows": rows} | provenance(), indent=2) + "\n")
+
+
+def pixels_with_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of all pixels whose gradient exceeds a thousandth of the largest of their image."""
+    sizes = []
+    for batch in torch.arange(len(labels)).split(250):
+        loss = partial(F.cross_entropy, target=labels[batch], reduction="none")
+        sizes.append(loss_gradient(network, images[batch], loss)[2].abs().flatten(1))
+    grad = torch.cat(sizes)
+    return float((grad > 1e-3 * grad.amax(1, keepdim=True)).float().mean())
 
 
 if __name__ == "__main__":
