@@ -34,7 +34,7 @@ class APGD(Search):
         norm: The ball's norm.
         steps: Gradient steps of a run.
         restarts: Runs from new random points; with targets, for each of them.
-        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``. Not used with targets.
+        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``. Left alone with targets.
         targets: Aim at each of so many wrong classes in turn, the likeliest first, with the targeted DLR loss (section
             4.2 and eq. 7); None for an untargeted attack. Classes beyond those there are, are left out.
 
@@ -52,6 +52,8 @@ class APGD(Search):
         one_of("norm", self.norm, list(NORMS))
         if not callable(self.loss):
             one_of("loss", self.loss, list(LOSSES))
+        if self.targets is not None and self.loss != "cross_entropy":
+            raise ValueError(f"with targets the loss is the targeted DLR loss: leave loss out, got {self.loss!r}")
         for name in ("steps", "restarts", "targets"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -25,7 +25,7 @@ class Attack(ABC):
         """The class and every setting, in plain values, for a report."""
         fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
         plain = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
-        return {"class": type(self).__qualname__, **plain}
+        return {"class": type(self).__qualname__, "norm": self.norm, **plain}
 
     @abstractmethod
     def __call__(

@@ -86,7 +86,7 @@ class WorstCaseSearch:
             answers (its own code may change), and all settings.
 
     Raises:
-        ValueError: If the attacks or eps are none, eps does not rise, or two attacks have one name.
+        ValueError: If the attacks or eps are none, eps does not rise, two attacks have one name, or norms differ.
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class WorstCaseSearch:
         names = [attack.name for attack in attacks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"attacks must be at least one, with distinct names, got {', '.join(names) or 'none'}")
+        if len(norms := {attack.norm for attack in attacks}) > 1:
+            raise ValueError(f"attacks must be of one norm, as eps is, got {', '.join(sorted(norms))}")
         self.eps = [parse_eps(value, attacks[0].norm) for value in eps]
         if not self.eps or self.eps[0] == 0 or any(low >= high for low, high in pairwise(self.eps)):
             raise ValueError(f"eps must be at least one, above 0 and rising, got {list(eps)}")

@@ -111,6 +111,7 @@ def test_one_generator_state_gives_one_result(search: Search, images: Tensor) ->
         (lambda: APGD(loss="nonsense"), "loss must be one of"),  # type: ignore[arg-type]
         (lambda: APGD(steps=0), "steps must be a whole number from 1, got 0"),
         (lambda: APGD(targets=0), "targets must be a whole number from 1, got 0"),
+        (lambda: APGD(targets=9, loss="margin"), "leave loss out, got 'margin'"),
         (lambda: FAB(restarts=0), "restarts must be a whole number from 1, got 0"),
         (lambda: Square(queries=0), "queries must be a whole number from 1, got 0"),
         (lambda: Square(area=1.5), "area must be above 0 and at most 1"),
