@@ -68,22 +68,21 @@ class FAB(Search):
         aims = ranked_class(logits, labels, rank)
         adv = images.clone() if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
         for step in range(self.steps + 1):
-            logits, lead, grad = loss_gradient(model, adv, partial(_lead, labels=labels, aims=aims))
-            across = logits.argmax(1) != labels
+            across = answers(model, adv).argmax(1) != labels
             if bool(across.any()):
                 fooled = across & (norm.project(adv, images, eps) == adv).flatten(1).all(1)
                 found.adv[index[fooled]] = adv[fooled]
                 found.fooled[index[fooled]] = True
-                state = (index, images, labels, aims, adv, lead, grad, across)
-                index, images, labels, aims, adv, lead, grad, across = (x[~fooled] for x in state)
+                index, images, labels, aims, adv, across = (
+                    x[~fooled] for x in (index, images, labels, aims, adv, across)
+                )
                 if len(index) == 0:
                     break
-                if bool(across.any()):  # Beyond the ball: go on from nearer.
-                    adv[across] = images[across] + BACKWARD * (adv[across] - images[across])
-                    loss = partial(_lead, labels=labels[across], aims=aims[across])
-                    _, lead[across], grad[across] = loss_gradient(model, adv[across], loss)
+                # Beyond the ball: go on from nearer.
+                adv[across] = images[across] + BACKWARD * (adv[across] - images[across])
             if step == self.steps:
                 break
+            _, lead, grad = loss_gradient(model, adv, partial(_lead, labels=labels, aims=aims))
             from_adv, from_image = (_onto_boundary(x, adv, lead, grad) for x in (adv, images))
             length, radius = (x.flatten(1).abs().amax(1).clamp_min(1e-8) for x in (from_adv, from_image))
             pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
