@@ -11,6 +11,7 @@ from callbacks.outputs import run_folder, save_figure
 from evaluation import (
     PRESETS,
     Preset,
+    WorstCase,
     WorstCaseSearch,
     html_of,
     masking_signs,
@@ -75,7 +76,8 @@ class RampartTrainer(Trainer):
         """Find each test image's worst case over attacks and report what stands.
 
         Prints a table, and writes report.json, per_image.csv, figures and report.html into the run's folder. A command
-        that was killed, given again, goes on where it was.
+        that was killed, given again, goes on where it was; given several times at once, on several devices or machines
+        that share the folder of the runs, it is done that much sooner.
 
         Args:
             model: Holds the network.
@@ -110,9 +112,15 @@ class RampartTrainer(Trainer):
             batch_size=batch_size,
             seed=torch.initial_seed(),
         )
-        found = search.run(
-            lambda stage: print(f"{stage.attack} at eps {stage.eps:g}: {stage.standing} stand", flush=True)
-        )
+
+        def tell(at: int, part: WorstCase) -> None:
+            stood = ", ".join(f"{stage.attack} @ {stage.eps:g} {stage.standing}" for stage in part.stages)
+            print(
+                f"batch {at + 1} of {search.batches}: clean {part.standing(0)} of {len(part.labels)}, {stood}",
+                flush=True,
+            )
+
+        found = search.run(tell)
         names = [attack.name for attack in chosen]
         report = report_of(search, found, masking_signs(network, search.images, search.labels, found, names))
         folder = run_folder(self)

@@ -1,14 +1,16 @@
 """The worst case of each image over attacks and eps, in batches that are never attacked twice."""
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,14 +64,35 @@ class WorstCase:
         """Number of images that are answered rightly as they are and under every attack up to ``eps``."""
         return int((self.eps > eps).sum())
 
+    @classmethod
+    def of(cls, parts: Sequence["WorstCase"]) -> "WorstCase":
+        """Parts that met the same attacks, as one."""
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+        stages = [
+            Stage(
+                attack=stages[0].attack,
+                eps=stages[0].eps,
+                attacked=sum(stage.attacked for stage in stages),
+                standing=sum(stage.standing for stage in stages),
+                seconds=sum(stage.seconds for stage in stages),
+            )
+            for stages in zip(*(part.stages for part in parts), strict=True)
+        ]
+        return cls(**tensors, stages=stages)
+
+
+_TENSORS = ("labels", "clean", "eps", "attack", "adv", "adv_class")
+
 
 class WorstCaseSearch:
     """Attack images one attack after the other, each time those that still stand (as AutoAttack does).
 
-    An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. What a
-    batch gave is stored at once, in a folder that is named after all that decides it; the same search, begun again,
-    takes from there what is finished and makes the rest, so one that was killed ends as if it had not been. The random
-    draws of a batch depend on seed, attack, eps and batch alone.
+    An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. A batch
+    goes through all attacks before the next one begins. What an attack gave is stored at once, in a folder that is
+    named after all that decides it, under the images' own hash; the same search, begun again, takes from there what is
+    finished and makes the rest. So one that was killed ends as if it had not been, one over more images repeats
+    nothing, and several processes that search in one folder share the batches among them. The random draws depend on
+    seed, attack, eps and batch alone.
 
     Args:
         model: Maps images to logits ``(N, C)``; in eval mode.
@@ -123,60 +146,101 @@ class WorstCaseSearch:
             "batch_size": batch_size,
             "seed": seed,
         }
-        text = json.dumps(self.identity, indent=2, default=str) + "\n"
+        # More images of the same kind are more files of the same folder.
+        shared = {name: value for name, value in self.identity.items() if name != "images"}
+        text = json.dumps(shared, indent=2, default=str) + "\n"
         self.folder = None if store is None else store / hashlib.sha256(text.encode()).hexdigest()[:16]
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "search.json").write_text(text)
 
-    def run(self, progress: Callable[[Stage], None] = lambda _stage: None) -> WorstCase:
-        """Make what is not finished.
+    def run(self, progress: Callable[[int, WorstCase], None] = lambda _at, _part: None) -> WorstCase:
+        """Make what is not finished, and wait for what other processes are making.
 
         Args:
-            progress: Is told of each stage that has ended.
+            progress: Is told of each batch that has ended: its number, from zero, and what its images withstood.
         """
-        blocks = torch.split(torch.arange(len(self.labels)), self.batch_size)
-        clean = torch.cat([self._classes(self.images[block]) for block in blocks])
-        result = WorstCase(
-            labels=self.labels,
+        parts: dict[int, WorstCase] = {}
+        while len(parts) < self.batches:
+            known = len(parts)
+            for at in range(self.batches):
+                if at in parts:
+                    continue
+                with contextlib.suppress(Timeout), self._claim(at):
+                    parts[at] = self._withstood(at)
+                    progress(at, parts[at])
+            if len(parts) == known:
+                time.sleep(1)  # Others are at work on all that is left.
+        return WorstCase.of([parts[at] for at in range(self.batches)])
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return -(-len(self.labels) // self.batch_size)
+
+    @contextlib.contextmanager
+    def _claim(self, at: int) -> Iterator[None]:
+        """Keep other processes from a batch; the system lets go of it when this process dies.
+
+        Raises:
+            Timeout: If another has it.
+        """
+        if self.folder is None:
+            yield
+        else:
+            with FileLock(self.folder / f"{at:05}.lock", blocking=False):
+                yield
+
+    def _withstood(self, at: int) -> WorstCase:
+        """What the images of a batch withstand."""
+        batch = slice(at * self.batch_size, (at + 1) * self.batch_size)
+        images, labels = self.images[batch], self.labels[batch]
+        name = f"{at:05}-{fingerprint(images, labels)[:16]}"
+        clean = self._classes(images)
+        part = WorstCase(
+            labels=labels,
             clean=clean,
-            eps=torch.where(clean == self.labels, torch.inf, 0.0).double(),
-            attack=torch.full_like(self.labels, -1),
-            adv=self.images.clone(),
+            eps=torch.where(clean == labels, torch.inf, 0.0).double(),
+            attack=torch.full_like(labels, -1),
+            adv=images.clone(),
             adv_class=clean.clone(),
             stages=[],
         )
         for eps in self.eps:
             for number, attack in enumerate(self.attacks):
-                attacked, seconds = result.standing(eps), 0.0
-                for at, block in enumerate(blocks):
-                    index = block[torch.isinf(result.eps[block])]
-                    if len(index) == 0:
-                        continue
-                    batch = self._batch(attack, eps, at, index)
-                    fooled = batch["index"]
-                    result.eps[fooled], result.attack[fooled] = eps, number
-                    result.adv[fooled], result.adv_class[fooled] = batch["adv"], batch["adv_class"]
-                    seconds += float(batch["seconds"])
-                stage = Stage(attack.name, eps, attacked, result.standing(eps), seconds)
-                result.stages.append(stage)
-                progress(stage)
-        return result
+                index, seconds = torch.isinf(part.eps).nonzero().squeeze(1), 0.0
+                if len(index) > 0:
+                    found = self._attacked(attack, eps, at, name, index)
+                    fooled = found["index"]
+                    part.eps[fooled], part.attack[fooled] = eps, number
+                    part.adv[fooled], part.adv_class[fooled] = found["adv"], found["adv_class"]
+                    seconds = float(found["seconds"])
+                part.stages.append(Stage(attack.name, eps, len(index), part.standing(eps), seconds))
+        return part
 
-    def _batch(self, attack: Attack, eps: float, at: int, index: Tensor) -> dict[str, Tensor]:
-        """What an attack fools of a batch: read if it is there, else made and written."""
-        key = f"{eps!r}-{attack.name}-{at:05}"
-        path = None if self.folder is None else self.folder / f"{key}.safetensors"
+    def _attacked(self, attack: Attack, eps: float, at: int, name: str, index: Tensor) -> dict[str, Tensor]:
+        """Which images of a batch an attack fools, and with what: read if it is there, else made and written.
+
+        Args:
+            attack: The attack.
+            eps: Pixel scale.
+            at: The batch's number.
+            name: The batch's name in file names.
+            index: ``(M,)``, int64: which images of the batch it meets.
+        """
+        path = None if self.folder is None else self.folder / f"{eps!r}-{attack.name}-{name}.safetensors"
         if path is not None and path.is_file():
-            return load_file(path)
-        generator = generator_for(self.images.device, "worst case", self.seed, key)
+            return load_file(path, device=str(self.images.device))
+        first = at * self.batch_size
+        images, labels = self.images[first + index], self.labels[first + index]
+        generator = generator_for(self.images.device, "worst case", self.seed, eps, attack.name, at)
         start = time.perf_counter()
-        adv = attack(self.model, self.images[index], self.labels[index], eps, generator=generator)
+        adv = attack(self.model, images, labels, eps, generator=generator)
         seconds = time.perf_counter() - start
-        check_inside(adv, self.images[index], eps, attack)
+        check_inside(adv, images, eps, attack)
         classes = self._classes(adv)
-        fooled = classes != self.labels[index]
-        batch = {
+        fooled = classes != labels
+        found = {
             "index": index[fooled],
             "adv": adv[fooled].contiguous(),
             "adv_class": classes[fooled],
@@ -184,9 +248,9 @@ class WorstCaseSearch:
         }
         if path is not None:
             unfinished = path.with_suffix(".unfinished")
-            save_file(batch, unfinished)
+            save_file(found, unfinished)
             unfinished.replace(path)  # whole or not at all
-        return batch
+        return found
 
     def _answers(self, images: Tensor) -> str:
         """What the model makes of images, in digits that a machine's rounding does not reach."""

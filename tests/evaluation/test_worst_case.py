@@ -1,3 +1,5 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from attacks import APGD, PGD, Attack
 from attacks.context import Model
 from attacks.eps import Eps
 from evaluation import WorstCaseSearch
-from evaluation.worst_case import Stage, WorstCase
+from evaluation.worst_case import WorstCase
 
 WEAK, STRONG = PGD(steps=1), PGD(steps=10, restarts=2)
 
@@ -55,9 +57,12 @@ def test_each_image_has_its_smallest_fooling_eps_of_the_grid() -> None:
 
 def test_stages_count_who_was_met_and_who_stands() -> None:
     model, images, labels = case()
-    told: list[Stage] = []
-    found = WorstCaseSearch(model, images, labels, [WEAK, STRONG], [0.1, 0.3], batch_size=9).run(told.append)
-    assert told == found.stages
+    parts: dict[int, WorstCase] = {}
+    search = WorstCaseSearch(model, images, labels, [WEAK, STRONG], [0.1, 0.3], batch_size=9)
+    found = search.run(parts.__setitem__)
+    assert list(parts) == list(range(search.batches)) == [0, 1, 2, 3, 4]
+    assert same(WorstCase.of([parts[at] for at in parts]), found)
+    told = found.stages
     assert [(stage.attack, stage.eps) for stage in told] == [
         ("PGD-1", 0.1), ("PGD-10x2", 0.1), ("PGD-1", 0.3), ("PGD-10x2", 0.3),
     ]  # fmt: skip
@@ -130,9 +135,38 @@ def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_pat
     (folder / "0.1-PGD-2-00004.unfinished").write_bytes(b"half a batch")
     resumed = WorstCaseSearch(model, images, labels, attacks, eps, tmp_path, batch_size=8).run()
     assert same(whole, resumed)
-    assert all(file.stat().st_mtime_ns == time for file, time in written.items())
+    assert all(file.stat().st_mtime_ns == at for file, at in written.items())
     attackless = [Mortal(attack, 1) for attack in attacks]
     assert same(whole, WorstCaseSearch(model, images, labels, attackless, eps, tmp_path, batch_size=8).run())
+
+
+def test_a_search_over_more_images_repeats_nothing(tmp_path: Path) -> None:
+    model, images, labels = case()
+    attacks, eps = [WEAK, STRONG], [0.1, 0.2]
+    WorstCaseSearch(model, images[:20], labels[:20], attacks, eps, tmp_path, batch_size=8).run()
+    (folder,) = tmp_path.iterdir()
+    written = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    found = WorstCaseSearch(model, images, labels, attacks, eps, tmp_path, batch_size=8).run()
+    assert [folder] == list(tmp_path.iterdir())
+    assert all(file.stat().st_mtime_ns == at for file, at in written.items())
+    assert same(found, WorstCaseSearch(model, images, labels, attacks, eps, batch_size=8).run())
+
+
+def test_searches_in_one_folder_share_the_batches(tmp_path: Path) -> None:
+    class Slow(Counting):
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+            time.sleep(0.05)
+            return super().__call__(*args, **kwargs)
+
+    model, images, labels = case()
+    slow = [Slow(), Slow()]
+    searches = [WorstCaseSearch(model, images, labels, [each], [0.1], tmp_path, batch_size=4) for each in slow]
+    assert searches[0].folder == searches[1].folder
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(WorstCaseSearch.run, searches)
+    assert same(one, other)
+    assert sum(slow[0].met) + sum(slow[1].met) == 39  # none was met twice
+    assert min(len(each.met) for each in slow) >= 2
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"eps": [0.2]}, {"attacks": [STRONG]}, {"batch_size": 4}])
