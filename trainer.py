@@ -121,6 +121,8 @@ class RampartTrainer(Trainer):
             )
 
         found = search.run(tell)
+        if not self.is_global_zero:
+            return
         names = [attack.name for attack in chosen]
         report = report_of(search, found, masking_signs(network, search.images, search.labels, found, names))
         folder = run_folder(self)
