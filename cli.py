@@ -226,6 +226,8 @@ def one_line(message: str) -> str:
 def _keep_quiet() -> None:
     """Leave out what is of no use to anyone here."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Without validation images there is no validation, which is what was asked for.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # Lightning suspects that its default was overlooked; here the default is `step`, so `epoch` was chosen.
     warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")

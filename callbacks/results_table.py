@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from attacks import NamedAttack, parse_eps
 from callbacks.outputs import new_file, run_folder
-from evaluation import disagreements, provenance
+from evaluation import disagreements, fingerprint, provenance
 
 
 class ResultsTableCallback(Callback):
@@ -61,6 +61,7 @@ class ResultsTableCallback(Callback):
             _refuse_what_cannot_be(module.test_attacks, rows, images)
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
+            "weights": fingerprint(*module.network.state_dict().values()),
             "images": images,
             "results": rows,
             "seed": torch.initial_seed(),

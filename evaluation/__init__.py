@@ -5,7 +5,7 @@ from evaluation.figures import adversarial_figure, robustness_figure, worst_case
 from evaluation.html import html_of
 from evaluation.masking import Sign, masking_signs
 from evaluation.presets import PRESETS, Preset
-from evaluation.provenance import provenance
+from evaluation.provenance import fingerprint, provenance
 from evaluation.report import disagreements, report_of, table_of, write_per_image
 from evaluation.worst_case import WorstCase, WorstCaseSearch
 
@@ -17,6 +17,7 @@ __all__ = [
     "WorstCaseSearch",
     "adversarial_figure",
     "disagreements",
+    "fingerprint",
     "fooling_eps",
     "html_of",
     "masking_signs",

@@ -1,5 +1,6 @@
-"""Where a number comes from: code, versions and machine."""
+"""Where a number comes from: weights, code, versions and machine."""
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def provenance() -> dict[str, Any]:
@@ -24,6 +26,14 @@ def provenance() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
     }
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of tensors' values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _commit() -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attacks import Attack, Eps, parse_eps
 from attacks.draws import generator_for
+from evaluation.provenance import fingerprint
 
 
 @dataclass(frozen=True)
@@ -278,14 +279,6 @@ def check_inside(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> Non
             f"{attack.name} returned {int((~inside).sum())} images outside the ball of eps {eps:g} or the box [0, 1]: "
             "the attack is broken, no number is reported"
         )
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 of tensors' values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _code_fingerprint() -> str:

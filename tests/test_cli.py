@@ -16,6 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import main
+from evaluation import fingerprint
 from networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.datamodules.test_datamodules import mnist_root  # noqa: F401 (a fixture)
@@ -273,10 +274,12 @@ def test_a_wrong_command_prints_the_error_and_nothing_else() -> None:
 
 
 def test_plain_weights_are_named_in_the_report(tmp_path: Path) -> None:
-    weights = tmp_path / "w.pth"
-    torch.save(MNISTCNN().state_dict(), weights)
+    weights, network = tmp_path / "w.pth", MNISTCNN()
+    torch.save(network.state_dict(), weights)
     run(tmp_path, "test", f"--ckpt_path={weights}")
-    assert json.loads((tmp_path / "quickstart/test-0/test.json").read_text())["checkpoint"] == str(weights)
+    report = json.loads((tmp_path / "quickstart/test-0/test.json").read_text())
+    assert report["checkpoint"] == str(weights)
+    assert report["weights"] == fingerprint(*network.state_dict().values())
 
 
 def test_without_validation_each_epoch_leaves_its_checkpoint(tmp_path: Path) -> None:
