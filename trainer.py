@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
 
 from attacks import Attack, Eps
 from callbacks.outputs import run_folder, save_figure
@@ -113,6 +114,7 @@ class RampartTrainer(Trainer):
             seed=torch.initial_seed(),
         )
 
+        @rank_zero_only
         def tell(at: int, part: WorstCase) -> None:
             stood = ", ".join(f"{stage.attack} @ {stage.eps:g} {stage.standing}" for stage in part.stages)
             print(
@@ -121,7 +123,7 @@ class RampartTrainer(Trainer):
             )
 
         found = search.run(tell)
-        if not self.is_global_zero:
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined] # not the trainer's: torchrun may start more than it knows
             return
         names = [attack.name for attack in chosen]
         report = report_of(search, found, masking_signs(network, search.images, search.labels, found, names))

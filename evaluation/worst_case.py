@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class Stage:
         eps: Pixel scale.
         attacked: Number of images it met: those that nothing before had fooled.
         standing: Number of images that still stood afterwards.
-        seconds: Wall time of its batches, whenever they were made.
+        seconds: Wall time of its batches, added up, whenever and wherever they were made.
     """
 
     attack: str
@@ -91,9 +92,9 @@ class WorstCaseSearch:
     An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. A batch
     goes through all attacks before the next one begins. What an attack gave is stored at once, in a folder that is
     named after all that decides it, under the images' own hash; the same search, begun again, takes from there what is
-    finished and makes the rest. So one that was killed ends as if it had not been, one over more images repeats
-    nothing, and several processes that search in one folder share the batches among them. The random draws depend on
-    seed, attack, eps and batch alone.
+    finished and makes the rest. So one that was killed ends as if it had not been, one over more images repeats no
+    full batch, and several processes that search in one folder share the batches among them, where the file system
+    has locks. The random draws depend on seed, attack, eps and batch alone.
 
     Args:
         model: Maps images to logits ``(N, C)``; in eval mode.
@@ -153,23 +154,24 @@ class WorstCaseSearch:
         self.folder = None if store is None else store / hashlib.sha256(text.encode()).hexdigest()[:16]
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "search.json").write_text(text)
+            if not (self.folder / "search.json").exists():
+                (self.folder / "search.json").write_text(text)
 
     def run(self, progress: Callable[[int, WorstCase], None] = lambda _at, _part: None) -> WorstCase:
         """Make what is not finished, and wait for what other processes are making.
 
         Args:
-            progress: Is told of each batch that has ended: its number, from zero, and what its images withstood.
+            progress: Is told of each batch, made or read: its number, from zero, and what its images withstood.
         """
         parts: dict[int, WorstCase] = {}
         while len(parts) < self.batches:
             known = len(parts)
             for at in range(self.batches):
-                if at in parts:
+                if at in parts or (claim := self._claim(at)) is None:
                     continue
-                with contextlib.suppress(Timeout), self._claim(at):
+                with claim:
                     parts[at] = self._withstood(at)
-                    progress(at, parts[at])
+                progress(at, parts[at])
             if len(parts) == known:
                 time.sleep(1)  # Others are at work on all that is left.
         return WorstCase.of([parts[at] for at in range(self.batches)])
@@ -179,18 +181,14 @@ class WorstCaseSearch:
         """Number of batches."""
         return -(-len(self.labels) // self.batch_size)
 
-    @contextlib.contextmanager
-    def _claim(self, at: int) -> Iterator[None]:
-        """Keep other processes from a batch; the system lets go of it when this process dies.
-
-        Raises:
-            Timeout: If another has it.
-        """
+    def _claim(self, at: int) -> contextlib.AbstractContextManager[object] | None:
+        """What keeps other processes from a batch until it is left, or this process dies; None if another has it."""
         if self.folder is None:
-            yield
-        else:
-            with FileLock(self.folder / f"{at:05}.lock", blocking=False):
-                yield
+            return contextlib.nullcontext()
+        try:
+            return FileLock(self.folder / f"{at:05}.lock").acquire(blocking=False)
+        except Timeout:
+            return None
 
     def _withstood(self, at: int) -> WorstCase:
         """What the images of a batch withstand."""
@@ -231,7 +229,8 @@ class WorstCaseSearch:
         """
         path = None if self.folder is None else self.folder / f"{eps!r}-{attack.name}-{name}.safetensors"
         if path is not None and path.is_file():
-            return load_file(path, device=str(self.images.device))
+            with contextlib.suppress(SafetensorError):  # A damaged file is made anew.
+                return load_file(path, device=str(self.images.device))
         first = at * self.batch_size
         images, labels = self.images[first + index], self.labels[first + index]
         generator = generator_for(self.images.device, "worst case", self.seed, eps, attack.name, at)

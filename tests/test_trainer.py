@@ -200,3 +200,16 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(wei
     assert without_timings(reports[0]) == without_timings(reports[1])
     rows = [(report.parent / "per_image.csv").read_text() for report in reports]
     assert rows[0] == rows[1]
+
+
+def test_ranks_share_the_batches_and_one_reports(weights: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "cli.py"]
+    more = ["--preset=quick", "--trainer.devices=2"]
+    done = subprocess.run(
+        [*command, *arguments(weights, tmp_path, *more)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("worst case at eps 0.002") == 1
+    (report,) = tmp_path.rglob("report.json")
+    main(arguments(weights, tmp_path / "alone", "--preset=quick"))
+    (alone,) = (tmp_path / "alone").rglob("report.json")
+    assert without_timings(report) == without_timings(alone)

@@ -152,6 +152,15 @@ def test_a_search_over_more_images_repeats_nothing(tmp_path: Path) -> None:
     assert same(found, WorstCaseSearch(model, images, labels, attacks, eps, batch_size=8).run())
 
 
+def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+    model, images, labels = case()
+    searches = [WorstCaseSearch(model, images, labels, [STRONG], [0.1], tmp_path, batch_size=20) for _ in range(2)]
+    whole = searches[0].run()
+    assert searches[0].folder is not None
+    (next(searches[0].folder.glob("*.safetensors"))).write_bytes(b"")
+    assert same(whole, searches[1].run())
+
+
 def test_searches_in_one_folder_share_the_batches(tmp_path: Path) -> None:
     class Slow(Counting):
         def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
