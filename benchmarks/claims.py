@@ -109,7 +109,8 @@ def table(reports: list[dict[str, Any]]) -> str:
             f"| {report['name']} | {report['loss_at_the_end']:.3f} | {accuracies} | {report['seed']} | {minutes:.1f} |"
         )
     first = reports[0]
-    machine = f"{first['threads']} cores of an {first['processor']}, torch {first['versions']['torch']}"
+    threads = f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}"
+    machine = f"{threads} on an {first['processor']}, torch {first['versions']['torch']}"
     commits = ", ".join(sorted({report["commit"] for report in reports}))
     return "\n".join(
         [*lines, "", f"Commit {commits}; {machine}; {first['images']:,} test images; accuracies in %.", ""]
