@@ -73,6 +73,9 @@ def linear(classes=10):
 def said(classes: int = 10) -> nn.Module:
     return linear(classes)
 
+def half(classes: int = 10) -> nn.Module:
+    return linear(classes).half()
+
 def text() -> str:
     return "no network"
 
@@ -104,6 +107,14 @@ def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: 
     report = json.loads((tmp_path / "unnamed/evaluate-0/report.json").read_text())
     assert report["search"]["eps"] == [2 / 255, 0.02]
     assert "out_features=12" in report["search"]["network"]
+
+
+def test_a_network_in_half_precision_is_evaluated_in_single(foreign: list[str], tmp_path: Path) -> None:
+    same = ["--model.network.classes=12", "--eps=[0.1]"]
+    for name, more in (("half", ["--trainer.precision=bf16-true"]), ("linear", [])):
+        main([*foreign, f"--model=foreign_networks.{name}", *same, *more])
+    reports = [without_timings(report) for report in sorted(tmp_path.glob("unnamed/evaluate-*/report.json"))]
+    assert reports[0]["robust"] == reports[1]["robust"]
 
 
 def test_a_network_of_ones_own_takes_a_configs_place_wherever_it_stands(foreign: list[str], tmp_path: Path) -> None:
