@@ -1,6 +1,8 @@
 """The shipped weights, through ``torch.hub`` as a user loads them."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,21 @@ def test_shipped_weights_are_the_ones_that_their_numbers_speak_of(name: str) -> 
     # Training images, a weaker attack and few of them: near the recorded test accuracies, never far below.
     assert clean >= recorded["clean"] - 0.03
     assert robust >= recorded["PGD-200 @ 0.4"] - 0.05
+
+
+@pytest.mark.parametrize(
+    "report",
+    sorted((ROOT / "pretrained").glob("mnist/*/autoattack*.json")),
+    ids=lambda file: f"{file.parent.name}-{file.stem}",
+)
+def test_an_autoattack_report_is_of_the_weights_beside_it_and_of_each_image(report: Path) -> None:
+    told = json.loads(report.read_text())
+    assert told["search"]["weights"] == fingerprint(*hub(report.parent.name).state_dict().values())
+    with report.with_suffix(".csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    assert len(images) == told["images"]
+    standing = [image for image in images if image["label"] == image["clean_prediction"] and not image["fooled_by"]]
+    assert [len(standing)] == [row["count"] for row in told["robust"]]
 
 
 def test_without_weights_the_network_is_freshly_initialised() -> None:
