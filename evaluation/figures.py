@@ -150,7 +150,7 @@ def _radii_figure(found: WorstCase, grid: Sequence[float]) -> Figure:
 
     counts = [int((found.eps == eps).sum()) for eps in [*grid, math.inf]]
     names = ["wrong\nas it is", *(f"{eps:g}" for eps in grid[1:]), "stands"]
-    figure = Figure(figsize=(max(4, 0.8 * len(names) + 1), 4), layout="constrained")
+    figure = Figure(figsize=(max(5, 0.8 * len(names) + 1), 4), layout="constrained")
     axes = figure.subplots()
     axes.bar_label(axes.bar(names, counts, color=["C3", *["C0"] * (len(grid) - 1), "C2"]))
     axes.set(title="Smallest eps at which an image was fooled", xlabel="eps (pixel scale)", ylabel="images")

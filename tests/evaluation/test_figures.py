@@ -36,6 +36,19 @@ def test_every_image_is_in_one_bar_of_radii(found: WorstCase) -> None:
     assert sum(bars) == 40
 
 
+@pytest.mark.parametrize("grid", [GRID[:1], GRID])
+def test_no_title_is_cut_off(grid: list[float]) -> None:
+    model, images, labels = case()
+    found = WorstCaseSearch(model, images, labels, [WEAK], grid).run()
+    for name, figure in worst_case_figures(found, images, grid, grid[-1]).items():
+        figure.draw_without_rendering()
+        for title in (figure._suptitle, *(axes.title for axes in figure.axes)):  # type: ignore[attr-defined]
+            if title is not None and title.get_text():
+                box = title.get_window_extent()
+                assert box.x0 >= figure.bbox.x0, f"{name}: {title.get_text()}"
+                assert box.x1 <= figure.bbox.x1, f"{name}: {title.get_text()}"
+
+
 def test_the_confusion_counts_every_image_and_no_error_on_its_diagonal(found: WorstCase) -> None:
     axes = draw(found)["confusion"].axes[0]
     counts = [int(text.get_text()) for text in axes.texts]
