@@ -78,8 +78,8 @@ class RampartTrainer(Trainer):
 
         Prints a table, and writes report.json, per_image.csv, figures and report.html into the run's folder. A command
         that was killed, given again, goes on where it was; given several times at once, on several devices or machines
-        that share the folder of the runs, it is done that much sooner. All is computed in float32, whatever the
-        precision of the network and of the trainer: a coarser one rounds by more than a small eps.
+        that share the folder of the runs, it is done that much sooner. The network's weights are made float32,
+        the images' dtype, and the trainer's precision is not used: a coarser one rounds by more than a small eps.
 
         Args:
             model: Holds the network.
@@ -100,8 +100,8 @@ class RampartTrainer(Trainer):
             raise ValueError("evaluate needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
         if eps is None and model.target_eps == 0:
             raise ValueError("eps must be given: --eps '[8/255]'")
-        print(load_weights(model.network, ckpt_path))
-        network = model.to(self.strategy.root_device).judged_network.float().eval()
+        print(load_weights(model.network.float(), ckpt_path))
+        network = model.to(self.strategy.root_device).judged_network.eval()
         images, labels = _first_test_images(datamodule, num_images)
         chosen = PRESETS[preset] if attacks is None else attacks
         search = WorstCaseSearch(

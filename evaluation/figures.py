@@ -37,7 +37,7 @@ def robustness_figure(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(eps_grid, [100 * value for value in accuracy], marker="o", color="C0")
     for eps, (low, high) in zip(eps_grid, intervals, strict=False):
@@ -79,7 +79,7 @@ def adversarial_figure(
     from matplotlib.figure import Figure
 
     columns = len(clean)
-    figure = Figure(figsize=(1.2 * columns + 0.8, 4.6), layout="constrained")
+    figure = Figure(figsize=(max(5, 1.2 * columns + 0.8), 4.6), layout="constrained")
     grid = figure.subplots(3, columns, squeeze=False)
     difference = (adv - clean) / (2 * eps or 1) + 0.5
     rows = (("clean", clean, clean_classes), ("adversarial", adv, adv_classes), ("difference", difference, None))
