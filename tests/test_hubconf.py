@@ -1,8 +1,8 @@
 """The shipped weights, through ``torch.hub`` as a user loads them."""
 
 import csv
+import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -45,19 +45,25 @@ def test_shipped_weights_are_the_ones_that_their_numbers_speak_of(name: str) -> 
     assert robust >= recorded["PGD-200 @ 0.4"] - 0.05
 
 
-@pytest.mark.parametrize(
-    "report",
-    sorted((ROOT / "pretrained").glob("mnist/*/autoattack*.json")),
-    ids=lambda file: f"{file.parent.name}-{file.stem}",
-)
-def test_an_autoattack_report_is_of_the_weights_beside_it_and_of_each_image(report: Path) -> None:
-    told = json.loads(report.read_text())
-    assert told["search"]["weights"] == fingerprint(*hub(report.parent.name).state_dict().values())
-    with report.with_suffix(".csv").open(newline="") as file:
-        images = list(csv.DictReader(file))
-    assert len(images) == told["images"]
-    standing = [image for image in images if image["label"] == image["clean_prediction"] and not image["fooled_by"]]
-    assert [len(standing)] == [row["count"] for row in told["robust"]]
+@pytest.mark.parametrize("name", SHIPPED)
+def test_autoattacks_reports_are_of_the_weights_beside_them_and_of_each_image(name: str) -> None:
+    reports = sorted((ROOT / f"pretrained/mnist/{name}").glob("autoattack*.json"))
+    assert reports
+    for report in reports:
+        told = json.loads(report.read_text())
+        assert told["search"]["weights"] == fingerprint(*hub(name).state_dict().values())
+        with report.with_suffix(".csv").open(newline="") as file:
+            images = list(csv.DictReader(file))
+        assert len(images) == told["images"]
+        withstood = [float(image["fooled_at_eps"] or "inf") for image in images]
+        for row in told["robust"]:
+            assert row["count"] == sum(eps > row["eps"] for eps in withstood)
+
+
+def test_what_is_said_of_the_fooled_images_is_said_of_autoattacks() -> None:
+    folder = ROOT / "pretrained/mnist/fast"
+    counted = json.loads((folder / "which_images.json").read_text())
+    assert counted["per_image"] == hashlib.sha256((folder / "autoattack.csv").read_bytes()).hexdigest()
 
 
 def test_without_weights_the_network_is_freshly_initialised() -> None:
