@@ -1,7 +1,7 @@
 """Train an MNIST config and record how robust it is after how much compute; draw several such records.
 
     python benchmarks/time_to_robust.py fit OUT.json --every 4 -- --config configs/mnist/fast.yaml --data.data_dir DIR
-    python benchmarks/time_to_robust.py plot FIGURE.png OUT.json ANOTHER.json
+    python benchmarks/time_to_robust.py plot FIGURE.png NAME=OUT.json ANOTHER=OTHER.json
 
 What stands behind `--` goes to `cli.py fit`. Compute is counted as gradient evaluations of the network per training
 image: every image of every forward pass that a gradient follows, in attacks and updates alike; an interval counts
@@ -131,11 +131,14 @@ class RecordingCLI(RampartCLI):
 
 def figure(records: dict[str, dict[str, Any]]) -> Figure:
     """Robust accuracy over gradient evaluations and over wall time."""
-    drawing = Figure(figsize=(11, 4.5), layout="constrained")
+    drawing = Figure(figsize=(11, 5), layout="constrained")
     evaluations, minutes = drawing.subplots(1, 2, sharey=True)
     for number, (name, record) in enumerate(records.items()):
         points = record["points"]
-        for attack, line, label in (("robust", "-", name), ("robust_from_gray", ":", f"{name}, from mid-gray")):
+        for attack, line, label in (
+            ("robust", "-", f"{name}: PGD-200"),
+            ("robust_from_gray", ":", f"{name}: PGD-20 from mid-gray"),
+        ):
             if attack not in points[0]:
                 continue
             accuracy = [100 * point[attack] / point["images"] for point in points]
@@ -146,8 +149,8 @@ def figure(records: dict[str, dict[str, Any]]) -> Figure:
     minutes.set(xlabel="minutes of training")
     for axes in (evaluations, minutes):
         axes.grid(alpha=0.3)
-        axes.set_ylim(0, 100)
-    drawing.legend(*evaluations.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        axes.set_ylim(-2, 102)
+    drawing.legend(*evaluations.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawing
 
 
@@ -161,10 +164,12 @@ def main() -> None:
     fit.add_argument("arguments", nargs="+", help="of cli.py fit, behind --")
     plot = commands.add_parser("plot", help="draw records")
     plot.add_argument("figure", type=Path)
-    plot.add_argument("records", type=Path, nargs="+")
+    plot.add_argument("records", nargs="+", metavar="NAME=FILE")
     given = parser.parse_args()
     if given.command == "plot":
-        figure({path.stem: json.loads(path.read_text()) for path in given.records}).savefig(given.figure, dpi=120)
+        records = [record.rpartition("=") for record in given.records]
+        named = {name or Path(file).stem: json.loads(Path(file).read_text()) for name, _, file in records}
+        figure(named).savefig(given.figure, dpi=120)
         return
     arguments = ["fit", *given.arguments, "--data.val_size=1000", "--data.split_seed=0"]
     RecordingCLI.record = TimeToRobust(given.every, given.out, arguments)
