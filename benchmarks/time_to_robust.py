@@ -167,9 +167,8 @@ def main() -> None:
     plot.add_argument("records", nargs="+", metavar="NAME=FILE")
     given = parser.parse_args()
     if given.command == "plot":
-        records = [record.rpartition("=") for record in given.records]
-        named = {name or Path(file).stem: json.loads(Path(file).read_text()) for name, _, file in records}
-        figure(named).savefig(given.figure, dpi=120)
+        records = [record.partition("=") for record in given.records]
+        figure({name: json.loads(Path(file).read_text()) for name, _, file in records}).savefig(given.figure, dpi=120)
         return
     arguments = ["fit", *given.arguments, "--data.val_size=1000", "--data.split_seed=0"]
     RecordingCLI.record = TimeToRobust(given.every, given.out, arguments)
