@@ -167,6 +167,8 @@ def main() -> None:
     plot.add_argument("records", nargs="+", metavar="NAME=FILE")
     given = parser.parse_args()
     if given.command == "plot":
+        if unnamed := [record for record in given.records if "=" not in record]:
+            plot.error(f"records must be NAME=FILE, the name for the figure's legend, got {unnamed[0]}")
         records = [record.partition("=") for record in given.records]
         figure({name: json.loads(Path(file).read_text()) for name, _, file in records}).savefig(given.figure, dpi=120)
         return
