@@ -27,7 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from attacks import PGD
-from cli import RampartCLI
+from commands.command_line import RampartCLI
 from evaluation import provenance
 from networks.interval import Interval
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cli import any_network, main
+from cli import main
+from commands.any_network import any_network
 from networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART

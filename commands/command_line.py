@@ -1,0 +1,140 @@
+"""LightningCLI with what every run of Rampart has."""
+
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+
+import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
+from callbacks import (
+    AdversarialImagesCallback,
+    EpsilonRampCallback,
+    PredictionWriterCallback,
+    RampartProgressBar,
+    ResultsTableCallback,
+    RobustnessCurveCallback,
+)
+from callbacks.outputs import run_folder
+from commands.run_folder import new_run_folder
+from commands.trainer import RampartTrainer
+from lightning_modules import AdversarialClassifier
+from networks.weights import LIGHTNING_KEY, load_weights, read_checkpoint
+
+
+class RampartCLI(LightningCLI):
+    """LightningCLI with the epsilon ramp, the pictures, the table and a new folder for every run."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            model_class=AdversarialClassifier,
+            datamodule_class=LightningDataModule,
+            trainer_class=RampartTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            # Attacks guard themselves against inference mode; without it they have a copy less to make.
+            trainer_defaults={"inference_mode": False, "enable_model_summary": False},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands, evaluate and export."""
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("evaluate", "export")}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Let parse errors reach :func:`main`."""
+        return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has, and where a run's files go."""
+        parser.add_lightning_class_args(EpsilonRampCallback, "ramp")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(AdversarialImagesCallback, "images")
+        parser.add_lightning_class_args(RobustnessCurveCallback, "curve")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/robust_acc",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "epoch{epoch}-step{step}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.add_argument("--name", type=str, default="unnamed", help="The experiment's name.")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Runs go to RUNS_DIR/NAME/SUBCOMMAND-N.")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of fit."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Save the last weights after every epoch where nothing else is asked for.
+
+        Lightning would wait for a validation, and lose a run that has none and is stopped.
+        """
+        checkpoint = self.config[self.subcommand].checkpoint
+        if checkpoint.monitor is None and checkpoint.save_on_train_epoch_end is None:
+            checkpoint.save_on_train_epoch_end = True
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the run a folder of its own, its logger and the callbacks that take no settings."""
+        config = self.config_init[self.subcommand]
+        folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
+        if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
+            kwargs["logger"] = TensorBoardLogger(
+                folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
+            )
+        if config.trainer.default_root_dir is None:
+            kwargs["default_root_dir"] = folder
+        self.results_table = ResultsTableCallback()
+        kwargs["callbacks"] = [*_as_list(config.trainer.callbacks), self.results_table, PredictionWriterCallback()]
+        if config.trainer.enable_progress_bar is not False:
+            kwargs["callbacks"].append(RampartProgressBar())
+        return super().instantiate_trainer(**kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Check a ``ckpt_path`` before Lightning reads it, and take plain weights where no training goes on."""
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        path = arguments.get("ckpt_path")
+        if path in ("best", "last"):
+            raise ValueError(f"ckpt_path must be a file, got {path!r}: every run has a folder of its own")
+        if path is None and subcommand not in ("fit", "evaluate", "export"):
+            print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
+        if path in (None, "hpc") or subcommand in ("evaluate", "export"):
+            return arguments
+        if LIGHTNING_KEY not in read_checkpoint(path):
+            if subcommand == "fit":
+                raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
+            print(load_weights(self.model.network, path))
+            arguments["ckpt_path"] = None
+            self.results_table.weights = path
+        return arguments
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint and say what to do next."""
+        trainer, config = self.trainer, self.config_init[self.subcommand]
+        checkpoint = trainer.checkpoint_callback
+        best = ""
+        if isinstance(checkpoint, ModelCheckpoint):
+            best = checkpoint.best_model_path or checkpoint.last_model_path
+        if config.test_after_fit:
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        if trainer.is_global_zero and best:
+            folder = run_folder(trainer)
+            print(
+                f"\nCheckpoint: {best}\n\nNext:\n"
+                f"  tensorboard --logdir {folder.parent}\n"
+                f"  python cli.py predict --config {folder / 'config.yaml'} --ckpt_path {best}"
+            )
+
+
+def _as_list(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return callbacks if isinstance(callbacks, list) else [callbacks]

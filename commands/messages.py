@@ -1,0 +1,30 @@
+"""Errors in one line, and no warning that is of no use."""
+
+import logging
+import warnings
+
+
+def one_line(message: str) -> str:
+    """Reduce jsonargparse's tree of tried types to the branch that says what is wrong."""
+    noise = (
+        "Does not validate against any",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Given value",
+        "Expected a path",
+    )
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    return f"{text} (--print_config shows the accepted ones)" if text.endswith("is not accepted") else text
+
+
+def keep_quiet() -> None:
+    """Leave out what is of no use to anyone here."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Without validation images there is no validation, which is what was asked for.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    # Lightning suspects that its default was overlooked; here the default is `step`, so `epoch` was chosen.
+    warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
+    rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
