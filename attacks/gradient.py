@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.context import Model
+from attacks.outputs import logits_of
 
 
 def loss_gradient(model: Model, adv: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +22,7 @@ def loss_gradient(model: Model, adv: Tensor, loss: Callable[[Tensor], Tensor]) -
         NaN and where the model cuts the graph, as one that compares pixels with a threshold does. None has a graph.
     """
     adv = adv.detach().requires_grad_()
-    logits = at_least_float32(model(adv))
+    logits = logits_of(model, adv)
     values = loss(logits)
     grad = None
     if values.requires_grad:

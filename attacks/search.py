@@ -10,7 +10,7 @@ from attacks.attack import Attack
 from attacks.checks import check_images, check_labels
 from attacks.context import Model, attack_context
 from attacks.eps import Eps, parse_eps
-from attacks.gradient import at_least_float32
+from attacks.outputs import logits_of
 
 
 class Found(NamedTuple):
@@ -93,7 +93,7 @@ class Search(Attack):
 def answers(model: Model, images: Tensor) -> Tensor:
     """Logits ``(N, C)``, at least float32, without a graph."""
     with torch.no_grad():
-        return at_least_float32(model(images))
+        return logits_of(model, images)
 
 
 def ranked_class(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
