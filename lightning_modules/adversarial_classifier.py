@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -86,6 +87,23 @@ class AdversarialClassifier(LightningModule):
         self.val_robust_acc = _accuracy()
         self.test_clean_acc = _accuracy()
         self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
+
+    def setup(self, stage: str) -> None:
+        """Refuse, before training, an objective that can't work with its attack, its network or the trainer.
+
+        Raises:
+            TypeError: If the attack or a layer of the network is of a kind that the objective can't use.
+            ValueError: If one of their settings is.
+        """
+        if stage != "fit":
+            return
+        self.objective.check(self.attack, self.network)
+        batches = _most_accumulated(self.trainer)
+        if batches > 1 and not self.objective.accumulates:
+            raise ValueError(
+                f"{self.objective} can't sum the gradients of several batches: set trainer.accumulate_grad_batches to "
+                f"1, got {batches}"
+            )
 
     @property
     def judged_network(self) -> nn.Module:
@@ -202,6 +220,12 @@ class AdversarialClassifier(LightningModule):
     def _generator(self, *state: str | int) -> torch.Generator:
         """Random numbers that depend on seed, rank and progress alone."""
         return generator_for(self.device, torch.initial_seed(), self.global_rank, *state)
+
+
+def _most_accumulated(trainer: Trainer) -> int:
+    """Number of batches between two updates, the largest of the run."""
+    schedules = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return max(trainer.accumulate_grad_batches, *(max(schedule.values()) for schedule in schedules), 1)
 
 
 def _accuracy() -> MulticlassAccuracy:

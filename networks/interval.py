@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+LIKELY_SIDES = (28, 32, 64, 96, 224)  # Of images, for a network that does not say which it takes.
+
+
+class NoBoundError(TypeError):
+    """Raised for an operation that has no interval bound."""
 
 
 class Interval:
@@ -38,7 +48,7 @@ class Interval:
         """Answer a torch function that is called with an interval."""
         rule = _RULES.get(func)
         if rule is None or not args or not isinstance(args[0], Interval):
-            raise TypeError(
+            raise NoBoundError(
                 f"no interval bound for {getattr(func, '__name__', func)} of these arguments; "
                 f"known, of an interval: {', '.join(sorted({known.__name__ for known in _RULES}))}"
             )
@@ -148,7 +158,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Interval:
     if training:
-        raise TypeError("no interval bound for BatchNorm by batch statistics: freeze it (`eval()`) before training")
+        raise NoBoundError("no interval bound for BatchNorm by batch statistics: freeze it (`eval()`) before training")
     scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
     shape = (1, -1, *[1] * (len(x.shape) - 2))
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
@@ -173,7 +183,7 @@ def _rising(func: Callable[..., Any]) -> Callable[..., Interval]:
 
 def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:  # noqa: ARG001
     if training:
-        raise TypeError("no interval bound for dropout in train mode")
+        raise NoBoundError("no interval bound for dropout in train mode")
     return x
 
 
@@ -195,10 +205,80 @@ def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
         eps: Radius, l-inf, pixel scale, not negative.
 
     Raises:
-        TypeError: If the network has an operation without a rule.
+        NoBoundError: If the network has an operation without a rule; the message names the layer.
     """
     with torch.autocast(images.device.type, enabled=False):  # Coarse dtypes would round by more than a small eps.
-        logits: Any = network(Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
+        logits = _propagate(network, network, Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
     if not isinstance(logits, Interval):
         raise TypeError(f"the network returned {type(logits).__name__} for an Interval: it leaves torch's functions")
     return logits
+
+
+def check_bounded(network: nn.Module) -> None:
+    """Refuse a network with an operation that has no interval bound, as far as this shows without images.
+
+    Tried on the meta device, in the network's mode, with images of ``network.image_shape`` or else of likely sizes;
+    where none of them fits the network, the first batch has to tell.
+
+    Args:
+        network: Left as it is.
+
+    Raises:
+        NoBoundError: With the name of the first layer that has no bound.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise NoBoundError(
+                f"no interval bound for BatchNorm by batch statistics (in {_describe(name, module)}): freeze it with "
+                "`eval()` before training, or take a network without BatchNorm"
+            )
+    network = getattr(network, "_orig_mod", network)  # of torch.compile
+    for shape in _likely_shapes(network):
+        try:
+            _propagate_on_meta(network, shape)
+        except NoBoundError:
+            raise
+        except Exception:  # noqa: S112 - an image of another shape
+            continue
+        return
+
+
+def _propagate_on_meta(network: nn.Module, shape: tuple[int, ...]) -> None:
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    dtype = next((tensor.dtype for tensor in meta.values() if tensor.is_floating_point()), None)
+    image = torch.empty(2, *shape, dtype=dtype, device="meta")
+    with torch.no_grad():
+        _propagate(network, lambda box: functional_call(network, meta, (box,)), Interval(image, image.clone()))
+
+
+def _propagate(network: nn.Module, forward: Callable[[Interval], Any], box: Interval) -> Any:
+    """Send a box through a network, and name the layer where there is no bound."""
+    try:
+        return forward(box)
+    except NoBoundError as error:
+        names = {module: name for name, module in network.named_modules()}
+        callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+        layer = [network, *(caller for caller in callers if isinstance(caller, nn.Module) and caller in names)][-1]
+        where = _describe(names[layer], layer)
+        raise NoBoundError(f"{error} (in {where})") from None
+
+
+def _describe(name: str, module: nn.Module) -> str:
+    return f"layer {name}, {type(module).__name__}" if name else type(module).__name__
+
+
+def _likely_shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes of the images that a network may take, the likeliest first."""
+    stated: Any = getattr(network, "image_shape", None)
+    if stated is not None:
+        yield tuple(stated)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            yield from ((module.in_channels, side, side) for side in LIKELY_SIDES)
+            return
+        if isinstance(module, nn.Linear):
+            side = math.isqrt(module.in_features)
+            yield (1, side, side)
+            yield (module.in_features,)
+            return

@@ -1,4 +1,4 @@
-"""What training minimises, as an object: ``(network, images, labels, attack, eps) -> loss and parts``."""
+"""Training objectives, as objects: ``(network, images, labels, attack, eps) -> loss and parts``."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from attacks import PGD, Attack
 from attacks.checks import check_labels
+from attacks.losses import LOSSES
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective hands back.
+    """Result of an objective.
 
     Attributes:
         loss: Scalar to minimise, with its graph.
@@ -29,6 +30,23 @@ class ObjectiveOutput(NamedTuple):
 
 class Objective(ABC):
     """A training objective; :class:`AdversarialTraining` is one."""
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of several batches may be summed before an update."""
+        return True
+
+    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: B027 - most objectives take all
+        """Refuse, before training, an attack or a network that this objective can't work with.
+
+        Args:
+            attack: The inner maximisation of training.
+            network: As it will be trained; left as it is.
+
+        Raises:
+            TypeError: If the attack or a layer is of a kind that the objective can't use.
+            ValueError: If one of their settings is.
+        """
 
     @abstractmethod
     def __call__(
@@ -62,15 +80,26 @@ class AdversarialTraining(Objective):
         leftover_gradient: Reproduce the published code of Shaeiri et al. 2020, which clears the weights'
             gradients before each attack step but not after the last one: every update then adds the gradient
             at the attack's last but one iterate to that at its result. Needs a PGD of one run with steps of one
-            length that returns its last iterate. That gradient comes from a forward pass of its own, which networks
-            with BatchNorm or dropout notice; on the paper's MNIST network the two are equal.
+            length that returns its last iterate, and one loss for attack and training, the cross-entropy. That gradient
+            comes from the pass of the attack's last step, as in their code, so it costs no pass of its own.
 
     Raises:
-        TypeError: On the first batch, if ``leftover_gradient`` is set and the attack is not a single-run PGD.
+        TypeError: By ``check`` and on the first batch, if ``leftover_gradient`` is set and the attack or the loss are
+            not as it needs them.
     """
 
     loss: nn.Module | None = None
     leftover_gradient: bool = False
+
+    @property
+    def accumulates(self) -> bool:
+        """Not with the leftover gradient: the published loop clears what earlier batches would leave."""
+        return not self.leftover_gradient
+
+    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - takes any network
+        """See :meth:`Objective.check`."""
+        if self.leftover_gradient:
+            _check_leftover(attack, self.loss)
 
     def __call__(
         self,
@@ -82,6 +111,7 @@ class AdversarialTraining(Objective):
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
+        self.check(attack, network)
         if self.leftover_gradient and eps > 0:
             return self._with_leftover(network, images, labels, attack, eps, generator)
         logits = network(attack(network, images, labels, eps, generator=generator))
@@ -102,17 +132,7 @@ class AdversarialTraining(Objective):
         eps: float,
         generator: torch.Generator | None,
     ) -> ObjectiveOutput:
-        if (
-            not isinstance(attack, PGD)
-            or attack.restarts > 1
-            or attack.iterate != "last"
-            or attack.step_schedule != "constant"
-            or attack.stop_when_fooled
-        ):
-            raise TypeError(
-                "leftover_gradient needs a PGD with one run, constant steps, its last iterate and no stop when fooled, "
-                f"got {attack}"
-            )
+        assert isinstance(attack, PGD)
         steps, step_size = attack.steps_at(eps), attack.step_size_at(eps)
         all_but_last = replace(attack, steps=max(steps - 1, 0), step_size=step_size, relative_step_size=None)
         last = replace(all_but_last, steps=min(steps, 1))
@@ -121,3 +141,35 @@ class AdversarialTraining(Objective):
         leftover = self._loss(network(previous), labels) if steps else logits.new_zeros(())
         # Adds the gradient alone: the value stays that of the adversarial loss.
         return ObjectiveOutput(self._loss(logits, labels) + leftover - leftover.detach(), logits, {})
+
+
+def _check_leftover(attack: Attack, loss: nn.Module | None) -> None:
+    """Refuse an attack or a loss that the published loop does not have.
+
+    Raises:
+        TypeError: With the first setting that is not as it needs it.
+    """
+    needs = (
+        "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, no blocks, "
+        "and the cross-entropy for attack and training: "
+    )
+    plain = nn.CrossEntropyLoss()
+    if loss is not None and (type(loss) is not nn.CrossEntropyLoss or _settings(loss) != _settings(plain)):
+        raise TypeError(f"{needs}leave objective.loss out, got {loss}")
+    if not isinstance(attack, PGD):
+        raise TypeError(f"{needs}got {attack}")
+    for name, allowed in {
+        "restarts": (1,),
+        "step_schedule": ("constant",),
+        "iterate": ("last",),
+        "stop_when_fooled": (False,),
+        "block_sides": ((1,) * len(attack.block_sides),),
+        "loss": ("cross_entropy", LOSSES["cross_entropy"]),
+    }.items():
+        value = getattr(attack, name)
+        if value not in allowed:
+            raise TypeError(f"{needs}leave attack.{name} out, got {getattr(value, '__qualname__', value)}")
+
+
+def _settings(loss: nn.CrossEntropyLoss) -> tuple[object, ...]:
+    return loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing

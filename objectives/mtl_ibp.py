@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import Attack
-from networks.interval import interval_logits
+from networks.interval import check_bounded, interval_logits
 from objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
 
 
@@ -26,8 +26,9 @@ class MTLIBP(Objective):
         adversarial: The other share.
 
     Raises:
-        ValueError: If the weight is outside [0, 1], or on the first batch if the attack's norm is not Linf.
-        TypeError: On the first batch, if the network has an operation without an interval bound.
+        ValueError: If the weight is outside [0, 1]; by ``check`` and on the first batch, if the attack's norm is not
+            Linf.
+        TypeError: By ``check`` or on the first batch, if the network has an operation without an interval bound.
     """
 
     weight: float = 0.02
@@ -36,6 +37,22 @@ class MTLIBP(Objective):
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be in [0, 1], got {self.weight}")
+
+    @property
+    def accumulates(self) -> bool:
+        """As of the adversarial part."""
+        return self.adversarial.accumulates
+
+    def check(self, attack: Attack, network: nn.Module) -> None:
+        """See :meth:`Objective.check`."""
+        self.adversarial.check(attack, network)
+        if self.weight > 0:
+            self._check_norm(attack)
+            check_bounded(network)
+
+    def _check_norm(self, attack: Attack) -> None:
+        if attack.norm != "Linf":
+            raise ValueError(f"MTLIBP bounds the l-inf ball, got an attack with the norm {attack.norm}")
 
     def __call__(
         self,
@@ -47,11 +64,10 @@ class MTLIBP(Objective):
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`; ``parts`` holds ``adv_loss`` and ``bound_loss``."""
-        if attack.norm != "Linf":
-            raise ValueError(f"MTLIBP bounds the l-inf ball, got an attack with the norm {attack.norm}")
         adversarial = self.adversarial(network, images, labels, attack, eps, generator)
         if self.weight == 0:
             return adversarial
+        self._check_norm(attack)
         bound = F.cross_entropy(interval_logits(network, images, eps).worst_logits(labels), labels)
         loss = (1 - self.weight) * adversarial.loss + self.weight * bound
         return ObjectiveOutput(loss, adversarial.logits, {"adv_loss": adversarial.loss, "bound_loss": bound})

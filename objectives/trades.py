@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks import Attack
+from attacks import APGD, Attack, MixedPGD
 from attacks.checks import check_labels
 from attacks.losses import AttackLoss
 from objectives.adversarial_training import Objective, ObjectiveOutput
@@ -26,7 +26,8 @@ class TRADES(Objective):
 
     Raises:
         ValueError: If beta is negative.
-        TypeError: On the first batch, if the attack has no ``loss`` to replace.
+        TypeError: By ``check`` and on the first batch, if the attack has no ``loss`` to replace.
+        ValueError: Likewise, if its settings go ill with KL; see ``check``.
     """
 
     beta: float = 6.0
@@ -34,6 +35,31 @@ class TRADES(Objective):
     def __post_init__(self) -> None:
         if not self.beta >= 0:
             raise ValueError(f"beta must be at least 0, got {self.beta}")
+
+    def check(self, attack: Attack, network: nn.Module) -> None:
+        """See :meth:`Objective.check`. KL compares an image with its own reference and is flat at the image.
+
+        Raises:
+            TypeError: If the attack has no loss to replace, or leaves images out of its batch.
+            ValueError: If the attack starts at the images, or leaves fooled images out of its batch.
+        """
+        if isinstance(attack, MixedPGD):
+            for each in attack.attacks:
+                self.check(each, network)
+            return
+        if isinstance(attack, APGD):
+            raise TypeError(f"TRADES needs an attack that goes on with fooled images, such as PGD, got {attack}")
+        if not is_dataclass(attack) or not hasattr(attack, "loss"):
+            raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}")
+        if not getattr(attack, "random_start", True) and getattr(attack, "start_levels", None) is None:
+            raise ValueError(
+                "TRADES needs an attack with a random start, as KL has no gradient at the images: set "
+                "attack.random_start to true, got false"
+            )
+        if getattr(attack, "stop_when_fooled", False):
+            raise ValueError(
+                "TRADES needs an attack that goes on with fooled images: set attack.stop_when_fooled to false, got true"
+            )
 
     def __call__(
         self,
@@ -45,17 +71,24 @@ class TRADES(Objective):
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`; ``parts`` holds ``adv_loss``, ``clean_loss`` and ``kl``."""
-        if not is_dataclass(attack) or not hasattr(attack, "loss"):
-            raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}")
+        self.check(attack, network)
         clean = network(images)
         check_labels(labels, clean)
         clean_loss = F.cross_entropy(clean, labels)
-        settings: Any = replace(attack, loss=_divergence_from(clean.detach()))
-        logits = network(settings(network, images, labels, eps, generator=generator))
+        raising_kl = _with_loss(attack, _divergence_from(clean.detach()))
+        logits = network(raising_kl(network, images, labels, eps, generator=generator))
         kl = _divergence(clean, logits).mean()
         adv_loss = F.cross_entropy(logits.detach(), labels)
         parts = {"adv_loss": adv_loss, "clean_loss": clean_loss, "kl": kl}
         return ObjectiveOutput(clean_loss + self.beta * kl, logits, parts)
+
+
+def _with_loss(attack: Any, loss: AttackLoss) -> Attack:
+    """Copy an attack with another loss to raise."""
+    if isinstance(attack, MixedPGD):
+        return replace(attack, attacks=tuple(replace(each, loss=loss) for each in attack.attacks))
+    changed: Attack = replace(attack, loss=loss)
+    return changed
 
 
 def _divergence_from(clean: Tensor) -> AttackLoss:
