@@ -1,6 +1,7 @@
-"""Random draws that depend on what they are for, and on nothing else."""
+"""Random numbers that depend on what they are for and on the seed of the run, and on nothing else."""
 
 import hashlib
+from typing import Any
 
 import torch
 
@@ -16,3 +17,38 @@ def generator_for(device: torch.device | str, *purpose: str | int | float) -> to
     """
     digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big", signed=True))
+
+
+def run_seed(trainer: Any) -> int:
+    """Return the seed of a trainer's run; torch's initial seed until the run is set up."""
+    seed = getattr(trainer, "run_seed", None)
+    return torch.initial_seed() if seed is None else int(seed)
+
+
+def agree_on_run_seed(trainer: Any) -> None:
+    """Give all processes of a run one seed, for the life of the trainer.
+
+    It is the seed that the command line set on the trainer, or else torch's initial seed in the process of rank 0. The
+    first agreement is final: what user code does to torch's seed afterwards changes nothing.
+
+    Args:
+        trainer: A Lightning trainer whose processes are connected, as in the hook ``setup``. All of them must call.
+    """
+    trainer.run_seed = trainer.strategy.broadcast(run_seed(trainer))
+
+
+def resume_run_seed(trainer: Any, saved: object) -> None:
+    """Take the seed of the checkpoint that a training run resumes; commands that only read weights keep theirs.
+
+    Args:
+        trainer: A Lightning trainer that is loading the checkpoint.
+        saved: The seed in the checkpoint; None in those of earlier versions.
+
+    Raises:
+        ValueError: If the saved seed is not a whole number.
+    """
+    if saved is None or trainer is None or trainer.state.fn != "fit":
+        return
+    if type(saved) is not int:
+        raise ValueError(f"the checkpoint's run_seed must be a whole number, got {saved!r}")
+    trainer.run_seed = saved

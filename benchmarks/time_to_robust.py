@@ -61,7 +61,7 @@ class TimeToRobust(Callback):
         network = pl_module.network
         assert isinstance(network, nn.Module)
         network.register_forward_hook(self._count)
-        self._record |= {"seed": torch.initial_seed(), **provenance()}
+        self._record |= {"seed": pl_module.run_seed, **provenance()}
         self._start, self._away = time.monotonic(), 0.0  # the validation before the first step is none of its time
         self._measure(trainer, pl_module.judged_network)
 

@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attacks.context import attack_context
+from attacks.draws import generator_for
 from callbacks.outputs import save_figure
 from evaluation import adversarial_figure
 
@@ -69,7 +70,7 @@ class AdversarialImagesCallback(Callback):
         self._drawn_at = trainer.global_step
         module: Any = pl_module
         images, labels = self._examples
-        generator = torch.Generator(images.device).manual_seed(0)
+        generator = generator_for(images.device, "adversarial images")
         network = module.judged_network
         adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)
         with attack_context(network, "eval", images.device.type), torch.no_grad():

@@ -4,7 +4,6 @@ import json
 import time
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from attacks import NamedAttack, parse_eps
@@ -64,7 +63,7 @@ class ResultsTableCallback(Callback):
             "weights": fingerprint(*module.network.state_dict().values()),
             "images": images,
             "results": rows,
-            "seed": torch.initial_seed(),
+            "seed": module.run_seed,
             "fit_seconds": self._fit_seconds,
             "test_seconds": round(time.monotonic() - self._start, 1),
             **provenance(),

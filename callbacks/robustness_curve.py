@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attacks import PGD, Attack, Eps, parse_eps
+from attacks.draws import generator_for
 from callbacks.outputs import new_file, run_folder, save_figure
 from evaluation import fooling_eps, robustness_figure
 
@@ -71,9 +72,8 @@ class RobustnessCurveCallback(Callback):
         if left <= 0:
             return
         images, labels = batch[0][:left], batch[1][:left]
-        seed = torch.initial_seed() + 1_000_003 * batch_idx + trainer.global_rank
-        generator = torch.Generator(images.device).manual_seed(seed % 2**63)
         module: Any = pl_module
+        generator = generator_for(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx)
         smallest = fooling_eps(module.judged_network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
         self._standing = self._standing + (smallest[:, None] > grid).sum(0)

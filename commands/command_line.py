@@ -96,7 +96,15 @@ class RampartCLI(LightningCLI):
         kwargs["callbacks"] = [*_as_list(config.trainer.callbacks), self.results_table, PredictionWriterCallback()]
         if config.trainer.enable_progress_bar is not False:
             kwargs["callbacks"].append(RampartProgressBar())
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # Set before user code can change torch's seed. A training run without one gets it from rank 0 (attacks.draws);
+        # measurements get 0, for processes that share an evaluation, or take it up again, are not connected.
+        given = config.seed_everything
+        if given is not False:
+            trainer.run_seed = int(given)  # type: ignore[attr-defined]
+        elif self.subcommand != "fit":
+            trainer.run_seed = 0  # type: ignore[attr-defined]
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Check a ``ckpt_path`` before Lightning reads it, and take plain weights where no training goes on."""

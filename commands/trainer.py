@@ -8,6 +8,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from attacks import Attack, Eps
+from attacks.draws import run_seed
 from callbacks.outputs import run_folder, save_figure
 from evaluation import (
     PRESETS,
@@ -112,7 +113,7 @@ class RampartTrainer(Trainer):
             (model.target_eps,) if eps is None else eps,
             store=Path(self.default_root_dir).parent / "searches",
             batch_size=batch_size,
-            seed=torch.initial_seed(),
+            seed=run_seed(self),
         )
 
         @rank_zero_only

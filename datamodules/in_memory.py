@@ -1,12 +1,13 @@
 """What image sets that fit into memory have in common."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from attacks.draws import agree_on_run_seed, resume_run_seed, run_seed
 from datamodules.tensor_batches import TensorBatches
 
 
@@ -74,6 +75,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If more images are to be held out than there are, or a label is no class.
         """
+        if self.trainer is not None:
+            agree_on_run_seed(self.trainer)
         if stage in ("fit", "validate") and "train" not in self._sets:
             images, labels = self._checked(self.read_train())
             if self.val_size >= len(images):
@@ -102,6 +105,14 @@ class InMemoryDataModule(LightningDataModule, ABC):
         """Batches of the test images, in order."""
         return self._batches("test", self.eval_batch_size)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's seed: modules of other kinds than Rampart's do not save it."""
+        return {"run_seed": run_seed(self.trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the seed of the run that is resumed."""
+        resume_run_seed(self.trainer, state_dict.get("run_seed"))
+
     def _batches(
         self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False, max_shift: int = 0
     ) -> TensorBatches:
@@ -112,7 +123,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
             shuffle=shuffle,
             drop_last=drop_last,
             max_shift=max_shift,
-            seed=torch.initial_seed(),
+            seed=lambda: run_seed(self.trainer),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )

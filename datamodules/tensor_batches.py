@@ -1,11 +1,14 @@
 """Batches of an image set that is held in memory, by tensor indexing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
+
+from attacks.draws import generator_for
 
 
 class TensorBatches:
@@ -24,9 +27,9 @@ class TensorBatches:
         drop_last: Leave out a smaller last batch.
         max_shift: Move each image by up to this many pixels in both directions, drawn anew each epoch; what
             comes in at the border is black. Augmentation, for training.
-        seed: Of the orders and the shifts.
-        rank: Zero-based, of this process.
-        world_size: Number of processes.
+        seed: Of the orders and the shifts; the same in all processes. A function is asked at the start of each pass.
+        rank: Zero-based, of this process; that of torch.distributed if None, or 0 without it.
+        world_size: Number of processes; that of torch.distributed if None, or 1 without it.
 
     Raises:
         ValueError: If the batch size is below 1 or there is no image for a rank.
@@ -40,22 +43,32 @@ class TensorBatches:
         shuffle: bool = False,
         drop_last: bool = False,
         max_shift: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        seed: int | Callable[[], int] = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if len(images) < world_size * (batch_size if drop_last else 1):
-            raise ValueError(
-                f"{len(images)} images give no batch of {batch_size} on each of {world_size} ranks; "
-                "use a smaller batch_size or more images"
-            )
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.drop_last, self.max_shift, self.seed = shuffle, drop_last, max_shift, seed
-        self.rank, self.world_size = rank, world_size
+        self._rank, self._world_size = rank, world_size
         self._epoch = self._done = 0
         self._resume_at = (0, 0)
+        self._check_size()
+
+    @property
+    def rank(self) -> int:
+        """Zero-based place of this process."""
+        if self._rank is not None:
+            return self._rank
+        return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share the images."""
+        if self._world_size is not None:
+            return self._world_size
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     batch_sampler = None
     """Lightning asks every loader that has a ``sampler`` for this too."""
@@ -74,9 +87,11 @@ class TensorBatches:
         return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self._epoch)
-        order = self._order(generator)
-        shifts = torch.randint(2 * self.max_shift + 1, (len(self.images), 2), generator=generator)
+        self._check_size()
+        seed = self.seed() if callable(self.seed) else self.seed
+        order = self._order(generator_for("cpu", "order", seed, self._epoch))
+        by_shift = generator_for("cpu", "shifts", seed, self._epoch)
+        shifts = torch.randint(2 * self.max_shift + 1, (len(self.images), 2), generator=by_shift)
         epoch, done = self._resume_at
         start, self._resume_at = done if epoch == self._epoch else 0, (0, 0)
         for batch in range(start, len(self)):
@@ -94,6 +109,13 @@ class TensorBatches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches that had been handed out, if the next pass is of that same epoch."""
         self._resume_at = int(state["epoch"]), int(state["done"])
+
+    def _check_size(self) -> None:
+        if len(self.images) < self.world_size * (self.batch_size if self.drop_last else 1):
+            raise ValueError(
+                f"{len(self.images)} images give no batch of {self.batch_size} on each of {self.world_size} ranks; "
+                "use a smaller batch_size or more images"
+            )
 
     def _images_of_rank(self) -> int:
         total, world = len(self.images), self.world_size

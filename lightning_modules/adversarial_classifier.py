@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from attacks.checks import check_labels
-from attacks.draws import generator_for
+from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
 from networks.gates import plain_form
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
@@ -89,14 +89,19 @@ class AdversarialClassifier(LightningModule):
         self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
 
     def setup(self, stage: str) -> None:
-        """Refuse, before training, an objective that can't work with its attack, its network or the trainer.
+        """Agree on the run's seed; refuse, before training, an objective that can't work with what it is given.
 
         Raises:
             TypeError: If the attack or a layer of the network is of a kind that the objective can't use.
-            ValueError: If one of their settings is.
+            ValueError: If one of their settings is, or the trainer's.
         """
+        agree_on_run_seed(self.trainer)
         if stage != "fit":
             return
+        if self.trainer.accumulate_grad_batches < 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches must be at least 1, got {self.trainer.accumulate_grad_batches}"
+            )
         self.objective.check(self.attack, self.network)
         batches = _most_accumulated(self.trainer)
         if batches > 1 and not self.objective.accumulates:
@@ -104,6 +109,11 @@ class AdversarialClassifier(LightningModule):
                 f"{self.objective} can't sum the gradients of several batches: set trainer.accumulate_grad_batches to "
                 f"1, got {batches}"
             )
+
+    @property
+    def run_seed(self) -> int:
+        """The seed of the run that the module is in, the same in all processes: see :mod:`attacks.draws`."""
+        return run_seed(self._trainer)
 
     @property
     def judged_network(self) -> nn.Module:
@@ -197,6 +207,11 @@ class AdversarialClassifier(LightningModule):
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
         check_match(self.network, network_weights(checkpoint), "the checkpoint")
+        resume_run_seed(self._trainer, checkpoint.get("run_seed"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the run's seed, so that a resumed run repeats what the uninterrupted one would do."""
+        checkpoint["run_seed"] = self.run_seed
 
     def _classes(self, images: Tensor, labels: Tensor) -> Tensor:
         # Checked here too, for attacks that do not look at the labels.
@@ -217,9 +232,9 @@ class AdversarialClassifier(LightningModule):
             classes[standing] = self._classes(adv, labels)
         return classes
 
-    def _generator(self, *state: str | int) -> torch.Generator:
-        """Random numbers that depend on seed, rank and progress alone."""
-        return generator_for(self.device, torch.initial_seed(), self.global_rank, *state)
+    def _generator(self, stage: str, *state: int) -> torch.Generator:
+        """Return random numbers that depend on stage, seed, rank and progress alone."""
+        return generator_for(self.device, stage, self.run_seed, self.global_rank, *state)
 
 
 def _most_accumulated(trainer: Trainer) -> int:
