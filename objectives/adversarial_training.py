@@ -1,16 +1,17 @@
 """Training objectives, as objects: ``(network, images, labels, attack, eps) -> loss and parts``."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks import PGD, Attack
+from attacks import Attack
 from attacks.checks import check_labels
-from attacks.losses import LOSSES
+from attacks.outputs import logits_of
+from objectives.leftover import attack_with_leftover, check_leftover
 
 
 class ObjectiveOutput(NamedTuple):
@@ -99,7 +100,7 @@ class AdversarialTraining(Objective):
     def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - takes any network
         """See :meth:`Objective.check`."""
         if self.leftover_gradient:
-            _check_leftover(attack, self.loss)
+            check_leftover(attack, self.loss)
 
     def __call__(
         self,
@@ -111,65 +112,14 @@ class AdversarialTraining(Objective):
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
-        self.check(attack, network)
+        leftover: Tensor | None = None
         if self.leftover_gradient and eps > 0:
-            return self._with_leftover(network, images, labels, attack, eps, generator)
-        logits = network(attack(network, images, labels, eps, generator=generator))
+            pgd = check_leftover(attack, self.loss)
+            adv, leftover = attack_with_leftover(pgd, network, images, labels, eps, generator)
+        else:
+            adv = attack(network, images, labels, eps, generator=generator)
+        logits = logits_of(network, adv)
         if eps == 0:  # The attack checks the labels, but not where it has nothing to do.
             check_labels(labels, logits)
-        return ObjectiveOutput(self._loss(logits, labels), logits, {})
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = (self.loss or F.cross_entropy)(logits, labels)
-        return loss
-
-    def _with_leftover(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        attack: Attack,
-        eps: float,
-        generator: torch.Generator | None,
-    ) -> ObjectiveOutput:
-        assert isinstance(attack, PGD)
-        steps, step_size = attack.steps_at(eps), attack.step_size_at(eps)
-        all_but_last = replace(attack, steps=max(steps - 1, 0), step_size=step_size, relative_step_size=None)
-        last = replace(all_but_last, steps=min(steps, 1))
-        previous = all_but_last(network, images, labels, eps, generator=generator)
-        logits = network(last(network, images, labels, eps, start=previous))
-        leftover = self._loss(network(previous), labels) if steps else logits.new_zeros(())
-        # Adds the gradient alone: the value stays that of the adversarial loss.
-        return ObjectiveOutput(self._loss(logits, labels) + leftover - leftover.detach(), logits, {})
-
-
-def _check_leftover(attack: Attack, loss: nn.Module | None) -> None:
-    """Refuse an attack or a loss that the published loop does not have.
-
-    Raises:
-        TypeError: With the first setting that is not as it needs it.
-    """
-    needs = (
-        "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, no blocks, "
-        "and the cross-entropy for attack and training: "
-    )
-    plain = nn.CrossEntropyLoss()
-    if loss is not None and (type(loss) is not nn.CrossEntropyLoss or _settings(loss) != _settings(plain)):
-        raise TypeError(f"{needs}leave objective.loss out, got {loss}")
-    if not isinstance(attack, PGD):
-        raise TypeError(f"{needs}got {attack}")
-    for name, allowed in {
-        "restarts": (1,),
-        "step_schedule": ("constant",),
-        "iterate": ("last",),
-        "stop_when_fooled": (False,),
-        "block_sides": ((1,) * len(attack.block_sides),),
-        "loss": ("cross_entropy", LOSSES["cross_entropy"]),
-    }.items():
-        value = getattr(attack, name)
-        if value not in allowed:
-            raise TypeError(f"{needs}leave attack.{name} out, got {getattr(value, '__qualname__', value)}")
-
-
-def _settings(loss: nn.CrossEntropyLoss) -> tuple[object, ...]:
-    return loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing
+        return ObjectiveOutput(loss if leftover is None else loss + leftover, logits, {})

@@ -6,11 +6,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from attacks import APGD, Attack, MixedPGD
 from attacks.checks import check_labels
 from attacks.losses import AttackLoss
+from attacks.outputs import logits_of
+from networks import MNISTCNN, Normalize
+from networks.gates import GateConv2d, Gates
 from objectives.adversarial_training import Objective, ObjectiveOutput
+
+MODE_DEPENDENT = (  # Layers of torch that are one function in train mode and another in eval mode.
+    _NormBase,
+    _DropoutNd,
+    nn.RReLU,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+
+OF_ONE_MODE = (MNISTCNN, Normalize, Gates, GateConv2d)
 
 
 @dataclass(frozen=True)
@@ -18,8 +36,11 @@ class TRADES(Objective):
     """Minimise ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, the attack raising KL (Zhang et al. 2019, eq. 5).
 
     The attack's own loss is replaced by KL. KL's gradient is zero at the images themselves, so the attack needs a
-    random start. The clean batch is one gradient evaluation more per update, and serves as the attack's reference too:
-    the authors compute that one in eval mode, which networks with BatchNorm or dropout notice.
+    random start. Each KL compares two passes of one mode: the attack's in the mode that it runs in, usually eval, the
+    one that is trained on in train mode. The clean batch is one gradient evaluation more per update, and serves as the
+    attack's reference too; only where the two modes may differ, as with BatchNorm or dropout, that one is a forward
+    pass of its own. The authors compute the clean batch twice in train mode, which moves BatchNorm's statistics once
+    more.
 
     Attributes:
         beta: Weight of the second term, 1 / lambda in the paper; 6 in its CIFAR-10 experiments.
@@ -72,11 +93,13 @@ class TRADES(Objective):
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`; ``parts`` holds ``adv_loss``, ``clean_loss`` and ``kl``."""
         self.check(attack, network)
-        clean = network(images)
+        clean = None if _depends_on_mode(network) else logits_of(network, images)
+        divergence = _AttackDivergence(network, images, None if clean is None else clean.detach())
+        adv = _with_loss(attack, divergence)(network, images, labels, eps, generator=generator)
+        clean = logits_of(network, images) if clean is None else clean
         check_labels(labels, clean)
         clean_loss = F.cross_entropy(clean, labels)
-        raising_kl = _with_loss(attack, _divergence_from(clean.detach()))
-        logits = network(raising_kl(network, images, labels, eps, generator=generator))
+        logits = logits_of(network, adv)
         kl = _divergence(clean, logits).mean()
         adv_loss = F.cross_entropy(logits.detach(), labels)
         parts = {"adv_loss": adv_loss, "clean_loss": clean_loss, "kl": kl}
@@ -91,8 +114,28 @@ def _with_loss(attack: Any, loss: AttackLoss) -> Attack:
     return changed
 
 
-def _divergence_from(clean: Tensor) -> AttackLoss:
-    return lambda logits, _labels: _divergence(clean, logits)
+class _AttackDivergence:
+    """KL to the attack's images, of the network's own output on the clean ones in the mode that the attack runs in."""
+
+    def __init__(self, network: nn.Module, images: Tensor, reference: Tensor | None) -> None:
+        self.network, self.images, self.reference = network, images, reference
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - an attack's loss
+        if self.reference is None:  # Asked for inside the attack: there, the network is in the attack's mode.
+            with torch.no_grad():
+                self.reference = logits_of(self.network, self.images)
+        return _divergence(self.reference, logits)
+
+
+def _depends_on_mode(network: nn.Module) -> bool:
+    """Tell whether train and eval mode may be two functions: true of layers and hooks that are not known here."""
+    return any(
+        not (type(module) in OF_ONE_MODE or type(module).__module__.startswith("torch.nn.modules."))
+        or isinstance(module, MODE_DEPENDENT)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        for module in network.modules()
+    )
 
 
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:

@@ -1,3 +1,7 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,6 +10,7 @@ from torch import Tensor, nn
 from attacks import PGD
 from networks import MNISTCNN
 from objectives import AdversarialTraining
+from tests.conftest import small_network
 
 
 def test_loss_and_gradient_are_those_at_the_attacks_images(images: Tensor, labels: Tensor) -> None:
@@ -29,18 +34,10 @@ def test_the_loss_can_be_chosen(images: Tensor, labels: Tensor) -> None:
     torch.testing.assert_close(output.loss, smooth(network(images), labels))
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_leftover_gradient_is_that_of_the_published_loop(images: Tensor, labels: Tensor, steps: int) -> None:
-    network, eps, step_size = MNISTCNN().double(), 0.3, 0.1
-    images = images.double()
-    attack = PGD(steps=steps, step_size=step_size, random_start=False)
-    objective = AdversarialTraining(leftover_gradient=True)
-    output = objective(network, images, labels, attack, eps)
-    network.zero_grad()
-    output.loss.backward()
-    ours = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-
-    # The published order: weights' gradients cleared before each attack step's backward, and not before the update's.
+def published_update(
+    network: nn.Module, images: Tensor, labels: Tensor, steps: int, step_size: float, eps: float
+) -> Tensor:
+    """One update as published: weights' gradients cleared before each attack step's backward, not before its own."""
     adv = images.clone()
     for _ in range(steps):
         adv = adv.detach().requires_grad_()
@@ -50,15 +47,68 @@ def test_leftover_gradient_is_that_of_the_published_loop(images: Tensor, labels:
         adv = (images + (adv + step_size * adv.grad.sign() - images).clamp(-eps, eps)).clamp(0, 1)
     loss = F.cross_entropy(network(adv.detach()), labels)
     loss.backward()
-    published = [p.grad for p in network.parameters()]
+    return loss
+
+
+def normalised_by_batch() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 5, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
+
+
+@pytest.mark.parametrize("make", [MNISTCNN, normalised_by_batch])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_leftover_gradient_is_that_of_the_published_loop(
+    images: Tensor, labels: Tensor, steps: int, make: Callable[[], nn.Module]
+) -> None:
+    network, images = make().double(), images.double()
+    papers, passes = copy.deepcopy(network), 0
+    attack = PGD(steps=steps, step_size=0.1, random_start=False, batchnorm="train_and_update")
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    network.register_forward_pre_hook(count)
+    output = AdversarialTraining(leftover_gradient=True)(network, images, labels, attack, 0.3)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    output.loss.backward()
+    loss = published_update(papers, images, labels, steps, 0.1, 0.3)
 
     torch.testing.assert_close(output.loss, loss)
-    for a, b in zip(ours, published, strict=True):
-        torch.testing.assert_close(a, b)
-    plain = AdversarialTraining()(network, images, labels, attack, eps)
-    (without,) = torch.autograd.grad(plain.loss, network.fc2.weight)
-    assert published[6] is not None
-    assert not torch.allclose(without, published[6])
+    for ours, theirs in zip(network.parameters(), papers.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for buffer, published in zip(network.buffers(), papers.buffers(), strict=True):
+        torch.testing.assert_close(buffer, published)
+    assert passes == steps + 1
+
+    plain = AdversarialTraining()(papers, images, labels, attack, 0.3)
+    gradients = torch.autograd.grad(plain.loss, list(papers.parameters()))
+    with_leftover = next(papers.parameters()).grad
+    assert with_leftover is not None
+    assert not torch.allclose(gradients[0], with_leftover)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=3),
+        PGD(norm="L2", steps=3),
+        PGD(steps="paper", relative_step_size=0.5),
+        PGD(steps=2, start_levels=(0.5, 0.5), step_size=0.05),
+    ],
+)
+def test_leftover_gradient_leaves_the_attack_as_it_is(images: Tensor, labels: Tensor, attack: PGD) -> None:
+    network = small_network()
+    results = [
+        AdversarialTraining(leftover_gradient=on)(
+            network.eval(), images, labels, attack, 0.3, torch.Generator().manual_seed(0)
+        )
+        for on in (False, True)
+    ]
+    assert torch.equal(results[0].logits, results[1].logits)
+    assert torch.equal(results[0].loss, results[1].loss)
+    results[1].loss.backward()
+    assert network[0].bias.grad is None  # frozen before and after
+    assert not network[0].bias.requires_grad
 
 
 def test_leftover_gradient_vanishes_without_steps(images: Tensor, labels: Tensor) -> None:
