@@ -1,7 +1,7 @@
 """Attacks on any network, with torch alone: ``attack(model, images, labels, eps=...) -> images``."""
 
 from attacks.apgd import APGD
-from attacks.attack import Attack, NamedAttack
+from attacks.attack import Attack, NamedAttack, attack_active
 from attacks.eps import Eps, parse_eps
 from attacks.fab import FAB
 from attacks.mixed import MixedPGD
@@ -22,5 +22,6 @@ __all__ = [
     "NamedAttack",
     "Norm",
     "Square",
+    "attack_active",
     "parse_eps",
 ]

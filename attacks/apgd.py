@@ -1,6 +1,6 @@
 """Auto-PGD: projected gradient ascent with momentum that chooses its own step sizes (Croce and Hein 2020)."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 from attacks.checks import one_of
 from attacks.context import Model
 from attacks.eps import NormName
-from attacks.gradient import loss_gradient
+from attacks.gradient import loss_gradient, misclassified, predict
 from attacks.losses import LOSSES, AttackLoss, LossName, targeted_dlr
 from attacks.norms import NORMS
-from attacks.search import Found, Search, answers, ranked_class
+from attacks.search import Found, Search, ranked_class
 
 MOMENTUM = 0.25  # section 3.1: 1 - alpha, what is kept of the step before
 RISES = 0.75  # rho, the share of steps that must raise the loss for the step size to be kept
@@ -70,6 +70,18 @@ class APGD(Search):
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         return f"APGD{norm}-{kind}{restarts}"
 
+    def with_loss(self, loss: LossName | AttackLoss) -> "APGD":
+        """See :meth:`attacks.Attack.with_loss`.
+
+        Raises:
+            TypeError: If there are targets, which have a loss of their own.
+        """
+        if self.targets is not None:
+            raise TypeError(
+                "APGD with targets maximises the targeted DLR loss, which can't be replaced: leave targets out"
+            )
+        return replace(self, loss=loss)
+
     @property
     def runs(self) -> int:
         """Restarts, for each target."""
@@ -87,24 +99,32 @@ class APGD(Search):
         return points
 
     def run(
-        self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        active: Tensor,
+        eps: float,
+        run: int,
+        generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`attacks.search.Search.run`."""
         norm, checkpoints = NORMS[self.norm], [0, *self.checkpoints()]
+        start = norm.random_start(images, eps, generator)[active]
+        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        images, labels = images[active], labels[active]
         aims = labels
         if self.targets is not None:
-            logits = answers(model, images)
+            logits = predict(model, images)
             rank = run // self.restarts
             if rank >= logits.shape[1] - 1:
                 return None
             aims = ranked_class(logits, labels, rank)
-        everyone = torch.arange(len(images), device=images.device)
-        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
-        now = _Climb.at(everyone, images, labels, aims, norm.random_start(images, eps, generator), 2 * eps)
+        now = _Climb.at(active, images, labels, aims, start, 2 * eps)
         for step in range(self.steps + 1):
             logits, loss, grad = loss_gradient(model, now.adv, partial(self._loss, labels=now.labels, aims=now.aims))
             now.see(loss, grad)
-            fooled = logits.argmax(1) != now.labels
+            fooled = misclassified(logits, now.labels)
             if bool(fooled.any()):
                 found.adv[now.index[fooled]] = now.adv[fooled]
                 found.fooled[now.index[fooled]] = True

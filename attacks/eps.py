@@ -15,7 +15,7 @@ def parse_number(value: float | str, name: str) -> float:
     Raises:
         ValueError: If the value is not a finite number.
     """
-    problem = f"{name} must be a number or a fraction such as 8/255, got {value!r}"
+    problem = f"{name} must be a number or a fraction such as 8/255, got {' '.join(repr(value).split())}"
     try:
         if isinstance(value, str):
             parts = [Fraction(part.strip()) for part in value.split("/")]
@@ -24,7 +24,7 @@ def parse_number(value: float | str, name: str) -> float:
             raise ValueError(problem)
         else:
             number = float(value)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError):
         raise ValueError(problem) from None
     if not math.isfinite(number):
         raise ValueError(problem)

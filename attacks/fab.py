@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from attacks.context import Model
-from attacks.gradient import loss_gradient
+from attacks.gradient import loss_gradient, misclassified, predict
 from attacks.norms import NORMS
-from attacks.search import Found, Search, answers, ranked_class
+from attacks.search import Found, Search, ranked_class
 
 LARGEST_PULL = 0.1  # alpha_max: how far a step may lean towards the image
 OVERSHOOT = 1.05  # eta: how far beyond the linear boundary a step goes
@@ -57,18 +57,28 @@ class FAB(Search):
         return self.restarts * self.targets
 
     def run(
-        self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        active: Tensor,
+        eps: float,
+        run: int,
+        generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`attacks.search.Search.run`."""
-        norm, index = NORMS["Linf"], torch.arange(len(images), device=images.device)
+        norm, index = NORMS["Linf"], active
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
-        logits, rank = answers(model, images), run // self.restarts
+        start = images if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
+        images, labels, adv = images[active], labels[active], start[active]
+        logits, rank = predict(model, images), run // self.restarts
         if rank >= logits.shape[1] - 1:
             return None
         aims = ranked_class(logits, labels, rank)
-        adv = images.clone() if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
         for step in range(self.steps + 1):
-            across = answers(model, adv).argmax(1) != labels
+            # The images themselves are known to be classified correctly.
+            known = step == 0 and run % self.restarts == 0
+            across = misclassified(logits if known else predict(model, adv), labels)
             if bool(across.any()):
                 fooled = across & (norm.project(adv, images, eps) == adv).flatten(1).all(1)
                 found.adv[index[fooled]] = adv[fooled]

@@ -1,6 +1,7 @@
 """A different attack for every batch."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from attacks.attack import Attack
 from attacks.context import Model
 from attacks.eps import Eps, NormName
+from attacks.losses import AttackLoss, LossName
 from attacks.pgd import PGD
 
 
@@ -46,6 +48,24 @@ class MixedPGD(Attack):
         """Short name for tables, such as ``one of PGD-4, PGD-10``."""
         return f"one of {', '.join(dict.fromkeys(attack.name for attack in self.attacks))}"
 
+    def with_settings(self, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None) -> "MixedPGD":
+        """See :meth:`attacks.Attack.with_settings`: the steps of every attack; each keeps its own step size.
+
+        Raises:
+            TypeError: If a step size is given, which would make the attacks alike.
+            ValueError: If the steps are out of their range.
+        """
+        if step_size is not None:
+            raise TypeError(
+                f"MixedPGD has a step size for each of its {len(self.attacks)} attacks, got step_size {step_size} for "
+                "all: leave it out, or give the attacks relative_step_size"
+            )
+        return replace(self, attacks=tuple(attack.with_settings(steps) for attack in self.attacks), steps=None)
+
+    def with_loss(self, loss: LossName | AttackLoss) -> "MixedPGD":
+        """See :meth:`attacks.Attack.with_loss`: the loss of every attack."""
+        return replace(self, attacks=tuple(attack.with_loss(loss) for attack in self.attacks))
+
     def __call__(
         self,
         model: Model,
@@ -53,7 +73,8 @@ class MixedPGD(Attack):
         labels: Tensor,
         eps: Eps,
         generator: torch.Generator | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`attacks.PGD.__call__`."""
+        """See :meth:`attacks.PGD.__call__`; one attack is drawn, whichever images are active."""
         drawn = torch.randint(len(self.attacks), (), generator=generator, device=images.device)
-        return self.attacks[int(drawn)](model, images, labels, eps, generator=generator)
+        return self.attacks[int(drawn)](model, images, labels, eps, generator=generator, active=active)

@@ -1,5 +1,6 @@
 """Projected gradient descent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -7,14 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.attack import Attack
+from attacks.attack import Attack, keep_active
 from attacks.blocks import block_means
-from attacks.checks import check_images, check_labels, one_of
+from attacks.checks import check_labels, one_of, read_inputs
 from attacks.context import BatchNormMode, Model, attack_context
-from attacks.eps import Eps, NormName, exact, parse_eps, parse_number
-from attacks.gradient import at_least_float32, loss_gradient
+from attacks.eps import Eps, NormName, exact, parse_number
+from attacks.gradient import loss_gradient, loss_gradient_of_weights, misclassified, predict
 from attacks.losses import LOSSES, AttackLoss, LossName
 from attacks.norms import NORMS
+from attacks.steps import Step, StepSchedule, plan_steps
+from attacks.worst import Worst
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,8 @@ class PGD(Attack):
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
         iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
         stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
-            iterate that fooled it, and the batch shrinks to the images still standing. For evaluations: robust
-            accuracy is that of the worst iterate, at the cost of the images that hold. Each step waits for the
-            device. An image must not depend on the others: not with ``batchnorm`` other than ``"eval"``.
+            iterate that fooled it, and the batch shrinks to the images still active. For evaluations: robust accuracy
+            is that of the worst iterate, at a lower cost. Each step waits for the device. Needs ``batchnorm="eval"``.
         loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``.
         batchnorm: How BatchNorm behaves while attacking; see :func:`attacks.context.attack_context`.
 
@@ -62,7 +64,7 @@ class PGD(Attack):
     steps: int | Literal["paper"] = 40
     step_size: Eps | None = None
     relative_step_size: float | str | None = None
-    step_schedule: Literal["constant", "linear"] = "constant"
+    step_schedule: StepSchedule = "constant"
     block_sides: tuple[int, ...] = (1,)
     random_start: bool = True
     start_levels: tuple[float, float] | None = None
@@ -132,44 +134,108 @@ class PGD(Attack):
         eps: Eps,
         generator: torch.Generator | None = None,
         start: Tensor | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
         """Search the ball around each image for the point where the model's loss is highest.
 
-        Nothing stays behind in the model, no gradient of its weights is computed, and the result is inside
-        ball and box whatever the model returns. At ``eps = 0`` the images themselves come back.
+        Nothing stays behind in the model, no gradient of its weights is computed, and the result is inside ball and box
+        whatever the model returns. At ``eps = 0`` the images come back.
 
         Args:
-            model: Maps images to logits ``(N, C)``.
-            images: ``(N, ...)``, float32 or float64, in [0, 1].
-            labels: ``(N,)``, int64, in [0, C).
+            model: See :meth:`attacks.Attack.__call__`, as for the other arguments that are not here.
+            images: ``(N, ...)``.
+            labels: ``(N,)``.
             eps: Radius on the pixel scale.
-            generator: Source of the random starts, on the images' device; the global one if None.
+            generator: Source of the random starts.
             start: Begin here, like ``images`` in shape, instead of at a random point or at the images.
+            active: ``(N,)``, bool, the images to attack; see :func:`attacks.attack_active`. With ``batchnorm`` other
+                than ``"eval"``, where images depend on one another, all are attacked and the active ones kept.
 
         Returns:
             Adversarial images, like ``images`` in shape and dtype, without a graph.
 
         Raises:
-            ValueError: If eps, the images' range or the labels are not as stated.
-            TypeError: If the images are neither float32 nor float64.
+            TypeError, ValueError: See :func:`attacks.checks.read_inputs`.
         """
-        eps = parse_eps(eps, self.norm)
-        check_images(images, labels)
-        if eps == 0 or images.shape[0] == 0:
+        images, labels, eps = read_inputs(self.norm, model, images, labels, eps, generator, active)
+        if eps == 0 or len(images) == 0 or (active is not None and not bool(active.any())):
             return images
         with attack_context(model, self.batchnorm, images.device.type):
-            # Tensors from inference mode take no part in autograd; their clones do.
-            images, labels = images.detach().clone(), labels.clone()
             start = None if start is None else start.detach().clone()
-            worst = self._run(model, images, labels, eps, self._begin(images, eps, generator, start), generator)
-            for _ in range(self.restarts - 1):
-                # Drawn for all images, so that no image's start depends on how the others fare.
-                begin = self._begin(images, eps, generator, start)
-                everyone = torch.arange(len(images), device=images.device)
-                standing = everyone[~worst.fooled] if self.stop_when_fooled else everyone
-                if len(standing):
-                    run = self._run(model, images[standing], labels[standing], eps, begin[standing], generator)
-                    worst.keep(standing, run.adv, run.fooled, run.loss)
+            chosen: Tensor | slice = slice(None)
+            if active is not None and self.batchnorm == "eval":
+                chosen = active.nonzero().squeeze(1)
+            adv = self._restart(model, images, labels, eps, generator, start, chosen)
+            if isinstance(chosen, Tensor):
+                return images.index_copy(0, chosen, adv)
+            return adv if active is None else keep_active(adv, images, active)
+
+    def with_weight_gradient(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        weights: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Attack, and differentiate the last step's loss with respect to the model's weights too, in the same pass.
+
+        The images are those of :meth:`__call__`, and the model sees as many batches.
+
+        Args:
+            model: See :meth:`__call__`, as for the other arguments that are not here.
+            images: ``(N, ...)``.
+            labels: ``(N,)``.
+            eps: Radius on the pixel scale.
+            weights: Parameters of the model.
+            generator: Source of the random start.
+
+        Returns:
+            The adversarial images; for each weight the gradient of the mean loss at the last but one iterate, None
+            where the loss does not depend on it or no step is made.
+
+        Raises:
+            TypeError: If the attack has several runs, stops when fooled or does not return its last iterate.
+            ValueError: See :meth:`__call__`.
+        """
+        if self.restarts > 1 or self.iterate != "last" or self.stop_when_fooled:
+            raise TypeError(f"with_weight_gradient needs a PGD of one run that returns its last iterate, got {self}")
+        images, labels, eps = read_inputs(self.norm, model, images, labels, eps, generator)
+        steps = self._steps(eps)
+        if eps == 0 or len(images) == 0 or not steps:
+            return self(model, images, labels, eps, generator), (None,) * len(weights)
+        with attack_context(model, self.batchnorm, images.device.type):
+            adv = self._begin(images, eps, generator, None)
+            adv = self._run(model, images, labels, eps, adv, generator, steps[:-1]).adv
+            for weight in weights:
+                weight.requires_grad_()  # The context froze them, and puts them back.
+            loss = partial(self._loss, labels=labels, check=len(steps) == 1)
+            grad, gradients = loss_gradient_of_weights(model, adv, loss, weights)
+            return self._move(adv, grad, images, eps, steps[-1], generator), gradients
+
+    def _restart(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        generator: torch.Generator | None,
+        start: Tensor | None,
+        chosen: Tensor | slice,
+    ) -> Tensor:
+        """Run as often as there are restarts, on the chosen rows of a batch; return these."""
+        # Starts are drawn for all images, so that no image's start depends on how the others fare.
+        begin = self._begin(images, eps, generator, start)[chosen]
+        chosen_images, chosen_labels, steps = images[chosen], labels[chosen], self._steps(eps)
+        worst = self._run(model, chosen_images, chosen_labels, eps, begin, generator, steps)
+        everyone = torch.arange(len(chosen_images), device=images.device)
+        for _ in range(self.restarts - 1):
+            begin = self._begin(images, eps, generator, start)[chosen]
+            left = everyone[~worst.fooled] if self.stop_when_fooled else everyone
+            if len(left):
+                run = self._run(model, chosen_images[left], chosen_labels[left], eps, begin[left], generator, steps)
+                worst.keep(left, run.adv, run.fooled, run.loss)
         return worst.adv
 
     def _begin(self, images: Tensor, eps: float, generator: torch.Generator | None, start: Tensor | None) -> Tensor:
@@ -191,60 +257,43 @@ class PGD(Attack):
         eps: float,
         adv: Tensor,
         generator: torch.Generator | None,
-    ) -> "_Worst":
-        norm, steps, step_size = NORMS[self.norm], self.steps_at(eps), self.step_size_at(eps)
-        worst = _Worst.at(adv)
-        standing = torch.arange(len(images), device=images.device)
-        for step in range(steps):
-            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=step == 0))
-            fooled = logits.argmax(1) != labels
+        steps: Sequence[Step],
+    ) -> Worst:
+        worst = Worst.at(adv)
+        active = torch.arange(len(images), device=images.device)
+        for number, step in enumerate(steps):
+            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=number == 0))
+            if self.iterate == "best" or self.stop_when_fooled:
+                fooled = misclassified(logits, labels)
             if self.iterate == "best":
-                worst.keep(standing, adv, fooled, loss)
+                worst.keep(active, adv, fooled, loss)
             if self.stop_when_fooled and bool(fooled.any()):
                 if self.iterate == "last":
-                    worst.keep(standing[fooled], adv[fooled], fooled[fooled], loss[fooled])
+                    worst.keep(active[fooled], adv[fooled], fooled[fooled], loss[fooled])
                 left = ~fooled
-                standing, images, labels, adv, grad = (x[left] for x in (standing, images, labels, adv, grad))
-                if len(standing) == 0:
+                active, images, labels, adv, grad = (x[left] for x in (active, images, labels, adv, grad))
+                if len(active) == 0:
                     return worst
-            length = step_size if self.step_schedule == "constant" else step_size * (1 - step / steps)
-            side = self.block_sides[step * len(self.block_sides) // steps]
-            step_taken = norm.steepest_step(grad if side == 1 else block_means(grad, side, generator), length)
-            adv = norm.project(step_taken.add_(adv), images, eps)
+            adv = self._move(adv, grad, images, eps, step, generator)
         if self.iterate == "last":
-            worst.adv.index_copy_(0, standing, adv)
+            worst.adv.index_copy_(0, active, adv)
         if self.iterate == "best" or self.restarts > 1:
-            with torch.no_grad():
-                logits = at_least_float32(model(adv))
-                worst.keep(standing, adv, logits.argmax(1) != labels, self._loss(logits, labels))
+            logits = predict(model, adv)
+            worst.keep(active, adv, misclassified(logits, labels), self._loss(logits, labels))
         return worst
+
+    def _steps(self, eps: float) -> list[Step]:
+        return plan_steps(self.steps_at(eps), self.step_size_at(eps), self.step_schedule, self.block_sides)
+
+    def _move(
+        self, adv: Tensor, grad: Tensor, images: Tensor, eps: float, step: Step, generator: torch.Generator | None
+    ) -> Tensor:
+        norm = NORMS[self.norm]
+        grad = grad if step.side == 1 else block_means(grad, step.side, generator)
+        return norm.project(norm.steepest_step(grad, step.length).add_(adv), images, eps)
 
     def _loss(self, logits: Tensor, labels: Tensor, check: bool = False) -> Tensor:
         if check:
             check_labels(labels, logits)
         loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         return loss_function(logits, labels)
-
-
-@dataclass
-class _Worst:
-    """For each image, the candidate that is worst for the model: fooled first, then highest loss."""
-
-    adv: Tensor
-    fooled: Tensor
-    loss: Tensor
-
-    @classmethod
-    def at(cls, adv: Tensor) -> "_Worst":
-        """Before anything is known: not fooled, lowest loss."""
-        n = len(adv)
-        dtype = torch.promote_types(adv.dtype, torch.float32)
-        return cls(adv.clone(), adv.new_zeros(n, dtype=torch.bool), adv.new_full((n,), -torch.inf, dtype=dtype))
-
-    def keep(self, index: Tensor, adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
-        """Hold candidates of the images at ``index`` against what is kept of them."""
-        loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
-        worse = torch.where(fooled == self.fooled[index], loss > self.loss[index], fooled)
-        self.adv.index_copy_(0, index, torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv[index]))
-        self.loss.index_copy_(0, index, torch.where(worse, loss, self.loss[index]))
-        self.fooled.index_copy_(0, index, fooled | self.fooled[index])

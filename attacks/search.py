@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.checks import check_images, check_labels
+from attacks.checks import check_labels, read_inputs
 from attacks.context import Model, attack_context
-from attacks.eps import Eps, parse_eps
-from attacks.outputs import logits_of
+from attacks.eps import Eps
+from attacks.gradient import misclassified, predict
 
 
 class Found(NamedTuple):
@@ -18,7 +18,7 @@ class Found(NamedTuple):
 
     Attributes:
         adv: ``(N, ...)``, inside ball and box: a fooling point, or where there is none the worst that the run saw; the
-            image itself for an attack that has no worst, as FAB.
+            image itself for an attack that has no worst, as FAB, and for images that the run was not to attack.
         fooled: ``(N,)``, bool.
     """
 
@@ -29,9 +29,9 @@ class Found(NamedTuple):
 class Search(Attack):
     """Several runs, each on the images that all runs before it left standing.
 
-    For evaluations: the cost falls with every image that is fooled. An image that the model answers wrongly as it is
-    comes back as it is. The model is attacked in eval mode, so no image depends on the others of its batch, except
-    that they share one stream of random draws.
+    For evaluations: the cost falls with every image that is fooled. Misclassified clean images are returned unchanged.
+    The model is attacked in eval mode and random numbers are drawn for the whole batch, so no image depends on how
+    the others fare.
     """
 
     @property
@@ -41,14 +41,22 @@ class Search(Attack):
 
     @abstractmethod
     def run(
-        self, model: Model, images: Tensor, labels: Tensor, eps: float, run: int, generator: torch.Generator | None
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        active: Tensor,
+        eps: float,
+        run: int,
+        generator: torch.Generator | None,
     ) -> Found | None:
         """Make one run; None ends the search, as where there are no more classes to aim at.
 
         Args:
             model: In eval mode, its parameters frozen; gradients are on.
-            images: ``(N, ...)``, all of them answered rightly.
+            images: ``(N, ...)``, the whole batch, for which random numbers are drawn.
             labels: ``(N,)``, int64.
+            active: ``(M,)``, int64: which of them to attack, all classified correctly.
             eps: Above 0.
             run: Zero-based.
             generator: Source of the random draws.
@@ -61,39 +69,31 @@ class Search(Attack):
         labels: Tensor,
         eps: Eps,
         generator: torch.Generator | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`attacks.Attack.__call__`: a point that fools the model, or else the worst that the last run saw.
+        """See :func:`attacks.attack_active`: a point that fools the model, or else the worst that the last run saw.
 
         Raises:
-            ValueError: If eps, the images' range or the labels are not as stated.
-            TypeError: If the images are neither float32 nor float64.
+            TypeError, ValueError: See :func:`attacks.checks.read_inputs`.
         """
-        eps = parse_eps(eps, self.norm)
-        check_images(images, labels)
-        if eps == 0 or images.shape[0] == 0:
+        images, labels, eps = read_inputs(self.norm, model, images, labels, eps, generator, active)
+        if eps == 0 or len(images) == 0 or (active is not None and not bool(active.any())):
             return images
         with attack_context(model, "eval", images.device.type):
-            # Tensors from inference mode take no part in autograd; their clones do.
-            images, labels = images.detach().clone(), labels.clone()
-            logits = answers(model, images)
-            check_labels(labels, logits)
             adv = images.clone()
-            standing = (logits.argmax(1) == labels).nonzero().squeeze(1)
+            chosen = torch.arange(len(images), device=images.device) if active is None else active.nonzero().squeeze(1)
+            logits = predict(model, images[chosen])
+            check_labels(labels[chosen], logits)
+            chosen = chosen[~misclassified(logits, labels[chosen])]
             for run in range(self.runs):
-                if len(standing) == 0:
+                if len(chosen) == 0:
                     break
-                found = self.run(model, images[standing], labels[standing], eps, run, generator)
+                found = self.run(model, images, labels, chosen, eps, run, generator)
                 if found is None:
                     break
-                adv[standing] = found.adv
-                standing = standing[~found.fooled]
+                adv[chosen] = found.adv[chosen]
+                chosen = chosen[~found.fooled[chosen]]
         return adv
-
-
-def answers(model: Model, images: Tensor) -> Tensor:
-    """Logits ``(N, C)``, at least float32, without a graph."""
-    with torch.no_grad():
-        return logits_of(model, images)
 
 
 def ranked_class(logits: Tensor, labels: Tensor, rank: int) -> Tensor:

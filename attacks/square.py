@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from attacks.context import Model
+from attacks.gradient import misclassified, predict
 from attacks.losses import margin
 from attacks.norms import NORMS
-from attacks.search import Found, Search, answers
+from attacks.search import Found, Search
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area halves (section 3)
 
@@ -73,6 +74,7 @@ class Square(Search):
         model: Model,
         images: Tensor,
         labels: Tensor,
+        active: Tensor,
         eps: float,
         run: int,  # noqa: ARG002 - all are alike
         generator: torch.Generator | None,
@@ -81,19 +83,21 @@ class Square(Search):
         norm, device = NORMS["Linf"], images.device
         if images.ndim != 4:
             raise ValueError(f"Square needs images of shape (N, C, H, W), got {tuple(images.shape)}")
-        _, channels, height, width = images.shape
+        batch, channels, height, width = images.shape
 
         def signs(*shape: int) -> Tensor:
             return torch.randint(2, shape, generator=generator, device=device).mul_(2).sub_(1).to(images.dtype)
 
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
-        index = torch.arange(len(images), device=device)
-        adv = norm.project(images + eps * signs(len(images), channels, 1, width), images, eps)
+        # Drawn for the whole batch and then selected, at every query.
+        stripes = signs(batch, channels, 1, width)[active]
+        index, images, labels = active, images[active], labels[active]
+        adv = norm.project(images + eps * stripes, images, eps)
         lead = torch.full_like(labels, -torch.inf, dtype=images.dtype)
         trial = adv
         for query in range(self.queries):
-            logits = answers(model, trial)
-            fooled = logits.argmax(1) != labels
+            logits = predict(model, trial)
+            fooled = misclassified(logits, labels)
             loss = margin(logits, labels).to(lead.dtype)
             better = (loss > lead) | fooled
             lead = torch.where(better, loss, lead)
@@ -108,10 +112,10 @@ class Square(Search):
             if query + 1 == self.queries:
                 break
             side = self.side(query, height, width)
-            inside = _one_side(len(index), height, side, generator, device)[:, None, :, None]
-            inside = inside & _one_side(len(index), width, side, generator, device)[:, None, None, :]
-            moved = norm.project(images + eps * signs(len(index), channels, 1, 1), images, eps)
-            trial = torch.where(inside, moved, adv)
+            rows = _one_side(batch, height, side, generator, device)[index, None, :, None]
+            columns = _one_side(batch, width, side, generator, device)[index, None, None, :]
+            moved = norm.project(images + eps * signs(batch, channels, 1, 1)[index], images, eps)
+            trial = torch.where(rows & columns, moved, adv)
         found.adv[index] = adv
         return found
 
