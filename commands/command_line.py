@@ -20,7 +20,7 @@ from callbacks.outputs import run_folder
 from commands.run_folder import new_run_folder
 from commands.trainer import RampartTrainer
 from lightning_modules import AdversarialClassifier
-from networks.weights import LIGHTNING_KEY, load_weights, read_checkpoint
+from networks.weights import LIGHTNING_KEY, is_checkpoint_of, load_weights, read_checkpoint
 
 
 class RampartCLI(LightningCLI):
@@ -116,9 +116,10 @@ class RampartCLI(LightningCLI):
             print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
         if path in (None, "hpc") or subcommand in ("evaluate", "export"):
             return arguments
-        if LIGHTNING_KEY not in read_checkpoint(path):
-            if subcommand == "fit":
+        if subcommand == "fit":
+            if LIGHTNING_KEY not in read_checkpoint(path):
                 raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
+        elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))
             arguments["ckpt_path"] = None
             self.results_table.weights = path
