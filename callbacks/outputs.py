@@ -1,4 +1,4 @@
-"""Where callbacks put what they make: the run's own folder, and TensorBoard where it is the logger."""
+"""Outputs of callbacks: files in the run's own folder, and TensorBoard where it is a logger."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The run's folder, made if need be; unlike ``trainer.log_dir`` it may be asked for by one rank alone."""
+    """Return the run's folder, made if need be; unlike ``trainer.log_dir`` it may be asked for by one rank alone."""
     logger = trainer.logger
-    folder = Path(logger.log_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir)
+    default = logger.log_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir
+    folder = Path(getattr(trainer, "run_folder", None) or default)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

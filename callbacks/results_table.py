@@ -1,10 +1,11 @@
-"""The results of a test, as a table and as a file."""
+"""The results of a test or validation, as a table and as a file."""
 
 import json
 import time
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torchmetrics import Metric
 
 from attacks import NamedAttack, parse_eps
 from callbacks.outputs import new_file, run_folder
@@ -12,15 +13,26 @@ from evaluation import disagreements, fingerprint, provenance
 
 
 class ResultsTableCallback(Callback):
-    """Print clean and robust accuracies at the end of a test and write them, with their origin, to ``test.json``.
+    """Print accuracies at the end of a test or validation and write them, with their origin, to a JSON file.
 
     Attributes:
         weights: Where the network's weights come from, if not from the checkpoint that the trainer restored.
     """
 
     weights: str | None = None
+    _earlier_seconds: float | None = None
     _fit_start: float | None = None
     _fit_seconds: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the training has taken so far, earlier parts of a resumed run included."""
+        return {"fit_seconds": self._seconds_of_fit()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the time of the training that made the checkpoint; a checkpoint of this run's own tells nothing new."""
+        seconds = state_dict.get("fit_seconds")
+        if self._fit_start is None and isinstance(seconds, float):
+            self._earlier_seconds = seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the training's clock."""
@@ -28,56 +40,94 @@ class ResultsTableCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the training's clock."""
-        assert self._fit_start is not None
-        self._fit_seconds = round(time.monotonic() - self._fit_start, 1)
+        self._fit_seconds = self._seconds_of_fit()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start = time.monotonic()
+        module: Any = pl_module
+        self._begin(module.test_clean_acc, *module.test_robust_acc)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the accuracies of all ranks; not from the trainer's metrics, which a barebones run has not."""
+        module: Any = pl_module
+        self._finish(module.test_clean_acc, *module.test_robust_acc)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and write the file.
+        """Print the table and write ``test.json``.
 
         Raises:
             ValueError: If a stronger attack leaves more images standing: then the evaluation is broken.
         """
-        if not trainer.is_global_zero:
-            return
         module: Any = pl_module
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        rows = [{"name": "clean", "eps": 0.0, "accuracy": metrics["test/clean_acc"], "attack": None}]
-        for named in module.test_attacks:
-            rows.append(
-                {
-                    "name": named.name,
-                    "eps": named.eps,
-                    "accuracy": metrics[f"test/robust_acc/{named.name}"],
-                    "attack": named.attack.settings(),
-                }
-            )
-        images = _number_of_images(trainer)
+        if trainer.is_global_zero:
+            images = _number_of_images(trainer.test_dataloaders, trainer.limit_test_batches)
+            self._report(trainer, pl_module, "test", module.test_attacks, images)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        module: Any = pl_module
+        if trainer.state.fn == "validate":
+            self._begin(module.val_clean_acc, module.val_robust_acc)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the accuracies of all ranks."""
+        module: Any = pl_module
+        if trainer.state.fn == "validate":
+            self._finish(module.val_clean_acc, module.val_robust_acc)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table and write ``validate.json``, unless the validation is one of many in a training."""
+        module: Any = pl_module
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            images = _number_of_images(trainer.val_dataloaders, trainer.limit_val_batches)
+            named = NamedAttack(module.val_attack, module.target_eps)
+            self._report(trainer, pl_module, "validate", [named], images)
+
+    def _begin(self, *metrics: Metric) -> None:
+        for metric in metrics:
+            metric.reset()
+        self._start = time.monotonic()
+
+    def _finish(self, *metrics: Metric) -> None:
+        self._accuracies = [float(metric.compute()) for metric in metrics]
+
+    def _seconds_of_fit(self) -> float | None:
+        if self._fit_seconds is not None or self._fit_start is None:
+            return self._fit_seconds or self._earlier_seconds
+        return round((self._earlier_seconds or 0.0) + time.monotonic() - self._fit_start, 1)
+
+    def _report(
+        self, trainer: Trainer, module: LightningModule, command: str, attacks: list[NamedAttack], images: int | None
+    ) -> None:
+        clean, *robust = self._accuracies
+        rows: list[dict[str, Any]] = [{"name": "clean", "eps": 0.0, "accuracy": clean, "attack": None}]
+        for named, accuracy in zip(attacks, robust, strict=True):
+            settings = named.attack.settings()
+            rows.append({"name": named.name, "eps": named.eps, "accuracy": accuracy, "attack": settings})
         if images is not None:
-            _refuse_what_cannot_be(module.test_attacks, rows, images)
+            _refuse_what_cannot_be(attacks, rows, images)
+        judged: Any = module
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
-            "weights": fingerprint(*module.network.state_dict().values()),
+            "weights": fingerprint(*judged.network.state_dict().values()),
             "images": images,
             "results": rows,
-            "seed": module.run_seed,
-            "fit_seconds": self._fit_seconds,
-            "test_seconds": round(time.monotonic() - self._start, 1),
+            "seed": judged.run_seed,
+            "fit_seconds": self._seconds_of_fit(),
+            f"{command}_seconds": round(time.monotonic() - self._start, 1),
             **provenance(),
         }
-        path = new_file(run_folder(trainer), "test", ".json")
+        path = new_file(run_folder(trainer), command, ".json")
         path.write_text(json.dumps(report, indent=2, default=str) + "\n")
-        print(format_table([(str(row["name"]), float(str(row["accuracy"]))) for row in rows], images))
+        kind = "test" if command == "test" else "validation"
+        print(format_table([(str(row["name"]), float(row["accuracy"])) for row in rows], images, kind))
         print(f"\nResults: {path}")
 
 
-def format_table(rows: list[tuple[str, float]], images: int | None) -> str:
+def format_table(rows: list[tuple[str, float]], images: int | None, kind: str = "test") -> str:
     """Lay out accuracies in [0, 1] as percentages, under a title that says on how many images."""
     width = max(len("attack"), *(len(name) for name, _ in rows))
-    number = f", {images:,} test images" if images else ""
+    number = f", {images:,} {kind} images" if images else ""
     lines = [f"{'attack':<{width}}  accuracy (%){number}", "-" * (width + 14)]
     lines += [f"{name:<{width}}  {100 * accuracy:12.2f}" for name, accuracy in rows]
     return "\n" + "\n".join(lines)
@@ -93,7 +143,10 @@ def _refuse_what_cannot_be(attacks: list[NamedAttack], rows: list[dict[str, Any]
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
 
 
-def _number_of_images(trainer: Trainer) -> int | None:
-    loader: Any = trainer.test_dataloaders
-    labels = getattr(loader, "labels", getattr(loader, "dataset", None))
-    return len(labels) if labels is not None and trainer.limit_test_batches == 1.0 else None
+def _number_of_images(loaders: Any, limit: float) -> int | None:
+    loaders = loaders if isinstance(loaders, list) else [loaders]
+    sets: list[Any] = [getattr(loader, "labels", getattr(loader, "dataset", None)) for loader in loaders]
+    try:
+        return sum(len(images) for images in sets) if limit == 1.0 else None
+    except TypeError:  # a stream has no length
+        return None

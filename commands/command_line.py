@@ -1,5 +1,6 @@
 """LightningCLI with what every run of Rampart has."""
 
+import shlex
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, Trainer
@@ -12,13 +13,14 @@ from callbacks import (
     AdversarialImagesCallback,
     EpsilonRampCallback,
     PredictionWriterCallback,
-    RampartProgressBar,
     ResultsTableCallback,
     RobustnessCurveCallback,
 )
 from callbacks.outputs import run_folder
-from commands.run_folder import new_run_folder
+from commands.messages import command_line
+from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
+from commands.trainer_settings import check_images, check_settings, complete_settings
 from lightning_modules import AdversarialClassifier
 from networks.weights import LIGHTNING_KEY, is_checkpoint_of, load_weights, read_checkpoint
 
@@ -37,6 +39,7 @@ class RampartCLI(LightningCLI):
             # Attacks guard themselves against inference mode; without it they have a copy less to make.
             trainer_defaults={"inference_mode": False, "enable_model_summary": False},
             auto_configure_optimizers=False,
+            save_config_callback=None,  # a callback would write it into the logger's folder, and not for every command
             args=args,
         )
 
@@ -48,6 +51,13 @@ class RampartCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Let parse errors reach :func:`main`."""
         return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Leave out Lightning's table of results: Rampart prints its own."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has, and where a run's files go."""
@@ -83,27 +93,25 @@ class RampartCLI(LightningCLI):
         """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give the run a folder of its own, its logger and the callbacks that take no settings."""
+        """Give the run a folder of its own, its logger, its callbacks and its config."""
         config = self.config_init[self.subcommand]
-        folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
-        if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
-            kwargs["logger"] = TensorBoardLogger(
-                folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
-            )
-        if config.trainer.default_root_dir is None:
-            kwargs["default_root_dir"] = folder
+        check_settings(str(self.subcommand), config.trainer, config.test_after_fit)
+        self.folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
         self.results_table = ResultsTableCallback()
-        kwargs["callbacks"] = [*_as_list(config.trainer.callbacks), self.results_table, PredictionWriterCallback()]
-        if config.trainer.enable_progress_bar is not False:
-            kwargs["callbacks"].append(RampartProgressBar())
-        trainer = super().instantiate_trainer(**kwargs)
+        own = [config[key] for key in self._parser(self.subcommand).callback_keys]
+        own = [RunFolderCallback(self.folder), *own, self.results_table, PredictionWriterCallback()]
+        trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, own), **kwargs)
+        trainer.run_folder = self.folder
+        if starts_run() and not config.trainer.fast_dev_run:
+            parser = self._parser(self.subcommand)
+            parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)
         # Set before user code can change torch's seed. A training run without one gets it from rank 0 (attacks.draws);
         # measurements get 0, for processes that share an evaluation, or take it up again, are not connected.
         given = config.seed_everything
         if given is not False:
-            trainer.run_seed = int(given)  # type: ignore[attr-defined]
+            trainer.run_seed = int(given)
         elif self.subcommand != "fit":
-            trainer.run_seed = 0  # type: ignore[attr-defined]
+            trainer.run_seed = 0
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -125,25 +133,29 @@ class RampartCLI(LightningCLI):
             self.results_table.weights = path
         return arguments
 
+    def after_validate(self) -> None:
+        """Refuse an empty result."""
+        check_images(sum(self.trainer.num_val_batches), "images to validate on")
+
+    def after_test(self) -> None:
+        """Refuse an empty result."""
+        check_images(sum(self.trainer.num_test_batches), "images to test on")
+
+    def after_predict(self) -> None:
+        """Refuse an empty result."""
+        check_images(sum(self.trainer.num_predict_batches), "images to predict")
+
     def after_fit(self) -> None:
         """Test the best checkpoint and say what to do next."""
-        trainer, config = self.trainer, self.config_init[self.subcommand]
-        checkpoint = trainer.checkpoint_callback
-        best = ""
-        if isinstance(checkpoint, ModelCheckpoint):
-            best = checkpoint.best_model_path or checkpoint.last_model_path
+        check_images(self.trainer.num_training_batches, "training images")
+        trainer, config, checkpoint = self.trainer, self.config_init.fit, self.config_init.fit.checkpoint
+        best = "" if config.trainer.fast_dev_run else checkpoint.best_model_path or checkpoint.last_model_path
         if config.test_after_fit:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if trainer.is_global_zero and best:
-            folder = run_folder(trainer)
-            print(
-                f"\nCheckpoint: {best}\n\nNext:\n"
-                f"  tensorboard --logdir {folder.parent}\n"
-                f"  python cli.py predict --config {folder / 'config.yaml'} --ckpt_path {best}"
-            )
-
-
-def _as_list(callbacks: Any) -> list[Any]:
-    if callbacks is None:
-        return []
-    return callbacks if isinstance(callbacks, list) else [callbacks]
+            print(f"\nCheckpoint: {best}\n\nNext:")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    print(f"  {shlex.join(['tensorboard', '--logdir', logger.root_dir])}")
+            saved = str(run_folder(trainer) / "config.yaml")
+            print(f"  {command_line('predict', '--config', saved, '--ckpt_path', best)}")

@@ -1,7 +1,10 @@
 """Errors in one line, and no warning that is of no use."""
 
 import logging
+import shlex
+import sys
 import warnings
+from pathlib import Path
 
 
 def one_line(message: str) -> str:
@@ -28,3 +31,12 @@ def keep_quiet() -> None:
     warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
+
+
+def command_line(*arguments: str) -> str:
+    """Return a command of Rampart as it can be pasted into a shell, by the name that it was started by."""
+    program = Path(sys.argv[0])
+    start = (
+        ["rampart"] if program.name == "rampart" else ["python", str(program) if program.name == "cli.py" else "cli.py"]
+    )
+    return shlex.join([*start, *arguments])

@@ -28,7 +28,20 @@ from networks.weights import load_weights
 
 
 class RampartTrainer(Trainer):
-    """Lightning's trainer, with two commands more."""
+    """Lightning's trainer, with two commands more.
+
+    Attributes:
+        run_folder: Gets all that the run makes, whatever the loggers; the trainer's default folder if None.
+        run_seed: The run's seed; see `attacks.draws`.
+    """
+
+    run_folder: Path | None = None
+    run_seed: int | None = None
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder, the same for every logger; not a collective."""
+        return str(self.run_folder or self.default_root_dir)
 
     def export(
         self,
@@ -59,7 +72,7 @@ class RampartTrainer(Trainer):
         if shape is None:
             raise ValueError(f"image_shape must be given: {type(model.network).__name__} does not say what it takes")
         for suffix in formats:
-            path = Path(self.default_root_dir) / f"network.{suffix}"
+            path = run_folder(self) / f"network.{suffix}"
             export_network(model.network, path, shape)
             print(f"Wrote {path}")
 
@@ -111,7 +124,7 @@ class RampartTrainer(Trainer):
             labels.to(self.strategy.root_device),
             chosen,
             (model.target_eps,) if eps is None else eps,
-            store=Path(self.default_root_dir).parent / "searches",
+            store=run_folder(self).parent / "searches",
             batch_size=batch_size,
             seed=run_seed(self),
         )

@@ -292,7 +292,12 @@ def test_export_writes_what_init_from_and_ckpt_path_take(fitted: Path, tmp_path:
     checkpoint = fitted / "checkpoints" / "last.ckpt"
     main(["export", "--config", str(fitted / "config.yaml"), f"--runs_dir={tmp_path}", f"--ckpt_path={checkpoint}"])
     folder = tmp_path / "quickstart" / "export-0"
-    assert {file.name for file in folder.iterdir()} == {"network.pth", "network.safetensors", "network.onnx"}
+    assert {file.name for file in folder.iterdir()} == {
+        "config.yaml",
+        "network.pth",
+        "network.safetensors",
+        "network.onnx",
+    }
     weights = torch.load(folder / "network.pth", weights_only=True)
     assert list(weights) == [
         f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc1", "fc2") for kind in ("weight", "bias")
