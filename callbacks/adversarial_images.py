@@ -35,6 +35,11 @@ class AdversarialImagesCallback(Callback):
         self._examples: tuple[Tensor, Tensor] | None = None
         self._drawn_at = -1
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the images of an earlier run."""
+        if stage == "fit":
+            self._examples, self._drawn_at = None, -1
+
     def on_validation_batch_start(
         self,
         trainer: Trainer,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -65,6 +65,12 @@ class Phase:
         assert length is not None
         return length
 
+    @property
+    def needs_steps_per_epoch(self) -> bool:
+        """Whether eps depends on how many optimizer steps an epoch has."""
+        start, end = self._ends()
+        return self.epochs is not None and self.interval == "step" and start != end
+
     def eps_at(self, update: int, updates: int) -> float:
         """Radius at one of the phase's updates.
 
@@ -91,7 +97,8 @@ class EpsilonRampCallback(Callback):
 
     Extended adversarial training and IAT (Shaeiri et al. 2020, sections 3.1 and 3.2) as data: a list of phases
     whose lengths sum to the run's. The eps is a function of the training's progress alone, so a resumed run
-    goes on where it was. Validation is not touched: it attacks at the module's target eps throughout.
+    goes on where it was. Validation is not touched: it attacks at the module's target eps throughout. After the run,
+    however it ends, the module's eps and attack are again what they were before it.
 
     Args:
         phases: In order, all with lengths in epochs or all in optimizer steps; None leaves the module's eps.
@@ -112,6 +119,7 @@ class EpsilonRampCallback(Callback):
         self.phases = phases
         self.init_from = init_from
         self._attack: Any = None
+        self._before: tuple[Any, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the schedule against the run.
@@ -127,7 +135,8 @@ class EpsilonRampCallback(Callback):
                 raise TypeError(f"EpsilonRampCallback sets `{attribute}`, which {type(pl_module).__name__} lacks")
         self._attack = pl_module.attack
         if self.phases:
-            self._check_phases(trainer, self.phases)
+            self._check_phases(trainer, pl_module, self.phases)
+            self._before = pl_module.eps, pl_module.attack
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the initial weights, unless the run is resumed from a checkpoint.
@@ -136,40 +145,57 @@ class EpsilonRampCallback(Callback):
             FileNotFoundError: If ``init_from`` names no file.
             ValueError: If the file can't be read safely or its weights do not fit.
         """
-        # Not in setup: only now does the trainer say whether it resumes.
-        if self.init_from is not None and trainer.ckpt_path is None:
+        # Not in setup: only now does the trainer say whether it resumes. One that has trained before trains on.
+        if self.init_from is not None and trainer.ckpt_path is None and trainer.global_step == 0:
             rank_zero_info(load_weights(pl_module.network, self.init_from))  # type: ignore[arg-type]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set ``pl_module.eps`` and, where a phase has its own attack settings, ``pl_module.attack``."""
-        if self.phases:
-            accumulate = trainer.accumulate_grad_batches
-            phase, pl_module.eps = eps_schedule(  # type: ignore[assignment]
-                self.phases,
-                epoch=trainer.current_epoch,
-                step_in_epoch=batch_idx // accumulate,
-                steps_per_epoch=math.ceil(trainer.num_training_batches / accumulate),
-                global_step=trainer.global_step,
-            )
-            pl_module.attack = self._attack_of(phase)
+        if not self.phases:
+            return
+        accumulate = trainer.accumulate_grad_batches
+        phase, eps = eps_schedule(
+            self.phases,
+            epoch=trainer.current_epoch,
+            step_in_epoch=batch_idx // accumulate,
+            steps_per_epoch=_steps_per_epoch(trainer),
+            global_step=trainer.global_step,
+        )
+        pl_module.eps, pl_module.attack = eps, self._attack_of(phase)  # type: ignore[assignment]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the module its own eps and attack back."""
+        if stage == "fit":
+            self._give_back(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module its own eps and attack back."""
+        self._give_back(pl_module)
+
+    def _give_back(self, pl_module: LightningModule) -> None:
+        if self._before is not None:
+            pl_module.eps, pl_module.attack = self._before
+            self._before = None
 
     def _attack_of(self, phase: Phase) -> Any:
-        changes: dict[str, Any] = {}
-        if phase.steps is not None:
-            changes["steps"] = phase.steps
-        if phase.step_size is not None:
-            changes |= {"step_size": phase.step_size, "relative_step_size": None}
-        return replace(self._attack, **changes) if changes else self._attack
+        if phase.steps is None and phase.step_size is None:
+            return self._attack
+        try:
+            return self._attack.with_settings(steps=phase.steps, step_size=phase.step_size)
+        except (AttributeError, TypeError) as error:
+            raise TypeError(
+                f"ramp.phases: a phase's steps and step_size must be settings of the attack: {error}"
+            ) from None
 
-    def _check_phases(self, trainer: Trainer, phases: Sequence[Phase]) -> None:
+    def _check_phases(self, trainer: Trainer, pl_module: LightningModule, phases: Sequence[Phase]) -> None:
         norm = self._attack.norm
+        objective: Any = getattr(pl_module, "objective", None)
         for phase in phases:
             parse_eps(phase.end_eps, norm, "end_eps")
             parse_eps(phase.end_eps if phase.start_eps is None else phase.start_eps, norm, "start_eps")
-            own_settings = phase.steps is not None or phase.step_size is not None
-            if own_settings and not is_dataclass(self._attack):
-                raise TypeError(f"a phase's steps and step_size need an attack like PGD, got {self._attack}")
-            self._attack_of(phase)
+            attack = self._attack_of(phase)
+            if objective is not None:
+                objective.check(attack, pl_module.network)
         in_epochs = phases[0].epochs is not None
         if in_epochs and trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
@@ -182,13 +208,21 @@ class EpsilonRampCallback(Callback):
             self._check_length(trainer, phases, trainer.max_epochs if in_epochs else trainer.max_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check phases in optimizer steps against a run whose length was given in epochs.
+        """Check what depends on the length of an epoch.
 
         Raises:
-            ValueError: If the phases' lengths don't sum to the run's.
+            ValueError: If phases in optimizer steps don't cover a run whose length was given in epochs, or an eps is to
+                change with every step of epochs whose length the data loader does not tell.
         """
-        if self.phases and self.phases[0].epochs is None and trainer.max_steps == -1:
-            self._check_length(trainer, self.phases, trainer.estimated_stepping_batches)
+        phases = self.phases or ()
+        if phases and phases[0].epochs is None and trainer.max_steps == -1:
+            self._check_length(trainer, phases, trainer.estimated_stepping_batches)
+        if trainer.num_training_batches == math.inf and any(phase.needs_steps_per_epoch for phase in phases):
+            raise ValueError(
+                "ramp.phases with a length in epochs and an eps that changes by step need a data loader with a length: "
+                "set interval: epoch in the phases, give their lengths as train_steps, or set "
+                "trainer.limit_train_batches to a number of batches"
+            )
 
     def _check_length(self, trainer: Trainer, phases: Sequence[Phase], run: float | None) -> None:
         in_epochs = phases[0].epochs is not None
@@ -197,10 +231,18 @@ class EpsilonRampCallback(Callback):
         if run != total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             lengths = " + ".join(str(phase.length) for phase in phases)
             lengths += f" = {total}" if len(phases) > 1 else ""
+            known = run is not None and 0 <= run < math.inf
             raise ValueError(
-                f"ramp.phases must cover the run: they last {lengths} {unit}, the run lasts {run}; "
+                f"ramp.phases must cover the run: they last {lengths} {unit}, the run "
+                f"{f'lasts {run}' if known else 'has no end that is known before'}; "
                 f"change the phases or set trainer.{option} to {total}"
             )
+
+
+def _steps_per_epoch(trainer: Trainer) -> int:
+    """Optimizer steps of an epoch; 0 if its length is unknown, where no phase needs it."""
+    batches = trainer.num_training_batches
+    return 0 if batches == math.inf else math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def eps_schedule(

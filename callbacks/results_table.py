@@ -36,6 +36,7 @@ class ResultsTableCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the training's clock."""
+        self._fit_seconds = None
         self._fit_start = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -47,6 +47,17 @@ def test_the_networks_modes_are_left_alone(tmp_path: Path) -> None:
     assert network[1].num_batches_tracked == 4
 
 
+def test_a_second_run_has_pictures_of_its_own(tmp_path: Path) -> None:
+    callback = AdversarialImagesCallback(num_images=2)
+    fit(tmp_path, callback, small_network(), max_epochs=1)
+    first = callback._examples
+    torch.manual_seed(1)  # other images
+    assert len(fit(tmp_path, callback, small_network(), max_epochs=1)) == 2
+    assert first is not None
+    assert callback._examples is not None
+    assert not torch.equal(first[0], callback._examples[0])
+
+
 def test_pictures_can_be_turned_off(tmp_path: Path) -> None:
     assert fit(tmp_path, AdversarialImagesCallback(num_images=0), small_network(), max_epochs=1) == []
 

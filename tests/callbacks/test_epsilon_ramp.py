@@ -1,3 +1,5 @@
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from attacks import PGD
+from attacks import PGD, Attack, MixedPGD, Square
 from callbacks import EpsilonRampCallback, Phase
 from callbacks.epsilon_ramp import eps_schedule
 from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier, MNISTClassifier
 from networks import MNISTCNN
+from objectives import AdversarialTraining
 from tests.conftest import small_network
 
 IAT = [Phase(epochs=40, start_eps=0.01, end_eps=0.4, interval="epoch")]
@@ -131,7 +135,7 @@ def run(
     ckpt_path: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
     **settings: Any,
-) -> tuple[LightningModule, Recorder]:
+) -> tuple[Any, Recorder]:
     recorder = Recorder()
     trainer = Trainer(
         default_root_dir=folder,
@@ -239,3 +243,154 @@ def test_a_module_without_the_attributes_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="checkpoint not found"):
         run(tmp_path, EpsilonRampCallback(init_from=str(tmp_path / "w.pth")), max_epochs=1)
+
+
+RAMP = (Phase(0.1, epochs=1, steps=3), Phase(0.4, start_eps=0.1, epochs=1, steps=5, step_size=0.2))
+
+
+class Picky(AdversarialTraining):
+    """Takes no attack of 13 steps."""
+
+    def check(self, attack: Any, network: nn.Module) -> None:
+        if attack.steps == 13:
+            raise ValueError("not 13 steps")
+
+
+class Stop(Callback):
+    """Ends a run from within a batch of its second epoch."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise self.error
+
+
+def test_a_second_fit_begins_as_the_first_did(tmp_path: Path) -> None:
+    ramp = EpsilonRampCallback(RAMP)
+    module, first = run(tmp_path, ramp, max_epochs=2)
+    assert (module.eps, module.attack) == (0.4, PGD(steps=2))
+    Trainer(logger=False, accelerator="cpu").test(module, loader(), verbose=False)
+    _, second = run(tmp_path, ramp, module, max_epochs=2)
+    assert [seen[1:] for seen in second.seen] == [seen[1:] for seen in first.seen]
+    _, plain = run(tmp_path, EpsilonRampCallback(), module, max_epochs=1)
+    assert [seen[1:] for seen in plain.seen] == [(0.4, 2)] * 4
+
+
+@pytest.mark.parametrize("error", [ValueError("stopped"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_run_that_breaks_leaves_the_modules_own_settings(tmp_path: Path, error: BaseException) -> None:
+    module = AdversarialClassifier(small_network(), eps=0.2, attack=PGD(steps=2))
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises((ValueError, SystemExit)):
+        run(tmp_path, EpsilonRampCallback(RAMP), module, callbacks=(Stop(error),), max_epochs=2)
+    signal.signal(signal.SIGINT, handler)  # Lightning switches it off at an interruption.
+    assert (module.eps, module.attack) == (0.2, PGD(steps=2))
+
+
+def test_two_ramps_leave_the_modules_own_settings(tmp_path: Path) -> None:
+    one, two = EpsilonRampCallback((Phase(0.3, epochs=1, steps=4),)), EpsilonRampCallback((Phase(0.1, epochs=1),))
+    module, _ = run(tmp_path, one, callbacks=(two,), max_epochs=1)
+    assert (module.eps, module.attack) == (0.4, PGD(steps=2))
+
+
+def test_a_trainer_that_trains_on_keeps_the_weights(tmp_path: Path) -> None:
+    source = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    module = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), eps=0.1, attack=PGD(steps=1))
+    begun: list[Tensor] = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            begun.append(pl_module.network[1].weight.detach().clone())
+
+    trainer = Trainer(
+        logger=False, accelerator="cpu", max_epochs=1, enable_checkpointing=False, enable_progress_bar=False,
+        callbacks=[EpsilonRampCallback(init_from=str(tmp_path / "w.pth")), Look()],
+    )  # fmt: skip
+    trainer.fit(module, loader())
+    trained = module.network.state_dict()["1.weight"].clone()
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader())
+    assert torch.equal(begun[0], source.state_dict()["1.weight"])
+    assert torch.equal(begun[1], trained)
+
+
+class Stream(IterableDataset[Any]):
+    """40 images in batches of 10, with no length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(loader())
+
+
+def stream(folder: Path, phases: tuple[Phase, ...], **settings: Any) -> list[tuple[float, int]]:
+    recorder = Recorder()
+    trainer = Trainer(
+        default_root_dir=folder, logger=False, accelerator="cpu", enable_checkpointing=False,
+        enable_progress_bar=False, callbacks=[EpsilonRampCallback(phases), recorder], **settings,
+    )  # fmt: skip
+    module = AdversarialClassifier(small_network(), eps=0.4, attack=PGD(steps=1))
+    trainer.fit(module, DataLoader(Stream(), batch_size=None))
+    return [(round(eps, 6), steps) for _, eps, steps in recorder.seen]
+
+
+def test_loaders_without_a_length_follow_the_phases(tmp_path: Path) -> None:
+    by_epoch = (Phase(0.3, start_eps=0.1, epochs=3, interval="epoch"),)
+    assert stream(tmp_path, by_epoch, max_epochs=3) == [(0.1, 1)] * 4 + [(0.2, 1)] * 4 + [(0.3, 1)] * 4
+    constant = (Phase(0.1, epochs=1), Phase(0.2, epochs=1, steps=2))
+    assert stream(tmp_path, constant, max_epochs=2) == [(0.1, 1)] * 4 + [(0.2, 2)] * 4
+    by_step = (Phase(0.4, start_eps=0, train_steps=5),)
+    assert stream(tmp_path, by_step, max_steps=5) == [(0, 1), (0.1, 1), (0.2, 1), (0.3, 1), (0.4, 1)]
+    limited = (Phase(0.3, start_eps=0, epochs=2),)
+    assert stream(tmp_path, limited, max_epochs=2, limit_train_batches=2) == [(0, 1), (0.1, 1), (0.2, 1), (0.3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "settings", "message"),
+    [
+        (Phase(0.4, start_eps=0, epochs=2), {"max_epochs": 2}, "need a data loader with a length: set interval: epoch"),
+        (Phase(0.4, train_steps=7), {"max_epochs": 2}, "no end that is known before; .* set trainer.max_steps to 7"),
+        (Phase(0.4, epochs=2), {"max_epochs": -1}, "no end that is known before; .* set trainer.max_epochs to 2"),
+    ],
+)
+def test_what_needs_a_length_is_refused_without_one(
+    tmp_path: Path, phase: Phase, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        stream(tmp_path, (phase,), **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"fast_dev_run": 3}, {"max_epochs": 2, "overfit_batches": 2}, {"max_time": "00:01:00:00", "max_epochs": 2}],
+)
+def test_runs_of_other_kinds_follow_the_phases(tmp_path: Path, settings: dict[str, Any]) -> None:
+    _, recorder = run(tmp_path, EpsilonRampCallback((Phase(0.3, start_eps=0.1, epochs=2),)), **settings)
+    assert recorder.seen[0][1] == 0.1
+    if "fast_dev_run" not in settings:
+        assert recorder.seen[-1][1] == 0.3
+        with pytest.raises(ValueError, match="3 epochs, the run lasts 2"):
+            run(tmp_path, EpsilonRampCallback((Phase(0.3, epochs=3),)), **settings)
+
+
+@pytest.mark.parametrize(
+    ("attack", "objective", "phase", "message"),
+    [
+        (MixedPGD((PGD(), PGD())), None, Phase(0.4, epochs=1, step_size=0.1), "a step size for each of its 2 attacks"),
+        (Square(), None, Phase(0.4, epochs=1, steps=5), "Square has no steps to set"),
+        (PGD(), Picky(), Phase(0.4, epochs=1, steps=13), "not 13 steps"),
+    ],
+)
+def test_a_phase_that_the_attack_or_the_objective_can_not_take_is_refused_at_set_up(
+    tmp_path: Path, attack: Attack, objective: Any, phase: Phase, message: str
+) -> None:
+    module = AdversarialClassifier(small_network(), eps=0.4, attack=attack, objective=objective)
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        run(tmp_path, EpsilonRampCallback((phase,)), module, max_epochs=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_accumulation_of_no_batches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="accumulate_grad_batches must be at least 1, got 0"):
+        run(tmp_path, EpsilonRampCallback(RAMP), max_epochs=2, accumulate_grad_batches=0)
