@@ -52,6 +52,7 @@ def read_batch(batch: Any, labelled: bool = True) -> Batch:
             there, by an assertion of the device.
     """
     images, labels, index = _parts(batch)
+    images = _tensor(images, None)
     if images is None or (labels is None and labelled):
         raise ValueError(f"{_FORM}; got {_describe(batch)}")
     images = _read_images(images)
@@ -89,10 +90,7 @@ def _value(batch: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
     return batch[found[0]] if found else None
 
 
-def _read_images(values: Any) -> Tensor:
-    images = _tensor(values, None)
-    if images is None:
-        raise ValueError(f"{_FORM}, with a tensor of images; got {_describe(values)} for images")
+def _read_images(images: Tensor) -> Tensor:
     if images.ndim < 2 or images.numel() == 0:
         raise ValueError(f"images must be (N, ...), such as (N, C, H, W), N above 0; got shape {tuple(images.shape)}")
     if images.dtype == torch.uint8:
@@ -120,7 +118,7 @@ def _read_images(values: Any) -> Tensor:
 def _read_labels(values: Any, images: Tensor) -> Tensor:
     labels = _tensor(values, images.device)
     if labels is None:
-        raise ValueError(f"labels must be (N,), whole numbers, one for each image; got {_describe(values)}")
+        raise ValueError(f"labels must be (N,), whole numbers, one for each image; got {_describe(values, 1)}")
     shape = f"shape {tuple(labels.shape)}, {labels.dtype}"
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)

@@ -62,7 +62,7 @@ def _differentiate(
         gradients = torch.autograd.grad(values.sum(), [adv, *weights], allow_unused=True)
     grad = torch.zeros_like(adv) if gradients[0] is None else gradients[0]
     # A model that returns NaN or infinity must not carry the images out of the box.
-    return logits.detach(), values.detach(), grad.nan_to_num_(nan=0.0), gradients[1:]
+    return logits.detach(), values.detach(), grad.nan_to_num(nan=0.0), gradients[1:]
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:

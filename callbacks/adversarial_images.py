@@ -1,23 +1,27 @@
 """Pictures of the attack during training."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from attacks.batch import read_batch
 from attacks.context import attack_context
 from attacks.draws import generator_for
+from attacks.outputs import logits_of
+from attacks.precision import full_float32
 from callbacks.outputs import save_figure
-from evaluation import adversarial_figure
+from callbacks.pictures import warn_if_not_drawn
+from evaluation import adversarial_figure, can_be_drawn
 
 
 class AdversarialImagesCallback(Callback):
     """Log clean images, their adversarial twins and the differences, to TensorBoard and as PNG files.
 
     The images are the first of the validation set, or of the first training batch where there is none; the
-    attack is validation's, at the target eps.
+    attack is validation's, at the target eps. Images of other than one or three channels, as feature vectors, are not
+    drawn, and a picture that fails is a warning.
 
     Args:
         num_images: Columns of the figure; 0 turns it off.
@@ -34,6 +38,7 @@ class AdversarialImagesCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self._examples: tuple[Tensor, Tensor] | None = None
         self._drawn_at = -1
+        self._told = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the images of an earlier run."""
@@ -41,23 +46,16 @@ class AdversarialImagesCallback(Callback):
             self._examples, self._drawn_at = None, -1
 
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Sequence[Tensor],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take the first validation images."""
         if trainer.state.fn == "fit" and batch_idx == 0:
-            self._examples = batch[0][: self.num_images], batch[1][: self.num_images]
+            self._take(batch)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Tensor], batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take training images where there is no validation set."""
         if self._examples is None:
-            self._examples = batch[0][: self.num_images], batch[1][: self.num_images]
+            self._take(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the epochs that are due."""
@@ -69,17 +67,28 @@ class AdversarialImagesCallback(Callback):
         if trainer.global_step != self._drawn_at:
             self._draw(trainer, pl_module, trainer.current_epoch)
 
+    def _take(self, batch: Any) -> None:
+        images, labels, _ = read_batch(batch)
+        assert labels is not None
+        self._examples = images[: self.num_images], labels[: self.num_images]
+
     def _draw(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         if self.num_images == 0 or self._examples is None or not trainer.is_global_zero:
             return
         self._drawn_at = trainer.global_step
         module: Any = pl_module
         images, labels = self._examples
-        generator = generator_for(images.device, "adversarial images")
-        network = module.judged_network
-        adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)
-        with attack_context(network, "eval", images.device.type), torch.no_grad():
-            images, labels = images.clone(), labels.clone()
-            clean_classes, adv_classes = network(images).argmax(1), network(adv).argmax(1)
-        figure = adversarial_figure(images, adv, labels, clean_classes, adv_classes, module.target_eps)
-        save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epochs:03d}")
+        if not can_be_drawn(images):
+            if not self._told:
+                print(f"No pictures of the attack: images of shape {tuple(images.shape[1:])} have not 1 or 3 channels.")
+            self._told = True
+            return
+        with warn_if_not_drawn("the pictures of the attack"), full_float32(images.device.type):
+            generator = generator_for(images.device, "adversarial images")
+            network = module.judged_network
+            adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)
+            with attack_context(network, "eval", images.device.type), torch.no_grad():
+                images, labels = images.clone(), labels.clone()
+                clean_classes, adv_classes = (logits_of(network, shown).argmax(1) for shown in (images, adv))
+            figure = adversarial_figure(images, adv, labels, clean_classes, adv_classes, module.target_eps)
+            save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epochs:03d}")

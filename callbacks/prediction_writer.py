@@ -1,10 +1,12 @@
 """Predictions as a CSV file."""
 
 import csv
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.outputs import new_file, run_folder
@@ -13,14 +15,17 @@ COLUMNS = ("index", "label", "clean_prediction", "clean_confidence", "adv_predic
 
 
 class PredictionWriterCallback(Callback):
-    """Write what ``predict`` found to ``predictions.csv``: a row an image, in the data's order.
+    """Write what ``predict`` found to ``predictions.csv``: one row per image, in the data's order.
 
-    The label is empty where unknown; a confidence is the predicted class's probability.
+    The index is the image's place in its set: the batch's own, or the one that its loader's sampler chose. It is empty
+    where several processes read from a loader that does not tell. The label is empty where unknown; a confidence is
+    the predicted class's probability.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start empty."""
         self._rows: list[list[Any]] = []
+        self._sampled = False
 
     def on_predict_batch_end(
         self,
@@ -32,11 +37,12 @@ class PredictionWriterCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the batch's rows."""
-        values = {name: tensor.tolist() for name, tensor in outputs.items()}
-        for i in range(len(values["clean_prediction"])):
+        values: dict[str, Any] = {name: tensor.tolist() for name, tensor in outputs.items()}
+        count = len(values["clean_prediction"])
+        if "index" not in values:
+            values["index"] = self._places(trainer, batch_idx, count)
+        for i in range(count):
             row = [values[name][i] if name in values else "" for name in COLUMNS]
-            if row[0] == "":
-                row[0] = len(self._rows)
             self._rows.append([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,10 +54,29 @@ class PredictionWriterCallback(Callback):
         if not trainer.is_global_zero:
             return
         rows = [row for part in parts for row in part]
-        rows.sort(key=lambda row: int(row[0]))
+        if all(row[0] != "" for row in rows):
+            rows.sort(key=lambda row: int(row[0]))
+        else:
+            rank_zero_warn(
+                "predictions.csv has no index: its loader has no length or no sampler that tells which process has "
+                "which image, so rows may be repeated; use --trainer.devices 1 or a batch (images, labels, index)"
+            )
+        if self._sampled:  # A sampler that makes all processes' shares equal repeats images.
+            rows = list({row[0]: row for row in reversed(rows)}.values())[::-1]
         path = new_file(run_folder(trainer), "predictions", ".csv")
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(rows)
         print(f"Predictions: {path}")
+
+    def _places(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:
+        """Places of a batch's images in their set, as Lightning has noted them; else counted, in one process."""
+        loader: Any = trainer.predict_dataloaders
+        if isinstance(loader, (list, tuple, dict)):
+            (loader,) = loader.values() if isinstance(loader, dict) else loader
+        noted = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", [])
+        if batch_idx < len(noted) and len(noted[batch_idx]) == count:
+            self._sampled = True
+            return [int(place) for place in noted[batch_idx]]
+        return range(len(self._rows), len(self._rows) + count) if trainer.world_size == 1 else [""] * count

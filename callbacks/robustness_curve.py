@@ -2,17 +2,18 @@
 
 import csv
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from attacks import PGD, Attack, Eps, parse_eps
+from attacks.batch import Batch, read_batch
 from attacks.draws import generator_for
+from attacks.precision import full_float32
 from callbacks.outputs import new_file, run_folder, save_figure
+from callbacks.pictures import warn_if_not_drawn
 from evaluation import fooling_eps, robustness_figure
 
 
@@ -63,18 +64,26 @@ class RobustnessCurveCallback(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Sequence[Tensor],
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Attack the batch at each eps, those that still stand only."""
+        """Attack the batch that the test has counted at each eps, only images that are still robust."""
         left = self.num_images // trainer.world_size - self._seen
         if left <= 0:
             return
-        images, labels = batch[0][:left], batch[1][:left]
+        counted = outputs if isinstance(outputs, Batch) else read_batch(batch)
+        assert counted.labels is not None
+        images, labels = counted.images[:left], counted.labels[:left]
+        if len(images) == 0:
+            return
         module: Any = pl_module
-        generator = generator_for(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx)
-        smallest = fooling_eps(module.judged_network, images, labels, self._attack, self._grid, generator)
+
+        def generator(eps: float) -> torch.Generator:
+            return generator_for(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)
+
+        with full_float32(images.device.type):
+            smallest = fooling_eps(module.judged_network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
         self._standing = self._standing + (smallest[:, None] > grid).sum(0)
         self._seen += len(labels)
@@ -87,12 +96,12 @@ class RobustnessCurveCallback(Callback):
             return
         accuracy = [count / int(seen) for count in standing.tolist()]
         module: Any = pl_module
-        figure = robustness_figure(self._grid, accuracy, module.target_eps, self._attack.name, int(seen))
-        path = save_figure(trainer, "robustness_curve", figure)
         with new_file(run_folder(trainer), "robustness_curve", ".csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["eps", "accuracy", "images", "attack"])
             writer.writerows(
                 [eps, acc, int(seen), self._attack.name] for eps, acc in zip(self._grid, accuracy, strict=True)
             )
-        print(f"Robustness over eps: {path}")
+        with warn_if_not_drawn("the robustness curve"):
+            figure = robustness_figure(self._grid, accuracy, module.target_eps, self._attack.name, int(seen))
+            print(f"Robustness over eps: {save_figure(trainer, 'robustness_curve', figure)}")

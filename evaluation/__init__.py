@@ -1,7 +1,7 @@
 """What a model withstands, with torch alone, and how it is shown."""
 
 from evaluation.curve import fooling_eps
-from evaluation.figures import adversarial_figure, robustness_figure, worst_case_figures
+from evaluation.figures import adversarial_figure, can_be_drawn, robustness_figure, worst_case_figures
 from evaluation.html import html_of
 from evaluation.masking import Sign, masking_signs
 from evaluation.presets import PRESETS, Preset
@@ -16,6 +16,7 @@ __all__ = [
     "WorstCase",
     "WorstCaseSearch",
     "adversarial_figure",
+    "can_be_drawn",
     "disagreements",
     "fingerprint",
     "fooling_eps",

@@ -56,6 +56,11 @@ def robustness_figure(
     return figure
 
 
+def can_be_drawn(images: Tensor) -> bool:
+    """Return true for images ``(N, C, H, W)`` with one or three channels."""
+    return images.ndim == 4 and images.shape[1] in (1, 3)
+
+
 def adversarial_figure(
     clean: Tensor,
     adv: Tensor,
@@ -75,7 +80,12 @@ def adversarial_figure(
         adv_classes: ``(N,)``, predicted on ``adv``.
         eps: Radius; the differences' scale runs from -eps to eps.
         title: What is shown.
+
+    Raises:
+        ValueError: If there is no picture of images like these.
     """
+    if not can_be_drawn(clean):
+        raise ValueError(f"images must be (N, 1 or 3, H, W) to be drawn, got shape {tuple(clean.shape)}")
     from matplotlib.figure import Figure
 
     columns = len(clean)
@@ -123,7 +133,7 @@ def worst_case_figures(
         "radii": _radii_figure(found, grid),
         "confusion": _confusion_figure(found, grid[-1]),
     }
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if not can_be_drawn(images):
         return figures
     # Those that fell to the first attack at the smallest eps come first.
     fell = sorted(

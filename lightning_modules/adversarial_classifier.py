@@ -1,35 +1,36 @@
-"""The adversarial training, validation and test steps, for any network, attack, objective and optimizer."""
+"""Adversarial training, validation and test, for any network, attack, objective and optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from attacks.checks import check_labels
+from attacks.batch import read_batch
 from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
-from networks.gates import plain_form
+from lightning_modules.judged_classifier import JudgedClassifier
+from lightning_modules.loss_watch import LossWatch
+from networks.finite import first_nonfinite
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
-Batch: TypeAlias = Sequence[Tensor]
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
-class AdversarialClassifier(LightningModule):
+class AdversarialClassifier(JudgedClassifier):
     """Train, validate and test an image classifier under attack.
 
     A batch is ``(images, labels)`` or ``(images, labels, index)``: images ``(N, C, H, W)``, float, in [0, 1];
-    labels ``(N,)``, int64; index ``(N,)``, each image's place in its set.
+    labels ``(N,)``, int64; index ``(N,)``, each image's place in its set. Others that mean the same are read too, see
+    :func:`attacks.batch.read_batch`. Training runs in the trainer's precision, everything else in float32.
 
     Args:
         network: Images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer.
@@ -87,15 +88,21 @@ class AdversarialClassifier(LightningModule):
         self.val_robust_acc = _accuracy()
         self.test_clean_acc = _accuracy()
         self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
+        self._losses = LossWatch()
 
     def setup(self, stage: str) -> None:
-        """Agree on the run's seed; refuse, before training, an objective that can't work with what it is given.
+        """Agree on the run's seed, and refuse what can't work together before anything is computed.
 
         Raises:
             TypeError: If the attack or a layer of the network is of a kind that the objective can't use.
-            ValueError: If one of their settings is, or the trainer's.
+            ValueError: If one of their settings is, or one of the trainer's.
         """
         agree_on_run_seed(self.trainer)
+        if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} rounds images by more than a small eps: use bf16-mixed, "
+                "16-mixed or 32-true"
+            )
         if stage != "fit":
             return
         if self.trainer.accumulate_grad_batches < 1:
@@ -115,21 +122,22 @@ class AdversarialClassifier(LightningModule):
         """The seed of the run that the module is in, the same in all processes: see :mod:`attacks.draws`."""
         return run_seed(self._trainer)
 
-    @property
-    def judged_network(self) -> nn.Module:
-        """The network in the form that others attack, which validation, test and predict do: see `plain_form`."""
-        return plain_form(self.network)
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, classes)`` for images ``(N, C, H, W)``, float, in [0, 1]."""
         logits: Tensor = self.network(images)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Attack the batch at the current eps and return the objective's loss."""
-        images, labels = batch[0], batch[1]
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Attack the batch at the current eps and return the objective's loss.
+
+        Raises:
+            ValueError: If the batch is of another form, or a loss is not finite.
+        """
+        images, labels, _ = read_batch(batch)
+        assert labels is not None
         generator = self._generator("train", self.trainer.global_step, batch_idx)
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
+        self._losses.add(output.loss, self.eps, self.trainer, self.network)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
         # Numbers go in as tensors on the host: Lightning would send them to the device and wait for it.
         self.log("train/eps", torch.tensor(self.eps), prog_bar=True, on_step=True, on_epoch=False)
@@ -144,52 +152,17 @@ class AdversarialClassifier(LightningModule):
                 self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=False)
         return output.loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure clean accuracy and, at the target eps, robust accuracy: right both as it is and under attack."""
-        images, labels = batch[0], batch[1]
-        named = NamedAttack(self.val_attack, self.target_eps)
-        clean = self._classes(images, labels)
-        self.val_clean_acc.update(clean, labels)
-        self.val_robust_acc.update(self._classes_under(named, images, labels, clean, "val", batch_idx), labels)
-        self.log("val/clean_acc", self.val_clean_acc, prog_bar=True)
-        self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
+    def on_train_start(self) -> None:
+        """Forget the losses of an earlier training."""
+        self._losses = LossWatch()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure clean accuracy and, under each test attack, robust accuracy: right both as it is and attacked."""
-        images, labels = batch[0], batch[1]
-        clean = self._classes(images, labels)
-        self.test_clean_acc.update(clean, labels)
-        self.log("test/clean_acc", self.test_clean_acc)
-        for named, metric in zip(self.test_attacks, self.test_robust_acc, strict=True):
-            assert isinstance(metric, Metric)
-            metric.update(self._classes_under(named, images, labels, clean, "test", batch_idx), labels)
-            self.log(f"test/robust_acc/{named.name}", metric)
+    def on_train_epoch_end(self) -> None:
+        """Look at the losses that nobody has looked at yet.
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Answer clean and adversarial images.
-
-        The attack is the last of ``test_attacks``, or validation's where there are none. Images without labels
-        are attacked away from the clean answer.
-
-        Returns:
-            Tensors ``(N,)``: ``label`` and ``index`` where the batch has them, ``clean_prediction``,
-            ``clean_confidence``, ``adv_prediction``, ``adv_confidence``; a confidence is the predicted class's
-            probability.
+        Raises:
+            ValueError: If one is not finite.
         """
-        images = batch[0]
-        network = self.judged_network
-        clean = network(images).softmax(1).max(1)
-        labels = batch[1] if len(batch) > 1 else clean.indices
-        named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
-        generator = self._generator("predict", batch_idx)
-        adv = network(named(network, images, labels, generator=generator)).softmax(1).max(1)
-        known = dict(zip(("label", "index"), batch[1:3], strict=False))
-        return known | {
-            "clean_prediction": clean.indices,
-            "clean_confidence": clean.values,
-            "adv_prediction": adv.indices,
-            "adv_confidence": adv.values,
-        }
+        self._losses.check_losses(self.trainer, self.network)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, if there is one, the learning rate's schedule."""
@@ -203,34 +176,25 @@ class AdversarialClassifier(LightningModule):
         """Refuse a checkpoint of another architecture in one line that names the tensors.
 
         Raises:
-            ValueError: If the checkpoint's network differs from this one in names or shapes.
+            ValueError: If the checkpoint's network differs from this one in names or shapes, or holds NaN.
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
-        check_match(self.network, network_weights(checkpoint), "the checkpoint")
+        weights = network_weights(checkpoint)
+        check_match(self.network, weights, "the checkpoint")
+        if name := first_nonfinite(self.network, weights):
+            raise ValueError(
+                f"the checkpoint's {name} is NaN or infinite: its training had diverged, use an earlier one"
+            )
         resume_run_seed(self._trainer, checkpoint.get("run_seed"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's seed, so that a resumed run repeats what the uninterrupted one would do."""
+        """Save the run's seed, so that a resumed run repeats what the uninterrupted one would do.
+
+        Raises:
+            ValueError: If a loss or a weight is NaN or infinite: no such checkpoint is written.
+        """
+        self._losses.check_before_saving(self.trainer, self.network)
         checkpoint["run_seed"] = self.run_seed
-
-    def _classes(self, images: Tensor, labels: Tensor) -> Tensor:
-        # Checked here too, for attacks that do not look at the labels.
-        logits = self.judged_network(images)
-        check_labels(labels, logits)
-        classes: Tensor = logits.argmax(1)
-        return classes
-
-    def _classes_under(
-        self, named: NamedAttack, images: Tensor, labels: Tensor, clean: Tensor, stage: str, batch_idx: int
-    ) -> Tensor:
-        """Classes under attack; an image that is answered wrongly as it is counts as fooled and is not attacked."""
-        standing = clean == labels
-        classes = clean.clone()
-        if bool(standing.any()):  # Not every network takes an empty batch.
-            images, labels = images[standing], labels[standing]
-            adv = named(self.judged_network, images, labels, generator=self._generator(stage, batch_idx))
-            classes[standing] = self._classes(adv, labels)
-        return classes
 
     def _generator(self, stage: str, *state: int) -> torch.Generator:
         """Return random numbers that depend on stage, seed, rank and progress alone."""

@@ -94,7 +94,7 @@ def _last_gradients(
     inputs = [adv, *weights]
     grads = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,) * len(inputs)
     of_images, *of_weights = (torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True))
-    return of_images.nan_to_num_(nan=0.0), [grad / len(adv) for grad in of_weights]
+    return of_images.nan_to_num(nan=0.0), [grad / len(adv) for grad in of_weights]
 
 
 def _settings(loss: nn.CrossEntropyLoss) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from attacks import PGD
 from callbacks import AdversarialImagesCallback
@@ -66,3 +67,32 @@ def test_pictures_can_be_turned_off(tmp_path: Path) -> None:
 def test_wrong_numbers_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"images\.num_images must be at least 0"):
         AdversarialImagesCallback(**settings)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 4), (7, 4, 4), (16,), (1, 4, 4, 4)])
+def test_images_that_are_no_pictures_are_told_of_once_and_training_ends_well(
+    tmp_path: Path, capsys: Any, shape: tuple[int, ...]
+) -> None:
+    images = torch.rand(20, *shape)
+    data: Any = DataLoader(TensorDataset(images, torch.arange(20) % 3), batch_size=10)
+    trainer = Trainer(
+        default_root_dir=tmp_path, callbacks=[AdversarialImagesCallback(2, 1)], logger=False, accelerator="cpu",
+        max_epochs=2, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(images[0].numel(), 3))
+    trainer.fit(AdversarialClassifier(network, eps=0.1, attack=PGD(steps=1)), data, data)
+    assert trainer.state.finished
+    assert not list(tmp_path.glob("*.png"))
+    assert capsys.readouterr().out.count(f"No pictures of the attack: images of shape {shape} have not 1 or 3") == 1
+
+
+@pytest.mark.parametrize("error", [ImportError("no matplotlib"), RuntimeError("broken\nbackend"), OSError("disk full")])
+def test_a_picture_that_fails_is_a_warning(tmp_path: Path, monkeypatch: Any, error: Exception) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("callbacks.adversarial_images.save_figure", broken)
+    with pytest.warns(UserWarning, match="pictures of the attack could not be drawn, the run goes on") as caught:
+        fit(tmp_path, AdversarialImagesCallback(2), small_network(), max_epochs=1)
+    (line,) = [str(warning.message) for warning in caught if "not be drawn" in str(warning.message)]
+    assert "\n" not in line

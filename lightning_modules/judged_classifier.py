@@ -1,0 +1,153 @@
+"""The steps of validation, test and predict: in float32, each image once, no number from logits that are none."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from attacks import Attack, NamedAttack
+from attacks.batch import Batch, read_batch
+from attacks.checks import check_finite, check_labels
+from attacks.outputs import logits_of
+from attacks.precision import full_float32
+from lightning_modules.loaders import Repeats, check_one_loader
+from networks.gates import plain_form
+
+
+class JudgedClassifier(LightningModule):
+    """A classifier that is judged under attack; :class:`AdversarialClassifier` trains it.
+
+    Attributes:
+        network: Images in [0, 1] to logits ``(N, classes)``.
+        val_attack: The attack of validation.
+        target_eps: The radius of validation.
+        test_attacks: The rows of the test table; ``predict`` uses the last, or validation's where there is none.
+    """
+
+    network: nn.Module
+    val_attack: Attack
+    target_eps: float
+    test_attacks: list[NamedAttack]
+    val_clean_acc: Metric
+    val_robust_acc: Metric
+    test_clean_acc: Metric
+    test_robust_acc: nn.ModuleList
+
+    @property
+    def judged_network(self) -> nn.Module:
+        """The network in the form that others attack, which validation, test and predict do: see `plain_form`."""
+        return plain_form(self.network)
+
+    def on_validation_start(self) -> None:
+        """Refuse several loaders, and count images from the first.
+
+        Raises:
+            ValueError: If there are several loaders.
+        """
+        self._begin_judging(self.trainer.val_dataloaders, "val")
+
+    def on_test_start(self) -> None:
+        """See :meth:`on_validation_start`."""
+        self._begin_judging(self.trainer.test_dataloaders, "test")
+
+    def on_predict_start(self) -> None:
+        """See :meth:`on_validation_start`."""
+        self._begin_judging(self.trainer.predict_dataloaders, "predict")
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure clean accuracy and, at the target eps, robust accuracy: correct both without attack and under it.
+
+        Raises:
+            ValueError: If the batch is of another form, or the network's logits are not finite.
+        """
+        named = NamedAttack(self.val_attack, self.target_eps)
+        self._judge(batch, "val", batch_idx, self.val_clean_acc, [(named, self.val_robust_acc)])
+        self.log("val/clean_acc", self.val_clean_acc, prog_bar=True)
+        self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Measure clean accuracy and, under each test attack, robust accuracy: correct both without it and under it.
+
+        Returns:
+            The batch that was counted, without repeated images; an :class:`attacks.batch.Batch`.
+
+        Raises:
+            ValueError: If the batch is of another form, or the network's logits are not finite.
+        """
+        metrics: Any = self.test_robust_acc
+        robust = list(zip(self.test_attacks, metrics, strict=True))
+        counted = self._judge(batch, "test", batch_idx, self.test_clean_acc, robust)
+        self.log("test/clean_acc", self.test_clean_acc)
+        for named, metric in robust:
+            self.log(f"test/robust_acc/{named.name}", metric)
+        return counted
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Predict classes of clean and adversarial images.
+
+        The attack is the last of ``test_attacks``, or validation's where there are none. Images without labels
+        are attacked away from the clean prediction.
+
+        Returns:
+            Tensors ``(N,)``: ``label`` and ``index`` where the batch has them, ``clean_prediction``,
+            ``clean_confidence``, ``adv_prediction``, ``adv_confidence``; a confidence is the predicted class's
+            probability.
+
+        Raises:
+            ValueError: If the batch is of another form, or the network's logits are not finite.
+        """
+        images, known, index = read_batch(batch, labelled=False)
+        with full_float32(self.device.type):
+            clean = self._logits(images, f"on batch {batch_idx} of predict").softmax(1).max(1)
+            labels = clean.indices if known is None else known
+            named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
+            attacked = named(self.judged_network, images, labels, generator=self._generator("predict", batch_idx))
+            adv = self._logits(attacked, f"under {named.name} on batch {batch_idx} of predict").softmax(1).max(1)
+        told = {name: value for name, value in (("label", known), ("index", index)) if value is not None}
+        return told | {
+            "clean_prediction": clean.indices,
+            "clean_confidence": clean.values,
+            "adv_prediction": adv.indices,
+            "adv_confidence": adv.values,
+        }
+
+    def _begin_judging(self, loaders: Any, stage: str) -> None:
+        check_one_loader(loaders, stage)
+        self._repeats = Repeats(loaders)
+
+    def _judge(
+        self, batch: Any, stage: str, batch_idx: int, clean: Metric, robust: Iterable[tuple[NamedAttack, Metric]]
+    ) -> Batch:
+        """Count the batch's images that are classified correctly, and under each attack those that still are."""
+        images, labels, index = read_batch(batch)
+        assert labels is not None
+        kept = self._repeats.take(len(images))
+        counted = Batch(images[:kept], labels[:kept], None if index is None else index[:kept])
+        if kept == 0:
+            return counted
+        images, labels = counted.images, labels[:kept]
+        with full_float32(self.device.type):
+            logits = self._logits(images, f"on batch {batch_idx} of {stage}")
+            check_labels(labels, logits)  # Here too, for attacks that do not look at the labels.
+            classes = logits.argmax(1)
+            clean.update(classes, labels)
+            for named, metric in robust:
+                where = f"under {named.name} on batch {batch_idx} of {stage}"
+                active, adv_classes = classes == labels, classes
+                if bool(active.any()):
+                    generator = self._generator(stage, batch_idx)
+                    adv = named(self.judged_network, images, labels, generator=generator, active=active)
+                    adv_classes = torch.where(active, self._logits(adv, where).argmax(1), classes)
+                metric.update(adv_classes, labels)
+        return counted
+
+    def _logits(self, images: Tensor, where: str) -> Tensor:
+        logits = logits_of(self.judged_network, images)
+        check_finite(logits, where)
+        return logits
+
+    def _generator(self, stage: str, *state: int) -> torch.Generator:
+        raise NotImplementedError

@@ -1,0 +1,261 @@
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+from attacks import PGD, NamedAttack
+from lightning_modules import AdversarialClassifier
+from lightning_modules.loaders import Repeats
+
+IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % 3
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def classifier(network: nn.Module | None = None, **settings: Any) -> Any:
+    torch.manual_seed(1)
+    network = network or nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    defaults: dict[str, Any] = {"eps": 0.1, "attack": PGD(steps=1)}
+    return AdversarialClassifier(network, **(defaults | settings))
+
+
+def run(command: str, module: Any, loader: Any, **settings: Any) -> Any:
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    defaults: dict[str, Any] = dict.fromkeys(quiet, False) | {"accelerator": "cpu", "max_epochs": 1}
+    trainer = Trainer(**(defaults | settings))
+    if command == "fit":
+        return trainer.fit(module, loader, loader)
+    return getattr(trainer, command)(module, loader)
+
+
+def loader_of(*tensors: Any, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*tensors), **({"batch_size": 6} | settings))
+
+
+def batches(*made: Any) -> DataLoader[Any]:
+    some: Any = list(made)
+    return DataLoader(some, batch_size=None)
+
+
+ONE_HOT = nn.functional.one_hot(LABELS, 3).float()
+FORMS: dict[str, Any] = {
+    "dictionaries": [{"image": image, "label": label} for image, label in zip(IMAGES, LABELS, strict=True)],
+    "int32 labels": TensorDataset(IMAGES, LABELS.int()),
+    "column labels": TensorDataset(IMAGES, LABELS[:, None]),
+    "one-hot labels": TensorDataset(IMAGES, ONE_HOT),
+    "double and clipped": TensorDataset(IMAGES.double() * (1 + 1e-9), LABELS.short()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_command_reads_every_form_alike(form: str) -> None:
+    loader: Any = DataLoader(FORMS[form], batch_size=6)
+    dtype = torch.float64 if form.startswith("double") else torch.float32
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to(dtype)
+    expected = (network(IMAGES.to(dtype)).argmax(1) == LABELS).float().mean().item()
+    module = classifier(network)
+    (validated,), (tested,) = run("validate", module, loader), run("test", module, loader)
+    assert validated["val/clean_acc"] == tested["test/clean_acc"] == pytest.approx(expected)
+    predicted = run("predict", module, loader)
+    assert torch.equal(torch.cat([part["label"] for part in predicted]), LABELS)
+    run("fit", module, loader)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"picture": IMAGES, "label": LABELS}, r"a batch must be .*got dict of \(picture: Tensor \(12, 1, 4, 4\)"),
+        ((IMAGES, ONE_HOT * 0.8 + 0.05), "one-hot, not soft or several; got"),
+        ((IMAGES, LABELS + 0.5), "labels must be whole numbers"),
+        ((IMAGES, ["a"] * 12), "labels must be .*got list of 12 str"),
+        ((IMAGES, LABELS[:5]), r"one for each of 12 images, or one-hot; got shape \(5,\)"),
+        ((IMAGES * 1.04, LABELS), r"images must be in \[0, 1\] without NaN, got 0\.\d+ to 1\.\d{5}"),
+        ((IMAGES.mul(255).long(), LABELS), "images must be float in .* or uint8, got torch.int64"),
+    ],
+)
+def test_another_form_is_refused_by_every_command_in_the_same_line(batch: Any, message: str) -> None:
+    lines = set()
+    for command in COMMANDS:
+        with pytest.raises(ValueError, match=message) as caught:
+            run(command, classifier(), batches(batch))
+        lines.add(str(caught.value))
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("several", [list, dict])
+def test_several_loaders_are_refused_in_one_line(command: str, several: Any) -> None:
+    two: Any = [loader_of(IMAGES, LABELS), loader_of(IMAGES, LABELS)]
+    if several is dict:
+        two = {"a": two[0], "b": two[1]}
+    with pytest.raises(
+        ValueError, match=r"must return one loader, got a (list|dict) of 2|got (list|dict) of "
+    ) as caught:
+        run(command, classifier(), two)
+    assert "\n" not in str(caught.value)
+    one: Any = [loader_of(IMAGES, LABELS)] if several is list else {"a": loader_of(IMAGES, LABELS)}
+    if command != "fit":
+        run(command, classifier(), one)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(IMAGES, LABELS, strict=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_loaders_without_a_length_are_read(command: str) -> None:
+    result = run(command, classifier(), DataLoader(Stream(), batch_size=5))
+    if command == "test":
+        assert result[0]["test/clean_acc"] == run("test", classifier(), loader_of(IMAGES, LABELS))[0]["test/clean_acc"]
+
+
+class Recorder(nn.Module):
+    """Notes in which dtype its layers answer, outside of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.dtypes = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), set[tuple[bool, torch.dtype]]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        self.dtypes.add((self.training, logits.dtype))
+        return logits
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_judges_use_float32_whatever_the_trainers_precision(precision: Any) -> None:
+    network, results = Recorder(), []
+    module = classifier(network, attack=PGD(steps=2), test_attacks=[NamedAttack(PGD(steps=2), 0.1)])
+    for command in ("validate", "test", "predict"):
+        results.append(run(command, module, loader_of(IMAGES, LABELS), precision=precision))
+    assert network.dtypes == {(False, torch.float32)}
+    full = [run(command, module, loader_of(IMAGES, LABELS)) for command in ("validate", "test", "predict")]
+    assert results[:2] == full[:2]
+    assert torch.equal(results[2][0]["adv_confidence"], full[2][0]["adv_confidence"])
+
+
+def test_validation_within_a_training_of_coarse_precision_is_in_float32() -> None:
+    network = Recorder()
+    run("fit", classifier(network), loader_of(IMAGES, LABELS), precision="bf16-mixed", num_sanity_val_steps=0)
+    assert (True, torch.bfloat16) in network.dtypes  # the training step
+    seen: set[Any] = set()
+    network.dtypes = seen
+    run("validate", classifier(network), loader_of(IMAGES, LABELS), precision="bf16-mixed")
+    assert seen == {(False, torch.float32)}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_precision_that_rounds_images_is_refused(command: str, precision: Any) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.precision {precision} rounds images.*use bf16-mixed"):
+        run(command, classifier(), loader_of(IMAGES, LABELS), precision=precision)
+
+
+class NanWhereBright(nn.Module):
+    """Returns NaN for images whose mean is above a threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.inner, self.threshold = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), threshold
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        return logits.where(images.flatten(1).mean(1, keepdim=True) < self.threshold, torch.nan)
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:])
+@pytest.mark.parametrize(("threshold", "where"), [(0.5, "on batch 0 of"), (0.7, r"under PGD-3 @ 0\.3 on batch 0 of")])
+def test_logits_that_are_no_numbers_give_no_number(command: str, threshold: float, where: str) -> None:
+    attack = PGD(steps=3)
+    images = IMAGES * 0.2 + 0.35
+    module = classifier(NanWhereBright(threshold), val_attack=attack, test_attacks=[NamedAttack(attack, 0.3)], eps=0.3)
+    with torch.no_grad():  # Brighter means another class, so that every attack brightens.
+        module.network.inner[1].weight.fill_(-1)[0] = 1
+        module.network.inner[1].bias.copy_(torch.tensor([-20.0, 0, 0]))
+    labels = torch.ones_like(LABELS)
+    images = images if threshold > 0.6 else IMAGES * 0.2 + 0.6
+    with pytest.raises(ValueError, match=f"logits {where} {'val' if command == 'validate' else command} are NaN"):
+        run(command, module, loader_of(images, labels, batch_size=12))
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images.sub_(0.3).mul_(3))
+        return logits
+
+
+class OutOfPlace(InPlace):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.clone())
+
+
+def test_a_network_that_works_in_place_is_trained_and_judged_as_one_that_does_not() -> None:
+    results = []
+    for kind in (InPlace, OutOfPlace):
+        torch.manual_seed(0)
+        module = classifier(
+            kind(), attack=PGD(steps=2, random_start=False), val_attack=PGD(steps=2, random_start=False)
+        )
+        run("fit", module, loader_of(IMAGES, LABELS))
+        made = [run(command, module, loader_of(IMAGES, LABELS)) for command in COMMANDS[1:]]
+        results.append((made[:2], made[2][0]["adv_confidence"].tolist(), module.network.inner[1].weight.tolist()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_network_for_other_images_is_named_in_one_line(command: str) -> None:
+    with pytest.raises(ValueError, match=r"Sequential failed on images of shape \(6, 1, 5, 5\) float32: mat1"):
+        run(command, classifier(), loader_of(torch.rand(12, 1, 5, 5), LABELS))
+
+
+def test_an_images_random_start_does_not_depend_on_the_other_images() -> None:
+    """Under an attack of one tiny step the start decides who is fooled."""
+    attack = PGD(steps=1, relative_step_size=0.01)
+    module = classifier(eps=0.02, val_attack=attack)
+    images = torch.rand(300, 1, 4, 4)
+    labels = module(images).argmax(1)
+    seen: list[Tensor] = []
+    module.val_robust_acc.update = lambda classes, labels: seen.append(classes == labels)
+    run("validate", module, loader_of(images, labels, batch_size=300))
+    half = torch.arange(300) >= 150
+    run("validate", module, loader_of(images, torch.where(half, labels, (labels + 1) % 3), batch_size=300))
+    everyone, rest = seen[-2:]
+    assert not everyone[half].all()
+    assert torch.equal(everyone[half], rest[half])
+    assert not rest[~half].any()
+
+
+@pytest.mark.parametrize("total", [1, 5, 6, 33])
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_every_image_is_counted_once_over_all_processes(total: int, world: int, shuffle: bool) -> None:
+    data = TensorDataset(torch.arange(total))
+    seen = []
+    for rank in range(world):
+        sampler: Any = DistributedSampler(data, world, rank, shuffle=shuffle)
+        repeats = Repeats([DataLoader(data, batch_size=4, sampler=sampler)])
+        for (index,) in DataLoader(data, batch_size=4, sampler=sampler):
+            seen += index[: repeats.take(len(index))].tolist()
+    assert sorted(seen) == list(range(total))
+
+
+def test_loaders_of_one_process_are_counted_whole() -> None:
+    for loader in (loader_of(IMAGES, LABELS), DataLoader(Stream(), batch_size=5), [1], None):
+        assert Repeats(loader).take(7) == 7
+
+
+def test_the_test_step_returns_what_it_counted() -> None:
+    module = classifier()
+    module._repeats = Repeats(None)
+    module._repeats._left = 4
+    module.log = lambda *_, **__: None
+    counted = module.test_step((IMAGES, LABELS, LABELS), 0)
+    assert [len(part) for part in counted] == [4, 4, 4]
