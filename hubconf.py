@@ -23,13 +23,17 @@ def mnist_cnn(weights: str | None = "fast") -> MNISTCNN:
         weights: A recipe of ``pretrained/mnist``, such as ``"fast"``, or None for a random initialisation.
 
     Raises:
-        ValueError: If there are no weights of this name.
+        ValueError: If there are no weights of this name, or none at all, as in an installed copy.
     """
     network = MNISTCNN()
     if weights is not None:
-        path = PRETRAINED / "mnist" / weights / "weights.safetensors"
-        if not path.is_file():
-            known = sorted(file.parent.name for file in PRETRAINED.glob("mnist/*/weights.safetensors"))
-            raise ValueError(f"weights must be one of {', '.join(known)} or None, got {weights!r}")
-        load_weights(network, path)
+        files = {file.parent.name: file for file in PRETRAINED.glob("mnist/*/weights.safetensors")}
+        if not files:
+            raise ValueError(
+                f"{PRETRAINED} has no pretrained weights, which are not part of an installed copy: give torch.hub.load "
+                f"the folder of the repository, or weights=None; got weights={weights!r}"
+            )
+        if weights not in files:
+            raise ValueError(f"weights must be one of {', '.join(sorted(files))} or None, got {weights!r}")
+        load_weights(network, files[weights])
     return network.eval()

@@ -23,7 +23,7 @@ from evaluation import (
     write_per_image,
 )
 from lightning_modules import AdversarialClassifier
-from networks.export import ExportFormat, export_network
+from networks.export import ExportFormat, check_export, export_network
 from networks.weights import load_weights
 
 
@@ -63,17 +63,16 @@ class RampartTrainer(Trainer):
             weights_only: Not used: a file is never read otherwise.
 
         Raises:
-            ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape.
+            ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape to ONNX.
+            FileExistsError: If a file exists; then none is written.
         """
         if ckpt_path is None:
             raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+        paths = [run_folder(self) / f"network.{suffix}" for suffix in formats]
+        check_export(model.network, paths, image_shape)
         print(load_weights(model.network, ckpt_path))
-        shape = image_shape or getattr(model.network, "image_shape", None)
-        if shape is None:
-            raise ValueError(f"image_shape must be given: {type(model.network).__name__} does not say what it takes")
-        for suffix in formats:
-            path = run_folder(self) / f"network.{suffix}"
-            export_network(model.network, path, shape)
+        for path in paths:
+            export_network(model.network, path, image_shape)
             print(f"Wrote {path}")
 
     def evaluate(

@@ -2,56 +2,97 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from networks.gates import plain_form
+from networks.weight_checks import check_finite_weights
+
 ExportFormat: TypeAlias = Literal["pth", "safetensors", "onnx"]
+ImageShape: TypeAlias = tuple[int, int, int]
 
 
-def export_network(network: nn.Module, path: str | Path, image_shape: tuple[int, int, int]) -> None:
+def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape | None = None) -> None:
     """Write a network's weights, or for ONNX the network itself, to a new file.
 
     - ``.pth``: a plain state_dict, as ``torch.save`` writes it. Of :class:`networks.MNISTCNN` this is the format of
       Shaeiri et al. 2020: tensors ``conv1``, ``conv2``, ``fc1``, ``fc2``, which their MNIST/test.py loads.
     - ``.safetensors``: the same tensors in a file that can hold nothing else.
     - ``.onnx``: in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits`` ``(N, classes)``, any N.
+      Of a network with gates it is the plain form (:func:`networks.gates.plain_form`), which test and evaluate attack.
+
+    Names are the network's own, without those that ``torch.compile`` or ``DataParallel`` put before them.
 
     Args:
         network: Left as it is.
         path: Its suffix chooses the format.
-        image_shape: ``(C, H, W)`` of the images that the network takes; ONNX records it.
+        image_shape: ``(C, H, W)`` of the images that the network takes, which ONNX records; the network's own
+            ``image_shape`` if None.
 
     Raises:
-        ValueError: If the suffix is none of these.
+        ValueError: If the suffix is none of these, the weights are not finite, or ONNX is asked for and nothing says
+            the images' shape.
         FileExistsError: If the file exists.
         ImportError: If ONNX is asked for and its packages are not installed.
     """
     path = Path(path)
-    if path.suffix not in WRITERS:
-        raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: give another name")
-    WRITERS[path.suffix](network, path, image_shape)
+    check_export(network, [path], image_shape)
+    network = _unwrapped(network)
+    check_finite_weights(network, type(network).__name__)
+    content = WRITERS[path.suffix](network, image_shape or getattr(network, "image_shape", None))
+    with path.open("xb") as file:
+        file.write(content)
+
+
+def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageShape | None = None) -> None:
+    """Check what can be checked of exports before the first file is written.
+
+    Raises:
+        ValueError: If a suffix is unknown, or ONNX is asked for and nothing says the images' shape.
+        FileExistsError: If one of the files exists.
+    """
+    network = _unwrapped(network)
+    for path in paths:
+        if path.suffix not in WRITERS:
+            raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is not overwritten: give another name")
+        if path.suffix == ".onnx" and not (image_shape or getattr(network, "image_shape", None)):
+            raise ValueError(
+                f"image_shape must be given for ONNX, as {type(network).__name__} does not say what it takes: "
+                "(channels, height, width), such as [3, 32, 32]"
+            )
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    while inner := getattr(network, "_orig_mod", None) or (
+        isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) and network.module
+    ):
+        network = inner
+    return network
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def _write_pth(network: nn.Module, path: Path, _image_shape: tuple[int, int, int]) -> None:
-    torch.save(_weights(network), path)
+def _pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_weights(network), buffer)
+    return buffer.getvalue()
 
 
-def _write_safetensors(network: nn.Module, path: Path, _image_shape: tuple[int, int, int]) -> None:
-    save_file(_weights(network), path)
+def _safetensors(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+    # safetensors' own save_file makes files that nobody else may read.
+    return save(_weights(network))
 
 
-def _write_onnx(network: nn.Module, path: Path, image_shape: tuple[int, int, int]) -> None:
+def _onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -59,17 +100,17 @@ def _write_onnx(network: nn.Module, path: Path, image_shape: tuple[int, int, int
         raise ImportError(
             f"ONNX needs a package that is not installed ({error.name}): pip install '.[onnx]'"
         ) from error
+    assert image_shape is not None
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    example = torch.zeros(2, *image_shape, device=next(network.parameters()).device)
     try:
-        example = torch.zeros(2, *image_shape, device=next(network.parameters()).device)
+        _check_shape(network, example)
         with contextlib.redirect_stdout(io.StringIO()):  # the exporter narrates
-            torch.onnx.export(
-                network,
+            program = torch.onnx.export(
+                plain_form(network),
                 (example,),
-                path,
                 dynamo=True,
-                external_data=False,
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -77,10 +118,22 @@ def _write_onnx(network: nn.Module, path: Path, image_shape: tuple[int, int, int
     finally:
         for module, training in modes.items():
             module.training = training
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
 
 
-WRITERS: dict[str, Callable[[nn.Module, Path, tuple[int, int, int]], None]] = {
-    ".pth": _write_pth,
-    ".safetensors": _write_safetensors,
-    ".onnx": _write_onnx,
+def _check_shape(network: nn.Module, images: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            network(images)
+    except RuntimeError as error:  # The exporter would tell the same in many lines.
+        raise ValueError(
+            f"image_shape {list(images.shape[1:])} is not what {type(network).__name__} takes: {error}"
+        ) from error
+
+
+WRITERS: dict[str, Callable[[nn.Module, ImageShape | None], bytes]] = {
+    ".pth": _pth,
+    ".safetensors": _safetensors,
+    ".onnx": _onnx,
 }

@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,3 +75,16 @@ def test_without_weights_the_network_is_freshly_initialised() -> None:
 def test_unknown_weights_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"weights must be one of .* or None, got 'nonsense'"):
         hubconf.mnist_cnn("nonsense")
+
+
+def test_an_installed_copy_says_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path / "pretrained")
+    with pytest.raises(ValueError, match=r"not part of an installed copy: give torch\.hub\.load the folder"):
+        hubconf.mnist_cnn("fast")
+    assert hubconf.mnist_cnn(None)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["../mnist/fast", "", "fast/", 3])
+def test_a_path_is_no_name_of_weights(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"weights must be one of .*fast.*, got"):
+        hubconf.mnist_cnn(name)
