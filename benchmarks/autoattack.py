@@ -29,7 +29,7 @@ from as_published import PlainMNISTCNN
 from timing import in_turn
 from worst_case import images_of
 
-from evaluation import PRESETS, WorstCaseSearch, provenance
+from evaluation import WorstCaseSearch, in_memory, preset_attacks, provenance
 from networks import MNISTCNN
 from networks.weights import load_weights
 
@@ -84,7 +84,13 @@ def main() -> None:
 
     def rampart() -> None:
         search = WorstCaseSearch(
-            load(MNISTCNN()), images, labels, PRESETS["autoattack"], [arguments.eps], None, BATCH_SIZE, arguments.seed
+            load(MNISTCNN()),
+            in_memory(images, labels),
+            preset_attacks("autoattack"),
+            [arguments.eps],
+            None,
+            BATCH_SIZE,
+            arguments.seed,
         )
         result = search.run()
         standing["rampart"] = result.standing(arguments.eps)

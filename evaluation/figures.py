@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from evaluation.worst_case import WorstCase
+from evaluation.results import SHOWN, WorstCase
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 10  # images of a kind
 NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
 
 
@@ -108,7 +108,6 @@ def adversarial_figure(
 
 def worst_case_figures(
     found: WorstCase,
-    images: Tensor,
     eps_grid: Sequence[float],
     target_eps: float,
     intervals: Sequence[tuple[float, float]] = (),
@@ -117,39 +116,38 @@ def worst_case_figures(
 
     Args:
         found: The search's result.
-        images: ``(N, ...)``, the images as they are.
         eps_grid: Rising, pixel scale; that of the search.
         target_eps: Marked in the curve.
         intervals: Lowest and highest accuracy without an attack and at each eps.
 
     Returns:
-        ``curve``, ``radii``, ``confusion``, and, where images ``(N, 1 or 3, H, W)`` fell, ``easiest`` and, if there
-        are more, ``hardest`` with their adversarial twins.
+        ``curve``, ``radii``, ``confusion``, and, where images ``(N, 1 or 3, H, W)`` were fooled, ``easiest`` and, if
+        there are more, ``hardest`` with their adversarial twins.
     """
     grid = [0.0, *eps_grid]
-    accuracy = [found.standing(eps) / len(found.labels) for eps in grid]
+    images = len(found.labels)
+    accuracy = [found.standing(eps) / images for eps in grid]
     figures = {
-        "curve": robustness_figure(grid, accuracy, target_eps, "the worst of all attacks", len(images), intervals),
+        "curve": robustness_figure(grid, accuracy, target_eps, "the worst of all attacks", images, intervals),
         "radii": _radii_figure(found, grid),
         "confusion": _confusion_figure(found, grid[-1]),
     }
-    if not can_be_drawn(images):
-        return figures
-    # Those that fell to the first attack at the smallest eps come first.
-    fell = sorted(
-        ((found.eps > 0) & found.eps.isfinite()).nonzero().squeeze(1).tolist(),
-        key=lambda image: (found.eps[image].item(), found.attack[image].item()),
-    )
-    some = {"easiest": ("The first to fall", fell[:SHOWN]), "hardest": ("The last to fall", fell[SHOWN:][-SHOWN:])}
+    drawable = [example for example in found.examples if can_be_drawn(example.image[None])]
+    drawable = [example for example in drawable if example.image.shape == drawable[0].image.shape]
+    some = {
+        "easiest": ("The first to be fooled", drawable[:SHOWN]),
+        "hardest": ("The last to be fooled", drawable[SHOWN:][-SHOWN:]),
+    }
     for name, (title, chosen) in some.items():
         if chosen:
+            places = [example.place for example in chosen]
             figures[name] = adversarial_figure(
-                images[chosen],
-                found.adv[chosen],
-                found.labels[chosen],
-                found.clean[chosen],
-                found.adv_class[chosen],
-                max(found.eps[chosen].tolist()),
+                torch.stack([example.image for example in chosen]),
+                torch.stack([example.adv for example in chosen]),
+                found.labels[places],
+                found.clean[places],
+                found.adv_class[places],
+                max(example.eps for example in chosen),
                 title,
             )
     return figures

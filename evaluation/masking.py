@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from attacks import PGD
 from attacks.context import attack_context
 from attacks.draws import generator_for
-from attacks.gradient import at_least_float32, loss_gradient
-from evaluation.worst_case import WorstCase
+from attacks.gradient import loss_gradient
+from attacks.outputs import logits_of
+from evaluation.results import WorstCase
+from evaluation.survey import Probe
 
 GRADIENT_FREE = ("Square",)
 MANY = 0.1  # share of images from which on a sign counts
-PROBED = 200  # images that are looked at
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,21 @@ class Sign:
     images: list[int] = field(default_factory=list)
 
 
-def masking_signs(
-    model: nn.Module, images: Tensor, labels: Tensor, found: WorstCase, attacks: Sequence[str]
-) -> list[Sign]:
+def masking_signs(model: nn.Module, probe: Probe, found: WorstCase, attacks: Sequence[str]) -> list[Sign]:
     """Look for signs of masked gradients and of models that can't be attacked as they are (Carlini et al. 2019).
-
-    The first images that the model answers rightly are probed.
 
     Args:
         model: Maps images to logits ``(N, C)``; as it was evaluated.
-        images: ``(N, ...)``, float, in [0, 1].
-        labels: ``(N,)``, int64.
+        probe: The images to look at.
         found: Of all the images.
         attacks: The names of the attacks, by the numbers in ``found.attack``.
     """
-    right = (found.clean == labels).nonzero().squeeze(1)[:PROBED]
+    probed, aims, right = probe
     if signs := _modes(model):
         return signs  # To ask such a model would change it.
     signs += _constant(found)
     if len(right) == 0:
         return [*signs, Sign("nothing right", "no image is answered rightly as it is: are the weights the model's?")]
-    probed, aims = images[right], labels[right]
     signs += _outputs(model, probed, right)
     signs += _batches(model, probed, right)
     signs += _gradients(model, probed, aims, right)
@@ -63,7 +58,7 @@ def masking_signs(
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return at_least_float32(model(images))
+        return logits_of(model, images)
 
 
 def _modes(model: nn.Module) -> list[Sign]:
@@ -82,7 +77,7 @@ def _outputs(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
             f"{int(differ.sum())} of {len(index)} images get other logits when asked again: gradients of one draw say "
             "little; attack the mean of many (EOT)"
         )
-        signs.append(Sign("randomised", message, index[differ].tolist()))
+        signs.append(Sign("randomised", message, index[differ.cpu()].tolist()))
     if bool(((first >= -1e-6) & ((first.sum(1, keepdim=True) - 1).abs() < 1e-4)).all()):
         message = "the outputs are probabilities: their gradients vanish where the model is sure; return logits"
         signs.append(Sign("softmax", message))
@@ -90,6 +85,8 @@ def _outputs(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
 
 
 def _batches(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
+    if len(index) < 2:
+        return []
     whole = _answers(model, images).argmax(1)
     parts = torch.cat([_answers(model, images[start::2]).argmax(1) for start in (0, 1)])
     other = whole != parts[torch.cat([torch.arange(len(index))[start::2] for start in (0, 1)]).argsort()]
@@ -99,7 +96,7 @@ def _batches(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
         f"{int(other.sum())} of {len(index)} images are answered otherwise in other company, so eps 0 is not clean: "
         "does BatchNorm normalise by the batch?"
     )
-    return [Sign("batch-dependent", message, index[other].tolist())]
+    return [Sign("batch-dependent", message, index[other.cpu()].tolist())]
 
 
 def _constant(found: WorstCase) -> list[Sign]:
@@ -124,12 +121,15 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) 
         f"{int(zero.sum())} of {len(index)} images have a gradient of exactly zero, which no attack by gradient can "
         "follow: scale the logits or attack the margin, and run Square"
     )
-    return [Sign("zero gradients", message, index[zero].tolist())]
+    return [Sign("zero gradients", message, index[zero.cpu()].tolist())]
 
 
 def _unbounded(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) -> list[Sign]:
     attack = PGD(steps=40, loss="margin", iterate="best", stop_when_fooled=True)
-    adv = attack(model, images, labels, 1.0, generator=generator_for(images.device, "unbounded"))
+    try:
+        adv = attack(model, images, labels, 1.0, generator=generator_for(images.device, "unbounded"))
+    except ValueError as error:  # As for logits that are not finite, so far from the images.
+        return [Sign("unbounded eps", f"PGD fails where every pixel may take any value: {error}")]
     stands = _answers(model, adv).argmax(1) == labels
     if stands.float().mean() < MANY:
         return []
@@ -137,7 +137,7 @@ def _unbounded(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) 
         f"{int(stands.sum())} of {len(index)} images stand under PGD where every pixel may take any value: it does not "
         "find what must be there"
     )
-    return [Sign("unbounded eps", message, index[stands].tolist())]
+    return [Sign("unbounded eps", message, index[stands.cpu()].tolist())]
 
 
 def _gradient_free(found: WorstCase, attacks: Sequence[str]) -> list[Sign]:

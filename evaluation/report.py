@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attacks.eps import NormName
 from evaluation.masking import Sign
 from evaluation.provenance import provenance
-from evaluation.worst_case import Stage, WorstCase, WorstCaseSearch
+from evaluation.results import Stage, WorstCase
+from evaluation.worst_case import WorstCaseSearch
 
 
 def contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
@@ -91,6 +93,7 @@ def report_of(search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign]) 
     median = float(finite[(len(finite) - 1) // 2]) if len(finite) else 0.0
     return {
         "images": images,
+        "norm": search.norm,
         "clean": _rate(clean, images),
         "robust": [{"eps": eps, **_rate(found.standing(eps), images)} for eps in search.eps],
         "median_fooling_eps": None if math.isinf(median) else median,
@@ -113,7 +116,8 @@ def table_of(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     images = report["images"]
     width = max(len("after"), *(len(stage["attack"]) for stage in report["stages"]))
-    lines = [f"{'after':<{width}}  {'eps':>7}  {'met':>6}  {'stand':>6}  accuracy (%), {images:,} images"]
+    title = f"accuracy (%), {images:,} images, {report['norm']}"
+    lines = [f"{'after':<{width}}  {'eps':>7}  {'met':>6}  {'stand':>6}  {title}"]
     lines += ["-" * (width + 34), _line("clean", "", images, report["clean"]["count"], images, width)]
     for stage in report["stages"]:
         lines.append(_line(stage["attack"], f"{stage['eps']:g}", stage["attacked"], stage["standing"], images, width))
@@ -121,7 +125,8 @@ def table_of(report: dict[str, Any]) -> str:
     for robust in report["robust"]:
         low, high = (f"{100 * bound:.2f}" for bound in robust["interval_95"])
         accuracy = f"{100 * robust['accuracy']:.2f}%"
-        lines.append(f"worst case at eps {robust['eps']:g}: {accuracy} (95% interval {low} to {high})")
+        interval_95 = f"({report['norm']}; 95% interval {low} to {high})"
+        lines.append(f"worst case at eps {robust['eps']:g}: {accuracy} {interval_95}")
     lines += [f"warning: {sign['name']}: {sign['message']}" for sign in report["signs"]]
     return "\n".join(lines)
 
@@ -130,12 +135,12 @@ def _line(name: str, eps: str, met: int, standing: int, images: int, width: int)
     return f"{name:<{width}}  {eps:>7}  {met:>6,}  {standing:>6,}  {100 * standing / images:12.2f}"
 
 
-def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str]) -> None:
-    """Write a CSV with a row for each image: its answers, and by which attack it was fooled at which eps."""
+def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str], norm: NormName) -> None:
+    """Write a CSV with a row for each image: its predictions, and which attack fooled it at which eps of the norm."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction"])
+        writer.writerow(["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"])
         columns = (found.labels, found.clean, found.attack, found.eps, found.adv_class)
         for index, (label, clean, attack, eps, adv) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             by = attacks[attack] if attack >= 0 else ""
-            writer.writerow([index, label, clean, by, "" if math.isinf(eps) else eps, adv])
+            writer.writerow([index, label, clean, by, "" if math.isinf(eps) else eps, adv, norm])

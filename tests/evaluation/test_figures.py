@@ -1,11 +1,10 @@
-import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from evaluation import WorstCaseSearch, robustness_figure, worst_case_figures
-from evaluation.worst_case import WorstCase
+from evaluation import WorstCase, WorstCaseSearch, in_memory, robustness_figure, worst_case_figures
 from tests.evaluation.test_worst_case import STRONG, WEAK, case
 
 GRID = [0.1, 0.2, 0.3]
@@ -14,11 +13,11 @@ GRID = [0.1, 0.2, 0.3]
 @pytest.fixture
 def found() -> WorstCase:
     model, images, labels = case()
-    return WorstCaseSearch(model, images, labels, [WEAK, STRONG], GRID).run()
+    return WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], GRID).run()
 
 
 def draw(found: WorstCase) -> dict[str, Any]:
-    return worst_case_figures(found, case()[1], GRID, 0.2, [(0.5, 1.0)] * 4)
+    return worst_case_figures(found, GRID, 0.2, [(0.5, 1.0)] * 4)
 
 
 def test_the_curve_begins_at_clean_and_follows_the_counts(found: WorstCase) -> None:
@@ -47,9 +46,8 @@ def whole(figure: Any) -> bool:
 
 @pytest.mark.parametrize("fallen", [1, 2, 12])
 def test_no_title_is_cut_off(found: WorstCase, fallen: int) -> None:
-    fell = ((found.eps > 0) & (found.eps < math.inf)).nonzero().squeeze(1)
-    found.eps[fell[:fallen]], found.eps[fell[fallen:]] = 8 / 255, math.inf
-    figures = worst_case_figures(found, case()[1], [8 / 255], 8 / 255)
+    some = [replace(example, eps=8 / 255) for example in found.examples[:fallen]]
+    figures = worst_case_figures(replace(found, examples=some), [8 / 255], 8 / 255)
     assert [name for name, figure in figures.items() if not whole(figure)] == []
 
 
@@ -65,40 +63,39 @@ def test_the_confusion_counts_every_image_and_no_error_on_its_diagonal(found: Wo
     assert axes.images[0].get_array().diagonal().sum() == 0
 
 
-def test_twins_are_of_the_first_and_of_the_last_to_fall(found: WorstCase) -> None:
+def test_twins_are_of_the_first_and_of_the_last_to_be_fooled(found: WorstCase) -> None:
     figures, images = draw(found), case()[1]
     fell = [
         i for eps in GRID for attack in (0, 1) for i in range(40) if found.eps[i] == eps and found.attack[i] == attack
     ]
     assert len(fell) > 20
+    twins = {example.place: example.adv for example in found.examples}
+    assert list(twins) == [*fell[:10], *fell[-10:]]
     for name, chosen in (("easiest", fell[:10]), ("hardest", fell[-10:])):
         shown = [torch.as_tensor(axes.images[0].get_array()) for axes in figures[name].axes]
         for i, clean, adv in zip(chosen, shown[:10], shown[10:20], strict=True):
             assert torch.allclose(clean, images[i, 0])
-            assert torch.allclose(adv, found.adv[i, 0])
+            assert torch.allclose(adv, twins[i][0])
         assert f"eps {max(found.eps[chosen]):g}" in figures[name]._suptitle.get_text()
 
 
-def test_few_that_fell_are_shown_once(found: WorstCase) -> None:
-    standing = (found.eps > 0) & (found.eps < math.inf)
-    found.eps[standing.nonzero().squeeze(1)[8:]] = math.inf
-    assert set(draw(found)) == {"curve", "radii", "confusion", "easiest"}
+def test_few_that_were_fooled_are_shown_once(found: WorstCase) -> None:
+    assert set(draw(replace(found, examples=found.examples[:8]))) == {"curve", "radii", "confusion", "easiest"}
 
 
 @pytest.mark.parametrize("shape", [(16,), (4, 4), (2, 2, 4), (4, 2, 2)])
 def test_what_is_no_picture_is_not_drawn(found: WorstCase, shape: tuple[int, ...]) -> None:
-    images = case()[1].reshape(40, *shape)
-    assert set(worst_case_figures(found, images, GRID, 0.2)) == {"curve", "radii", "confusion"}
+    others = [replace(e, image=e.image.reshape(shape), adv=e.adv.reshape(shape)) for e in found.examples]
+    assert set(draw(replace(found, examples=others))) == {"curve", "radii", "confusion"}
 
 
 def test_colour_images_are_drawn() -> None:
     model, images, labels = case()
-    images = images.repeat(1, 3, 1, 1)
-    found = WorstCaseSearch(model, images, labels, [WEAK], GRID).run()
-    figure: Any = worst_case_figures(found, images, GRID, 0.2)["easiest"]
+    found = WorstCaseSearch(model, in_memory(images.repeat(1, 3, 1, 1), labels), [WEAK], GRID).run()
+    figure: Any = worst_case_figures(found, GRID, 0.2)["easiest"]
     assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
 
 
-def test_a_model_that_holds_has_no_twins_to_show(found: WorstCase) -> None:
+def test_a_model_that_is_robust_has_no_twins_to_show(found: WorstCase) -> None:
     found.eps.copy_(torch.full_like(found.eps, torch.inf))
-    assert set(draw(found)) == {"curve", "radii", "confusion"}
+    assert set(draw(replace(found, examples=[]))) == {"curve", "radii", "confusion"}

@@ -2,7 +2,7 @@ import base64
 from html.parser import HTMLParser
 
 from evaluation import Sign, WorstCaseSearch, html_of, report_of
-from tests.evaluation.test_worst_case import STRONG, WEAK, case
+from tests.evaluation.test_worst_case import STRONG, WEAK, shown
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -25,7 +25,7 @@ class Tags(HTMLParser):
 
 
 def page(signs: list[Sign], title: str = "") -> tuple[dict[str, object], str]:
-    search = WorstCaseSearch(*case(), [WEAK, STRONG], [0.1, 0.3])
+    search = WorstCaseSearch(*shown(), [WEAK, STRONG], [0.1, 0.3])
     report = report_of(search, search.run(), signs)
     return report, html_of(report, {"curve": PNG}, title)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attacks import PGD, Attack, Square
 from datamodules import DigitsDataModule
-from evaluation import WorstCase, WorstCaseSearch, masking_signs
+from evaluation import WorstCaseSearch, in_memory, masking_signs
 
 ATTACKS: list[Attack] = [PGD(steps=5, iterate="best", stop_when_fooled=True), Square(queries=60)]
 
@@ -84,14 +84,11 @@ def honest(digits: tuple[Tensor, Tensor]) -> nn.Module:
     return Linear(*digits).eval()
 
 
-def search(model: nn.Module, digits: tuple[Tensor, Tensor]) -> WorstCase:
-    return WorstCaseSearch(model, *digits, ATTACKS, [0.02]).run()
-
-
 def signs_of(model: nn.Module, digits: tuple[Tensor, Tensor]) -> dict[str, list[int]]:
     torch.manual_seed(0)
-    found = search(model, digits)
-    signs = masking_signs(model, *digits, found, [attack.name for attack in ATTACKS])
+    searched = WorstCaseSearch(model, in_memory(*digits), ATTACKS, [0.02])
+    found = searched.run()
+    signs = masking_signs(model, searched.survey.probe, found, [attack.name for attack in ATTACKS])
     assert all(sign.message for sign in signs)
     return {sign.name: sign.images for sign in signs}
 
@@ -120,10 +117,11 @@ def test_a_planted_failure_is_found(
 
 def test_a_model_in_train_mode_is_found_and_left_as_it_is(digits: tuple[Tensor, Tensor]) -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
-    found = search(model.eval(), digits)
+    searched = WorstCaseSearch(model.eval(), in_memory(*digits), ATTACKS, [0.02])
+    found = searched.run()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    signs = masking_signs(model, *digits, found, ["PGD-5", "Square-60"])
+    signs = masking_signs(model, searched.survey.probe, found, ["PGD-5", "Square-60"])
     assert [sign.name for sign in signs] == ["train mode"]
     assert "4 modules are in train mode" in signs[0].message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -132,12 +130,13 @@ def test_a_model_in_train_mode_is_found_and_left_as_it_is(digits: tuple[Tensor, 
 def test_images_that_fall_only_without_gradients_are_named(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     blind = [PGD(steps=1, step_size=1e-6, random_start=False), Square(queries=100)]
-    found = WorstCaseSearch(honest, images, labels, blind, [0.1]).run()
-    signs = {s.name: s for s in masking_signs(honest, images, labels, found, [attack.name for attack in blind])}
+    searched = WorstCaseSearch(honest, in_memory(images, labels), blind, [0.1])
+    found, names = searched.run(), [attack.name for attack in blind]
+    signs = {s.name: s for s in masking_signs(honest, searched.survey.probe, found, names)}
     assert signs["gradient-free"].images == (found.attack == 1).nonzero().squeeze(1).tolist()
     assert "Square-100" in signs["gradient-free"].message
-    alone = WorstCaseSearch(honest, images, labels, blind[1:], [0.1]).run()
-    assert masking_signs(honest, images, labels, alone, ["Square-100"]) == []
+    alone = WorstCaseSearch(honest, in_memory(images, labels), blind[1:], [0.1]).run()
+    assert masking_signs(honest, searched.survey.probe, alone, ["Square-100"]) == []
 
 
 def test_a_model_that_is_right_nowhere_is_named(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

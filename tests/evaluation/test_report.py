@@ -9,9 +9,8 @@ import torch
 from scipy.stats import binomtest
 
 from attacks import APGD, PGD, Square
-from evaluation import Sign, WorstCaseSearch, report_of, table_of, write_per_image
+from evaluation import Sign, Stage, WorstCaseSearch, in_memory, report_of, table_of, write_per_image
 from evaluation.report import contradictions, disagreements, interval
-from evaluation.worst_case import Stage
 from tests.evaluation.test_worst_case import STRONG, WEAK, case
 
 
@@ -77,7 +76,7 @@ def test_the_interval_is_wilsons(count: int, total: int) -> None:
 
 def test_the_report_holds_counts_identity_and_origin() -> None:
     model, images, labels = case()
-    search = WorstCaseSearch(model, images, labels, [WEAK, STRONG], [0.1, 0.3])
+    search = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3])
     found = search.run()
     report = json.loads(json.dumps(report_of(search, found, [Sign("softmax", "why", [3, 4])])))
     assert report["images"] == 40
@@ -101,7 +100,7 @@ def test_the_report_holds_counts_identity_and_origin() -> None:
 
 def test_broken_numbers_are_refused() -> None:
     model, images, labels = case()
-    search = WorstCaseSearch(model, images, labels, [WEAK], [0.1])
+    search = WorstCaseSearch(model, in_memory(images, labels), [WEAK], [0.1])
     found = search.run()
     found.stages[0] = Stage("PGD-1", 0.1, 39, 40, 0.0)
     with pytest.raises(ValueError, match="the evaluation is broken, no number is reported: 40 images stand after"):
@@ -110,8 +109,8 @@ def test_broken_numbers_are_refused() -> None:
 
 def test_each_image_has_its_row(tmp_path: Path) -> None:
     model, images, labels = case()
-    found = WorstCaseSearch(model, images, labels, [WEAK, STRONG], [0.1, 0.3]).run()
-    write_per_image(tmp_path / "rows.csv", found, ["PGD-1", "PGD-10x2"])
+    found = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3]).run()
+    write_per_image(tmp_path / "rows.csv", found, ["PGD-1", "PGD-10x2"], "Linf")
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert [int(row["index"]) for row in rows] == list(range(40))
     for i, row in enumerate(rows):

@@ -1,0 +1,167 @@
+"""The evaluate command: each test image's worst case over attacks, as a table and a report."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import nn
+
+from attacks import Attack, Eps
+from attacks.draws import run_seed
+from attacks.eps import NormName
+from attacks.precision import full_float32
+from callbacks.outputs import run_folder, save_figure
+from commands.any_network import brings_weights
+from commands.evaluation_progress import EvaluationProgress
+from commands.lightning_batches import run_on_test_batches
+from evaluation import (
+    Preset,
+    Source,
+    WorstCase,
+    WorstCaseSearch,
+    fingerprint,
+    html_of,
+    masking_signs,
+    preset_attacks,
+    report_of,
+    table_of,
+    worst_case_figures,
+    write_per_image,
+)
+from lightning_modules import AdversarialClassifier
+from networks.weights import load_weights
+
+
+def evaluate(
+    trainer: Trainer,
+    model: AdversarialClassifier,
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None,
+    attacks: Sequence[Attack],
+    eps: Sequence[Eps],
+    num_images: int | None,
+    batch_size: int,
+) -> None:
+    """Run the search on the batches that ``test`` sees, and write the report.
+
+    Args:
+        trainer: Says where the run's files go, which device computes, and how many test batches there are.
+        model: Holds the network.
+        datamodule: Holds the test images; None if the model does.
+        ckpt_path: A Lightning checkpoint, .pth or .safetensors; None if the network has its weights already.
+        attacks: In order, the cheapest first.
+        eps: Rising.
+        num_images: How many of the first test images; all if None.
+        batch_size: Images of a batch.
+
+    Raises:
+        ValueError: If there are no weights or no test data, a setting is out of its range, images, labels or logits are
+            not as they must be, or the numbers contradict one another.
+    """
+    _check_test_data(model, datamodule)
+    print(_prepare_weights(model, ckpt_path))
+    device, seed = trainer.strategy.root_device, run_seed(trainer)
+    model.eval()
+    searches = run_folder(trainer).parent / "searches"
+    searches.mkdir(parents=True, exist_ok=True)
+
+    def search_and_report(source: Source) -> None:
+        search = WorstCaseSearch(
+            model.judged_network.eval(), source, attacks, eps, searches, batch_size, seed, num_images
+        )
+        shown = rank_zero_only.rank == 0 and trainer.progress_bar_callback is not None  # type: ignore[attr-defined]
+        with EvaluationProgress(search, shown) as progress:
+            found = search.run(progress)
+        # Not the trainer's rank: torchrun may start more processes than it knows of.
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            target = model.target_eps if search.norm == model.attack.norm else 0.0
+            _report(trainer, search, found, target or search.eps[-1], ckpt_path)
+
+    with full_float32(device.type):
+        run_on_test_batches(trainer, model, datamodule, search_and_report, searches / "data.lock", seed)
+
+
+def choose_attacks(
+    model: AdversarialClassifier,
+    preset: Preset | None,
+    attacks: Sequence[Attack] | None,
+    norm: NormName | None,
+    eps: Sequence[Eps] | None,
+) -> tuple[Sequence[Attack], Sequence[Eps]]:
+    """Return the attacks and eps of an evaluation, in one norm: the model's if nothing else is asked for.
+
+    Args:
+        model: Its norm and target eps are taken where others are not given.
+        preset: Attacks that have a name; autoattack if neither this nor attacks are given.
+        attacks: Other attacks.
+        norm: Of the preset; the attacks have their own.
+        eps: Rising; the model's target eps if None.
+
+    Raises:
+        ValueError: If two of them contradict each other, or no eps is known.
+    """
+    own = model.attack.norm
+    if attacks is not None:
+        if preset is not None:
+            raise ValueError(f"preset and attacks exclude each other: leave out --preset {preset} or --attacks")
+        others = [f"{attack.name} ({attack.norm})" for attack in attacks if norm not in (None, attack.norm)]
+        if others:
+            raise ValueError(f"norm must be that of the attacks, got {norm} and {others[0]}: leave out --norm")
+    chosen = preset_attacks(preset or "autoattack", norm or own) if attacks is None else tuple(attacks)
+    if eps is not None:
+        return chosen, eps
+    if model.target_eps == 0:
+        raise ValueError("eps must be given: --eps '[8/255]'")
+    if chosen and chosen[0].norm != own:
+        raise ValueError(
+            f"eps must be given for attacks in {chosen[0].norm}: the model's own, {model.target_eps:g}, is a size in "
+            f"{own}"
+        )
+    return chosen, (model.target_eps,)
+
+
+def _check_test_data(model: nn.Module, datamodule: LightningDataModule | None) -> None:
+    holder: Any = model if datamodule is None else datamodule
+    if not is_overridden("test_dataloader", holder):
+        what = "no --data was given" if datamodule is None else f"{type(datamodule).__name__} has no test_dataloader"
+        raise ValueError(f"evaluate needs test images, and {what}: give a LightningDataModule that has one")
+
+
+def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str:
+    """Load the weights, or say that the network's own are taken."""
+    if not isinstance(model.network, nn.Module):
+        kind = type(model.network).__name__
+        raise ValueError(f"model must be a network or a function that returns one, an nn.Module; it returned a {kind}")
+    network = model.network.float()
+    if ckpt_path is not None:
+        return str(load_weights(network, ckpt_path))
+    if not brings_weights(model):
+        raise ValueError("evaluate needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+    state = network.state_dict().values()
+    numbers = sum(tensor.numel() for tensor in state)
+    return (
+        f"No --ckpt_path: evaluating {type(network).__name__} with the weights that it was built with "
+        f"({numbers:,} numbers, SHA-256 {fingerprint(*state)[:16]})"
+    )
+
+
+def _report(
+    trainer: Trainer, search: WorstCaseSearch, found: WorstCase, target_eps: float, ckpt_path: str | None
+) -> None:
+    names = [attack.name for attack in search.attacks]
+    report = report_of(search, found, masking_signs(search.model, search.survey.probe, found, names))
+    folder = run_folder(trainer)
+    (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
+    write_per_image(folder / "per_image.csv", found, names, search.norm)
+    print(f"\n{table_of(report)}\n")
+    intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
+    drawn = worst_case_figures(found, search.eps, target_eps, intervals)
+    pictures = {
+        name: save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes() for name, figure in drawn.items()
+    }
+    page = folder / "report.html"
+    page.write_text(html_of(report, pictures, ckpt_path or repr(type(search.model).__name__)), encoding="utf-8")
+    print(f"Report: {page}")

@@ -1,0 +1,172 @@
+"""The progress of an evaluation, in one line of the terminal."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from attacks import PGD, Attack
+from evaluation import Watcher, WorstCase, WorstCaseSearch
+
+WIDTH = 79
+
+
+class _Stage(NamedTuple):
+    batch: int
+    attack: int
+    eps: float
+    robust: int
+    size: int
+    began: float
+
+
+class EvaluationProgress(Watcher):
+    """Shows which attack is at work on which batch, the images that are still robust, and the time left.
+
+    The time left is estimated from what each attack took for an image so far; for one that was not done yet, from the
+    network's calls, as if all its images stayed robust. In a terminal the line is rewritten; elsewhere, as in a job's
+    log, a new line comes with each batch and every so many seconds.
+
+    Args:
+        search: Whose progress.
+        shown: Whether to show anything.
+    """
+
+    def __init__(self, search: WorstCaseSearch, shown: bool) -> None:
+        self._search, self._shown = search, shown
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._next = 0.0
+        self._stage: _Stage | None = None
+        self._calls = 0  # of the network in this stage, each image counted
+        self._per_call = 0.0  # seconds
+        self._spent: dict[int, tuple[float, int]] = {}  # seconds and images, by attack
+        self._batches = self._seen = 0  # ended here; ended here or left to others
+        self._seconds = 0.0  # of those ended
+
+    def __enter__(self) -> "EvaluationProgress":
+        if self._shown:
+            self._hook = self._search.model.register_forward_pre_hook(self._called)
+            if self._terminal:
+                self._bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._shown:
+            self._hook.remove()
+        if self._bar is not None:
+            self._bar.close()
+
+    def surveyed(self, images: int) -> None:
+        """Show that the images are being looked at."""
+        self._say(f"looking at the test images: {images:,}")
+
+    def stage_begins(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
+        """Note the stage; the one before has ended."""
+        now = time.monotonic()
+        if (before := self._stage) and before.batch == batch and now - before.began > 0.1:
+            seconds, images = self._spent.get(before.attack, (0.0, 0))
+            self._spent[before.attack] = seconds + now - before.began, images + before.robust
+        if self._stage is None:
+            self._begin()
+        self._stage, self._calls = _Stage(batch, attack, eps, robust, size, now), 0
+        self._show()
+
+    def batch_ends(self, batch: int, part: WorstCase) -> None:
+        """Learn how long each attack took, then or in an earlier run, and show what is robust."""
+        for number in range(len(self._search.attacks)):
+            stages = part.stages[number :: len(self._search.attacks)]
+            seconds, images = self._spent.get(number, (0.0, 0))
+            self._spent[number] = (
+                seconds + sum(stage.seconds for stage in stages),
+                images + sum(stage.attacked for stage in stages),
+            )
+        self._batches, self._seen = self._batches + 1, batch + 1
+        self._seconds += sum(stage.seconds for stage in part.stages)
+        robust = ", ".join(f"{part.standing(eps)} @ {eps:g}" for eps in self._search.eps)
+        done = f"batch {batch + 1}/{self._search.batches}: robust of {len(part.labels)}: {robust}"
+        if not self._terminal:
+            self._say(f"{done}{self._left_text(self._of_later_batches(batch))}", always=True)
+
+    def others_work(self, batches: int) -> None:
+        """Show that other processes have the rest."""
+        self._say(f"{batches} batches are in the hands of other processes: waiting for them", always=True)
+
+    def _begin(self) -> None:
+        survey = self._search.survey
+        right = int((survey.clean == survey.labels).sum())
+        total = len(survey.labels)
+        if self._shown and not self._terminal:
+            kinds, sizes, batches = len(self._search.attacks), len(self._search.eps), self._search.batches
+            plan = f"{kinds} attacks at {sizes} eps on {batches} batches"
+            self._say(f"clean: {right:,} of {total:,} images; {plan}", always=True)
+        self._next = time.monotonic() + (0 if self._terminal else 3)
+
+    def _called(self, _network: Any, arguments: tuple[Any, ...]) -> None:
+        if self._stage is None:
+            return
+        self._calls += len(arguments[0]) if arguments else 0
+        elapsed = time.monotonic() - self._stage.began
+        if self._calls and elapsed > 0.05:
+            self._per_call = elapsed / self._calls
+        self._show()
+
+    def _show(self) -> None:
+        if (stage := self._stage) and time.monotonic() >= self._next:
+            attack = self._search.attacks[stage.attack]
+            self._say(
+                f"batch {stage.batch + 1}/{self._search.batches}: {attack.name} @ {stage.eps:g}, {stage.robust} of "
+                f"{stage.size} robust{self._left_text(self._time_left(stage))}"
+            )
+
+    def _time_left(self, stage: _Stage) -> float:
+        elapsed = time.monotonic() - stage.began
+        left = max(self._estimate(stage.attack, stage.eps, stage.robust) - elapsed, 0.0)
+        for eps in self._search.eps:
+            for number in range(len(self._search.attacks)):
+                if (eps, number) > (stage.eps, stage.attack):
+                    left += self._estimate(number, eps, stage.robust)
+        return left + (self._of_later_batches(stage.batch) if self._batches else self._later(stage) * (elapsed + left))
+
+    def _estimate(self, attack: int, eps: float, images: int) -> float:
+        seconds, attacked = self._spent.get(attack, (0.0, 0))
+        if attacked:
+            return images * seconds / attacked
+        return images * model_calls(self._search.attacks[attack], eps) * self._per_call
+
+    def _later(self, stage: _Stage) -> int:
+        return self._search.batches - stage.batch - 1
+
+    def _of_later_batches(self, batch: int) -> float:
+        # Where other processes take batches too, this one's share of those to come is as of those before.
+        share = self._batches / max(self._seen, 1)
+        return (self._search.batches - batch - 1) * share * self._seconds / max(self._batches, 1)
+
+    def _left_text(self, seconds: float) -> str:
+        if seconds <= 0:
+            return ""
+        for size, unit in ((3600.0, "h"), (60.0, "min")):
+            if seconds >= 2 * size:
+                return f", about {seconds / size:.{1 if unit == 'h' else 0}f} {unit} left"
+        return f", about {max(seconds, 1):.0f} s left"
+
+    def _say(self, text: str, always: bool = False) -> None:
+        now = time.monotonic()
+        if not self._shown or (now < self._next and not always):
+            return
+        self._next = now + (0.3 if self._terminal else 20)
+        if self._bar is not None:
+            self._bar.set_description_str(text[:WIDTH])
+        else:
+            print(text[:WIDTH], file=sys.stderr, flush=True)
+
+
+def model_calls(attack: Attack, eps: float) -> int:
+    """Estimate how often an attack asks the network about an image that stays robust; 100 of an unknown one."""
+    if isinstance(attack, PGD):
+        return attack.steps_at(eps) * attack.restarts
+    settings = {name: value for name, value in attack.settings().items() if isinstance(value, int)}
+    calls = settings.get("queries") or settings.get("steps") or 100
+    return calls * settings.get("restarts", 1) * settings.get("targets", 1)

@@ -1,0 +1,124 @@
+"""The batches that ``test`` sees, handed to something else than a test step."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from attacks.batch import read_batch
+from evaluation import Source
+from evaluation.batches import Visitor
+
+Result = TypeVar("Result")
+
+
+def run_on_test_batches(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    body: Callable[[Source], Result],
+    lock: Path,
+    seed: int,
+) -> Result:
+    """Run Lightning's test, with all hooks of data module and model, and hand its batches to a function.
+
+    The process sees all batches, also where others run beside it; each pass begins with the same random state.
+
+    Args:
+        trainer: Its device and ``limit_test_batches`` are used.
+        model: Is on the device and in eval mode meanwhile.
+        datamodule: Has the test images; None if the model has them.
+        body: Is called once, with a source that it may ask for the batches as often as it likes.
+        lock: A file; one process at a time prepares the data.
+        seed: Of the random state.
+
+    Returns:
+        The function's result.
+    """
+    strategy = _HandingOver(trainer.strategy.root_device, FileLock(lock))
+    with _silent("pytorch_lightning.utilities.rank_zero"):
+        inner = _TestBatches(
+            strategy=strategy,
+            plugins=[LightningEnvironment()],
+            limit_test_batches=trainer.limit_test_batches,
+            default_root_dir=trainer.default_root_dir,
+            inference_mode=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    results: list[Result] = []
+    inner.body, inner.run_seed = lambda source: results.append(body(source)), seed
+    try:
+        inner.test(model, datamodule=datamodule, verbose=False)
+    finally:
+        strategy.lock.release(force=True)
+        for one in (model, datamodule):
+            if one is not None:
+                one.trainer = trainer
+    return results[0]
+
+
+class _HandingOver(SingleDeviceStrategy):
+    """Hands batches to a visitor in place of the test step."""
+
+    def __init__(self, device: torch.device, lock: FileLock) -> None:
+        super().__init__(device)
+        self.lock = lock
+        self.visit: Visitor | None = None
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        self.lock.acquire()
+
+    def barrier(self, *_args: Any, **_kwargs: Any) -> None:
+        # Lightning's first one comes when the data are prepared, before they are set up.
+        self.lock.release()
+
+    def test_step(self, batch: Any, *_: Any) -> None:
+        assert self.visit is not None
+        images, labels, _index = read_batch(batch)
+        assert labels is not None
+        with isolate_rng():  # What is done with a batch must not change the next ones.
+            self.visit(images, labels)
+
+
+class _TestBatches(Trainer):
+    """Calls a function in place of its test loop; the function may run the loop as often as it likes."""
+
+    body: Callable[[Source], None]
+    run_seed: int
+
+    def _run_stage(self) -> None:
+        self.body(self._show)
+
+    def _show(self, visit: Visitor) -> None:
+        strategy = self.strategy
+        assert isinstance(strategy, _HandingOver)
+        strategy.visit = visit
+        with isolate_rng():
+            torch.manual_seed(self.run_seed)
+            np.random.seed(self.run_seed % 2**32)  # noqa: NPY002 - what users' transforms draw from
+            random.seed(self.run_seed)
+            self.test_loop.run()
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
