@@ -22,7 +22,7 @@ from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_images, check_settings, complete_settings
 from lightning_modules import AdversarialClassifier
-from networks.weights import LIGHTNING_KEY, load_weights, read_checkpoint
+from networks.weights import LIGHTNING_KEY, is_checkpoint_of, load_weights, read_checkpoint
 
 
 class RampartCLI(LightningCLI):
@@ -124,9 +124,10 @@ class RampartCLI(LightningCLI):
             print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
         if path in (None, "hpc") or subcommand in ("evaluate", "export"):
             return arguments
-        if LIGHTNING_KEY not in read_checkpoint(path):
-            if subcommand == "fit":
+        if subcommand == "fit":
+            if LIGHTNING_KEY not in read_checkpoint(path):
                 raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
+        elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))
             arguments["ckpt_path"] = None
             self.results_table.weights = path

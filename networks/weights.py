@@ -1,132 +1,229 @@
-"""Weights from files: read without executing anything, and matched against a network by name and shape."""
+"""Weights from files: read without executing anything, matched against a network by name and shape, loaded whole."""
 
-import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from networks.weight_checks import (
+    check_finite_weights,
+    check_normalisation,
+    check_values,
+    format_name,
+    listed,
+    refuse,
+    shape,
+    type_name,
+)
+from networks.weight_files import WeightsFile, read_checkpoint, read_file
+from networks.weight_names import FileTensor, Match, Wanted, choose, find_matches, tensors_of
+
+__all__ = [
+    "LIGHTNING_KEY",
+    "LoadedWeights",
+    "check_finite_weights",
+    "check_match",
+    "is_checkpoint_of",
+    "load_weights",
+    "network_weights",
+    "read_checkpoint",
+]
 
 LIGHTNING_KEY = "pytorch-lightning_version"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file of tensors: a Lightning checkpoint, a plain state_dict or safetensors.
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Weights that a network has taken from a file.
+
+    Attributes:
+        network: Name of the network's class.
+        source: The file.
+        key: Keys that lead to the dictionary of tensors in the file, joined with dots; empty for the file itself.
+        prefix: Before all names in that dictionary that the network does not have.
+        tensors: Number of tensors.
+        numbers: Number of numbers in them.
+        origin: Kind of file.
+        kept: Names of the network's tensors that the file lacks and that stay as they were.
+        left_out: Names of the dictionary's tensors outside the prefix, and of other sets of weights that would fit.
+        cast: Number formats that were changed, such as ``float16 to float32``.
+        note: A word on normalisation outside the network, if the file has one.
+    """
+
+    network: str
+    source: str
+    key: str
+    prefix: str
+    tensors: int
+    numbers: int
+    origin: str
+    kept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    cast: tuple[str, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        """Return one line that says what was matched."""
+        text = f"Loaded {self.tensors} tensors ({self.numbers:,} numbers) into {self.network} from {self.source}"
+        text += f", {self.origin}"
+        if self.key or self.prefix:
+            where = [f"key {self.key}"] * bool(self.key) + [f"prefix {self.prefix}"] * bool(self.prefix)
+            text += f"; found under {', '.join(where)}"
+        if self.cast:
+            text += f"; cast {', '.join(self.cast)}"
+        if self.kept:
+            text += f"; not in the file and kept: {listed(self.kept)}"
+        if self.left_out:
+            text += f"; left out: {listed(self.left_out)}"
+        return text + self.note
+
+
+def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
+    """Load a file's weights into a network, all or none.
+
+    The file may hold them at any depth and under any prefix; docs/weights.md lists the layouts. Of several sets that
+    fit, equal ones are one; a module's ``network`` is taken before its other parts and weights before their average.
 
     Args:
-        path: The file; a name that ends in ``.safetensors`` is read as that, any other by ``torch.load``
-            with ``weights_only=True``, which builds tensors and plain containers and nothing else.
+        network: Takes the weights; its parameters keep their dtype and device.
+        path: A file that :func:`networks.weight_files.read_file` reads.
+
+    Returns:
+        What was loaded; its ``str`` is one line to print.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, is no checkpoint, or holds objects whose loading would run code.
+        ValueError: If the file can't be read safely or doesn't fit the network, which is left as it was.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    allowed = "allowed: a Lightning checkpoint, a state_dict (.pth) or .safetensors"
+    file = read_file(path, network)
+    tensors, match, others = _find(network, file, path)
+    weights = {name: tensors[there].value for name, there in match.names.items()}
+    check_values(network, weights, path)
+    note = check_normalisation(network, {name: tensors[name].value for name in match.beside}, path)
+    _load(network, weights, path)
+    first = tensors[next(iter(match.names.values()))]
+    key = ".".join(first.path[: first.root])
+    state = network.state_dict()
+    casts = {(weights[name].dtype, state[name].dtype) for name in weights if weights[name].dtype != state[name].dtype}
+    return LoadedWeights(
+        network=type_name(network),
+        source=str(path),
+        key=key,
+        prefix=match.prefix.removeprefix(f"{key}." if key else ""),
+        tensors=len(weights),
+        numbers=sum(tensor.numel() for tensor in weights.values()),
+        origin=_origin(file),
+        kept=tuple(name for name in state if name not in weights and isinstance(state[name], Tensor)),
+        left_out=(*(f"{other.prefix}* (other weights that fit)" for other in others), *match.beside),
+        cast=tuple(sorted(f"{format_name(given)} to {format_name(own)}" for given, own in casts)),
+        note=note,
+    )
+
+
+def _find(network: nn.Module, file: WeightsFile, path: str | Path) -> tuple[dict[str, FileTensor], Match, list[Match]]:
+    wanted = Wanted.by(network)
+    if not wanted.required:
+        raise ValueError(f"{type_name(network)} has no weights to load {path} into")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Arbitrary bytes raise whatever they meet first.
-        if "unsupported global" in str(error).lower():
-            problem = "holds objects whose loading would execute code: refused, nothing was executed"
-        else:
-            problem = "is damaged or truncated, or not a checkpoint: refused, nothing in it was executed"
-        raise ValueError(f"{path} {problem}; {allowed}") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; {allowed}")
-    return checkpoint
+        tensors = tensors_of(file.content)
+        if not tensors:
+            raise ValueError(f"holds no network's weights: expected tensors by parameter name, got {_what(file)}")
+        match, others = choose(find_matches(wanted, tensors), tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    state = network.state_dict()
+    problems = [
+        f"{name} is {shape(tensors[match.names[name]].value)} in the file and {shape(state[name])} in the network"
+        for name in match.wrong
+    ]
+    problems += [f"{name} {shape(state[name])} is missing in the file" for name in match.missing]
+    problems += [f"{name} {shape(tensors[name].value)} is unknown to the network" for name in match.extra]
+    refuse(network, problems, path)
+    return tensors, match, others
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    own = network.state_dict()
+    before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
+    try:
+        network.load_state_dict({**own, **weights})
+    except RuntimeError as error:  # A layer refuses what it is given: the others have theirs already.
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
+        reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise ValueError(f"{path} does not fit {type_name(network)}: {'; '.join(reasons)}") from error
 
 
 def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpoint") -> dict[str, Tensor]:
-    """Pick a network's state_dict out of what :func:`read_checkpoint` returned.
+    """Pick the weights of a module's ``network`` out of a Lightning checkpoint.
 
     Args:
         checkpoint: The file's content.
         source: Its name, for the error.
 
     Returns:
-        Tensors by parameter name; of a Lightning checkpoint those of the module's ``network``.
+        Tensors by the network's names.
 
     Raises:
         ValueError: If no tensors are found.
     """
-    state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        state = {}
-    if LIGHTNING_KEY in checkpoint:
-        own = "network."
-        state = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
-    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not weights or len(weights) < len(state):
+    state = checkpoint.get("state_dict")
+    named = state.items() if isinstance(state, Mapping) else ()
+    own = {name: value for name, value in named if str(name).startswith("network.") and isinstance(value, Tensor)}
+    weights = {name.removeprefix("network."): value for name, value in own.items()}
+    if not weights:
+        keys = ", ".join(map(str, list(checkpoint)[:5]))
         raise ValueError(
-            f"{source} holds no network's weights: expected tensors by parameter name, "
-            f"got the keys {', '.join(map(str, list(checkpoint)[:5]))}"
+            f"{source} holds no network's weights under state_dict: network.*, got the keys {keys}; --ramp.init_from "
+            "takes weights from checkpoints of other modules"
         )
     return weights
 
 
-def _unwrapped(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Take off prefixes that wrappers put before all names, where the network does not have them."""
-    own = network.state_dict().keys()
-    for prefix in ("network.", "module.", "_orig_mod."):
-        if not own & weights.keys() and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
+    """Tell a Lightning checkpoint of a module whose ``network`` has exactly this one's names from all other files."""
+    file = read_file(path, network)
+    if file.kind != "torch" or not isinstance(file.content, dict) or LIGHTNING_KEY not in file.content:
+        return False
+    state = file.content.get("state_dict")
+    names = {str(name) for name in state} if isinstance(state, Mapping) else set()
+    return {f"network.{name}" for name in network.state_dict()} == {n for n in names if n.startswith("network.")}
 
 
 def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
-    """Refuse weights that are not this network's, tensor by tensor.
+    """Refuse weights that are not this network's, tensor by tensor, or not finite.
 
     Raises:
-        ValueError: If names or shapes differ; the message names the tensors and both shapes.
+        ValueError: If names, shapes or kinds of numbers differ, or a number is not finite; the message names the
+            tensors.
     """
-    expected = network.state_dict()
+    expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     problems = [
-        f"{name} is {_shape(weights[name])} in the file and {_shape(tensor)} in the network"
+        f"{name} is {shape(weights[name])} in the file and {shape(tensor)} in the network"
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    problems += [f"{n} {_shape(t)} is missing in the file" for n, t in expected.items() if n not in weights]
-    problems += [f"{n} {_shape(t)} is unknown to the network" for n, t in weights.items() if n not in expected]
-    if len(problems) > 12:
-        problems = [*problems[:12], f"and {len(problems) - 12} more"]
-    if problems:
-        raise ValueError(f"{source} does not fit {type(network).__name__}: {'; '.join(problems)}")
+    problems += [f"{n} {shape(t)} is missing in the file" for n, t in expected.items() if n not in weights]
+    problems += [f"{n} {shape(t)} is unknown to the network" for n, t in weights.items() if n not in expected]
+    refuse(network, problems, source)
+    check_values(network, weights, source)
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
+def _what(file: WeightsFile) -> str:
+    content = file.content
+    if isinstance(content, Mapping):
+        return f"the keys {', '.join(map(str, list(content)[:5]))}"
+    return f"a {type(content).__name__}"
 
 
-def load_weights(network: nn.Module, path: str | Path) -> str:
-    """Load a file's weights into a network, all or none.
-
-    Args:
-        network: Takes the weights; its parameters keep their dtype and device.
-        path: See :func:`read_checkpoint`. Prefixes of all names that come from a wrapper (``network.``,
-            ``module.`` of DataParallel, ``_orig_mod.`` of torch.compile) are taken off.
-
-    Returns:
-        One line that says what was loaded.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file can't be read safely or doesn't fit the network.
-    """
-    checkpoint = read_checkpoint(path)
-    weights = _unwrapped(network_weights(checkpoint, path), network)
-    check_match(network, weights, path)
-    network.load_state_dict(weights)
-    origin = "plain weights"
-    if LIGHTNING_KEY in checkpoint:
-        epoch, step = checkpoint.get("epoch", "?"), checkpoint.get("global_step", "?")
-        origin = f"a checkpoint after epoch {epoch} (zero-based), step {step}"
-    numbers = sum(tensor.numel() for tensor in weights.values())
-    return f"Loaded {len(weights)} tensors ({numbers:,} numbers) into {type(network).__name__} from {path}, {origin}"
+def _origin(file: WeightsFile) -> str:
+    content = file.content
+    if isinstance(content, Mapping) and LIGHTNING_KEY in content:
+        epoch, step = content.get("epoch", "?"), content.get("global_step", "?")
+        return f"a checkpoint after epoch {epoch} (zero-based), step {step}"
+    kinds = {"objects": "a pickle of objects, of which the tensors alone were built", "TorchScript": "TorchScript"}
+    return kinds.get(file.kind, "plain weights")

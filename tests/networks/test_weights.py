@@ -45,7 +45,7 @@ def write(path: Path, network: nn.Module, kind: str) -> Path:
 def test_each_format_is_loaded_and_reported(tmp_path: Path, kind: str) -> None:
     source, target = MNISTCNN(), MNISTCNN()
     path = write(tmp_path / "weights.pth", source, kind)
-    report = load_weights(target, path)
+    report = str(load_weights(target, path))
     for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert "8 tensors (1,111,946 numbers)" in report
