@@ -17,7 +17,6 @@ from attacks.batch import read_batch
 from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
 from lightning_modules.judged_classifier import JudgedClassifier
 from lightning_modules.loss_watch import LossWatch
-from networks.finite import first_nonfinite
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
@@ -179,12 +178,7 @@ class AdversarialClassifier(JudgedClassifier):
             ValueError: If the checkpoint's network differs from this one in names or shapes, or holds NaN.
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
-        weights = network_weights(checkpoint)
-        check_match(self.network, weights, "the checkpoint")
-        if name := first_nonfinite(self.network, weights):
-            raise ValueError(
-                f"the checkpoint's {name} is NaN or infinite: its training had diverged, use an earlier one"
-            )
+        check_match(self.network, network_weights(checkpoint), "the checkpoint")
         resume_run_seed(self._trainer, checkpoint.get("run_seed"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

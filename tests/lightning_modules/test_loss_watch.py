@@ -112,7 +112,7 @@ def test_a_diverged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     module = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), eps=0.1, attack=PGD(steps=1))
     trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False)
     for command in (trainer.test, trainer.fit):
-        with pytest.raises(ValueError, match=r"the checkpoint's 1\.weight is NaN or infinite"):
+        with pytest.raises(ValueError, match=r"the checkpoint holds .*not finite.* 1\.weight \("):
             command(module, LOADER, ckpt_path=tmp_path / "nan.ckpt")
 
 
