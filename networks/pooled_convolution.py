@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.interval import Interval
-from networks.shortcuts import may_bypass
+from networks.shortcuts import is_observed, may_bypass
 
 BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
 
@@ -40,15 +40,14 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def suits(conv: nn.Conv2d, images: Tensor | Interval) -> bool:
     """Whether :func:`pooled_convolution` can stand for this convolution of these images (or of an interval of them)."""
     return (
-        isinstance(images, Tensor)
+        may_bypass(images, conv)
+        and isinstance(images, Tensor)
         and images.device.type == "cpu"
         and images.ndim == 4
         and images.shape[1] == conv.in_channels == 1
         and images.shape[2] % 2 == images.shape[3] % 2 == 0
         and images.dtype == conv.weight.dtype
         and conv.bias is not None
-        and not torch.compiler.is_compiling()
-        and may_bypass(conv)
     )
 
 
@@ -85,7 +84,8 @@ class _PooledConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, shifted, bias, chosen, pooled = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: someone will differentiate this
+        # With create_graph, someone will differentiate this; is_grads_batched hands over many gradients as one.
+        if torch.is_grad_enabled() or is_observed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             return _differentiable_backward((images, shifted, bias), ctx.needs_input_grad, grad)
         windows = _windows(images, shifted)
         n, height, width = windows.shape[:3]
@@ -116,13 +116,15 @@ class _PooledConvolution(torch.autograd.Function):
 def _differentiable_backward(
     inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients with a graph of their own, from the same function in ordinary operations."""
+    """The gradients from the same function in ordinary operations: with a graph of their own, where graphs are on."""
     images, shifted, bias = inputs
-    windows = _windows(images, shifted)
-    products = windows.flatten(3) @ shifted  # (N, H', W', 4 C)
-    pooled = F.relu(products.view(*windows.shape[:3], 4, -1).max(3).values + bias).permute(0, 3, 1, 2)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        windows = _windows(images, shifted)
+        products = windows.flatten(3) @ shifted  # (N, H', W', 4 C)
+        pooled = F.relu(products.view(*windows.shape[:3], 4, -1).max(3).values + bias).permute(0, 3, 1, 2)
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(pooled, wanted, grad, create_graph=True))
+    gradients = iter(torch.autograd.grad(pooled, wanted, grad, create_graph=create_graph))
     return tuple(next(gradients) if need else None for need in needed)
 
 

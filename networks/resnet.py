@@ -48,7 +48,7 @@ class ResNet18(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 3, 32, 32)``, float, in [0, 1]."""
         x = self.normalize(images)
-        if may_bypass() and len(images) >= CHANNELS_LAST_FROM:
+        if may_bypass(images) and len(images) >= CHANNELS_LAST_FROM:
             x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(_conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -100,7 +100,7 @@ def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
 
 def _folds(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
     """Whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a pass of its own."""
-    if not may_bypass(conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
+    if not may_bypass(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
         return False
     outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])
     return 2 * outputs >= conv.weight.numel()

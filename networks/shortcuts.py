@@ -2,16 +2,37 @@
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.fx import Proxy
 
 
-def may_bypass(*layers: nn.Module) -> bool:
-    """Whether no one would miss the call of these layers.
+def may_bypass(inputs: object, *layers: nn.Module) -> bool:
+    """Tell whether the call of these layers on these inputs can be left out.
 
-    Hooks would (pruning, ``spectral_norm``, feature extraction), and so would whoever records the network's
-    operations to run them on other inputs: ``torch.export`` and ``torch.jit.trace``.
+    Not where a layer has hooks (pruning, ``spectral_norm``, feature extraction), and not where the network's operations
+    are recorded or transformed: see :func:`is_observed`. ``torch.fx`` is known by its inputs.
     """
-    recorded = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
-    return not recorded and not any(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-        for layer in layers
+    return (
+        not is_observed()
+        and not isinstance(inputs, Proxy)
+        and not any(
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+            for layer in layers
+        )
+    )
+
+
+def is_observed() -> bool:
+    """Tell whether something else than a plain evaluation sees each operation, and wants torch's ordinary ones.
+
+    It may record them to run them on other inputs (``torch.compile``, ``torch.export``, ``jit.trace``, ``make_fx``),
+    or transform them (``torch.func``, forward-mode derivatives, modes such as a counter of operations).
+    """
+    return bool(
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
     )
