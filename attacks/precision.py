@@ -36,6 +36,11 @@ def full_float32(device_type: str) -> Iterator[None]:
         _set(legacy_matmul, legacy_cudnn, before)
 
 
+def tf32_allowed() -> bool:
+    """Return whether products or convolutions on a GPU may be rounded to TF32."""
+    return "tf32" in [torch._C._get_fp32_precision_getter(*of) for of in _OPERATIONS if of[0] == "cuda"]
+
+
 def _set(legacy_matmul: str | None, legacy_cudnn: bool | None, precisions: list[str]) -> None:
     if legacy_matmul is not None:
         torch.set_float32_matmul_precision(legacy_matmul)

@@ -4,10 +4,12 @@ import json
 import time
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
 from attacks import NamedAttack, parse_eps
+from attacks.precision import full_float32
 from callbacks.outputs import new_file, run_folder
 from evaluation import disagreements, fingerprint, provenance
 
@@ -108,6 +110,8 @@ class ResultsTableCallback(Callback):
         if images is not None:
             _refuse_what_cannot_be(attacks, rows, images)
         judged: Any = module
+        with full_float32(judged.device.type):
+            origin = provenance(judged.device, _dtype(judged), trainer.world_size, str(trainer.precision))
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
             "weights": fingerprint(*judged.network.state_dict().values()),
@@ -116,7 +120,7 @@ class ResultsTableCallback(Callback):
             "seed": judged.run_seed,
             "fit_seconds": self._seconds_of_fit(),
             f"{command}_seconds": round(time.monotonic() - self._start, 1),
-            **provenance(),
+            **origin,
         }
         path = new_file(run_folder(trainer), command, ".json")
         path.write_text(json.dumps(report, indent=2, default=str) + "\n")
@@ -142,6 +146,12 @@ def _refuse_what_cannot_be(attacks: list[NamedAttack], rows: list[dict[str, Any]
     ]
     if problems := disagreements(results, standing[0]):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
+
+
+def _dtype(module: LightningModule) -> torch.dtype:
+    """Return that of the logits: float32, or float64 where the weights are."""
+    doubles = any(parameter.dtype == torch.float64 for parameter in module.parameters())
+    return torch.float64 if doubles else torch.float32
 
 
 def _number_of_images(loaders: Any, limit: float) -> int | None:

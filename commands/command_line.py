@@ -17,6 +17,7 @@ from callbacks import (
     RobustnessCurveCallback,
 )
 from callbacks.outputs import run_folder
+from commands.loaders import LoaderConnector
 from commands.messages import command_line
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
@@ -102,6 +103,7 @@ class RampartCLI(LightningCLI):
         own = [RunFolderCallback(self.folder), *own, self.results_table, PredictionWriterCallback()]
         trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, own), **kwargs)
         trainer.run_folder = self.folder
+        trainer._data_connector = LoaderConnector(trainer)
         if starts_run() and not config.trainer.fast_dev_run:
             parser = self._parser(self.subcommand)
             parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)

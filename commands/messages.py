@@ -27,6 +27,8 @@ def keep_quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Without validation images there is no validation, which is what was asked for.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    # The images that it repeats to make all processes' shares equal are counted once.
+    warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # Lightning suspects that its default was overlooked; here the default is `step`, so `epoch` was chosen.
     warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")

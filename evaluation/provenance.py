@@ -1,6 +1,7 @@
 """Where a number comes from: weights, code, versions and machine."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -8,15 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
+from attacks.precision import tf32_allowed
 
-def provenance() -> dict[str, Any]:
-    """Describe the code and the machine that a result was computed with.
+
+def provenance(
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    world_size: int | None = None,
+    trainer_precision: str | None = None,
+) -> dict[str, Any]:
+    """Describe the code, the machine and the arithmetic that a result was computed with.
+
+    Call it where the result was computed, as inside :func:`attacks.precision.full_float32`: settings of torch are
+    recorded as they are.
+
+    Args:
+        device: That of the result; a GPU if None and there is one.
+        dtype: That of the logits.
+        world_size: Number of processes; as torch or the environment has it if None.
+        trainer_precision: That of the training or of the command's trainer, if there is one.
 
     Returns:
         ``commit`` (with ``+`` behind it where files differ from it, None outside a git checkout), ``versions`` of
-        Python and the main packages, ``processor``, ``gpus`` and ``threads``.
+        Python and the main packages, ``processor``, ``gpus``, ``threads``, ``device``, ``world_size``, ``precision`` of
+        the logits, ``tf32`` (whether products may be rounded to it), ``trainer_precision`` and ``deterministic``.
     """
     packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
     return {
@@ -25,6 +44,12 @@ def provenance() -> dict[str, Any]:
         "processor": _processor(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
+        "device": str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "world_size": _world_size() if world_size is None else world_size,
+        "precision": str(dtype).removeprefix("torch."),
+        "tf32": tf32_allowed(),
+        "trainer_precision": trainer_precision,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 
@@ -34,6 +59,12 @@ def fingerprint(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _world_size() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _commit() -> str | None:

@@ -102,7 +102,7 @@ def report_of(search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign]) 
         ],
         "signs": [{"name": sign.name, "message": sign.message, "images": sign.images} for sign in signs],
         "search": search.identity,
-        "made_on": provenance(),
+        "made_on": provenance(next(search.model.parameters(), found.labels).device),
         "timings": [round(stage.seconds, 1) for stage in found.stages],
     }
 

@@ -16,6 +16,7 @@ from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from attacks.batch import read_batch
 from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
 from lightning_modules.judged_classifier import JudgedClassifier
+from lightning_modules.loaders import check_one_loader
 from lightning_modules.loss_watch import LossWatch
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
@@ -152,7 +153,13 @@ class AdversarialClassifier(JudgedClassifier):
         return output.loss
 
     def on_train_start(self) -> None:
-        """Forget the losses of an earlier training."""
+        """Refuse several loaders, and forget the losses of an earlier training.
+
+        Raises:
+            ValueError: If there are several loaders.
+        """
+        check_one_loader(self.trainer.train_dataloader, "train", unpacked=False)
+        check_one_loader(self.trainer.val_dataloaders, "val")
         self._losses = LossWatch()
 
     def on_train_epoch_end(self) -> None:

@@ -7,20 +7,21 @@ from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import DistributedSampler
 
 
-def check_one_loader(loaders: Any, stage: str) -> None:
+def check_one_loader(loaders: Any, stage: str, unpacked: bool = True) -> None:
     """Refuse several loaders, whose images would be counted as one set.
 
     Args:
         loaders: As a data module's hook returns them.
         stage: Names the hook, such as ``"test"``.
+        unpacked: Whether a collection of one is as good as its loader; in training its batches are collections too.
 
     Raises:
-        ValueError: If it is a collection of more than one.
+        ValueError: If it is a collection of more than one, or any where it can't be unpacked.
     """
-    if isinstance(loaders, (Mapping, Sequence)) and len(loaders) != 1:
+    if isinstance(loaders, (Mapping, Sequence)) and (len(loaders) > 1 or not unpacked):
         raise ValueError(
-            f"{stage}_dataloader must return one loader, got a {type(loaders).__name__} of {len(loaders)}: join their "
-            "sets (torch.utils.data.ConcatDataset), or return one at a time"
+            f"{stage}_dataloader must return one loader, got a {type(loaders).__name__} of {len(loaders)}: join sets "
+            "(torch.utils.data.ConcatDataset), or return one at a time"
         )
 
 

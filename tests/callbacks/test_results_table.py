@@ -1,14 +1,19 @@
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from attacks import Attack, Eps
+from attacks import PGD, Attack, Eps
 from attacks.context import Model
+from callbacks import ResultsTableCallback
 from cli import main
+from lightning_modules import AdversarialClassifier
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
 
@@ -40,3 +45,18 @@ def test_numbers_that_cannot_be_are_not_printed(tmp_path: Path, capsys: Any) -> 
     assert "images stand at eps 0.3" in captured.err
     assert "accuracy (%)" not in captured.out
     assert not list(tmp_path.rglob("test.json"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_the_file_names_the_arithmetic_of_its_numbers(tmp_path: Path, precision: Any) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    loader: Any = DataLoader(TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6) % 3), batch_size=6)
+    trainer = Trainer(
+        default_root_dir=tmp_path, callbacks=[ResultsTableCallback()], logger=False, accelerator="cpu",
+        precision=precision, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.test(AdversarialClassifier(network, eps=0.1, val_attack=PGD(steps=1)), loader)
+    report = json.loads((tmp_path / "test.json").read_text())
+    expected = "float64" if precision == "64-true" else "float32"
+    names = ("precision", "trainer_precision", "tf32", "device", "world_size", "deterministic")
+    assert [report[name] for name in names] == [expected, precision, False, "cpu", 1, False]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attacks import PGD, Attack, Eps
 from attacks.context import Model
+from attacks.precision import full_float32
 from evaluation import fooling_eps, provenance
 from tests.conftest import LinearModel
 
@@ -70,3 +71,17 @@ def test_provenance_is_plain_data() -> None:
     where = json.loads(json.dumps(provenance()))
     assert where["versions"]["torch"] == torch.__version__.split("+", maxsplit=1)[0] or where["versions"]["torch"]
     assert where["threads"] == torch.get_num_threads()
+    assert (where["precision"], where["world_size"], where["trainer_precision"]) == ("float32", 1, None)
+
+
+def test_provenance_records_the_arithmetic_as_it_is() -> None:
+    assert provenance()["tf32"]  # torch's default for convolutions
+    with full_float32("cpu"):
+        where = provenance("cuda:1", torch.float64, 4, "bf16-mixed")
+    told = [where[name] for name in ("device", "precision", "world_size", "trainer_precision", "tf32", "deterministic")]
+    assert told == ["cuda:1", "float64", 4, "bf16-mixed", False, False]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert provenance()["deterministic"]
+    finally:
+        torch.use_deterministic_algorithms(False)
