@@ -45,9 +45,8 @@ def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         own = state[name]
         ours, theirs = _number_kind(own), _number_kind(given)
         if theirs != ours and not (ours == "integer" and theirs == "float"):
-            problems.append(
-                f"{name} is {format_name(given.dtype)} in the file, and the network has {format_name(own.dtype)}"
-            )
+            told = theirs if "," in theirs else format_name(given.dtype)
+            problems.append(f"{name} is {told} in the file, and the network has {format_name(own.dtype)}")
     refuse(network, problems, source)
     # What the network has itself, such as a mask of -inf, may be loaded.
     changed = {n: t.to(state[n].dtype) for n, t in weights.items() if not torch.equal(t.to(state[n]), state[n])}
@@ -55,11 +54,12 @@ def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str 
 
 
 def _number_kind(tensor: Tensor) -> str:
-    if tensor.is_quantized or tensor.layout != torch.strided or (tensor.is_floating_point() and tensor.itemsize == 1):
-        return f"{tensor.dtype}, {tensor.layout}"
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        return str(tensor.dtype)
-    return "float" if tensor.is_floating_point() else "integer"
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return f"{format_name(tensor.dtype)}, {'without data' if tensor.is_meta else format_name(tensor.layout)}"
+    if tensor.is_floating_point() and tensor.itemsize > 1:
+        return "float"
+    kinds = (tensor.is_quantized, tensor.is_complex(), tensor.is_floating_point(), tensor.dtype == torch.bool)
+    return format_name(tensor.dtype) if any(kinds) else "integer"
 
 
 def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], source: str | Path) -> str:
@@ -123,7 +123,7 @@ def type_name(network: nn.Module) -> str:
     return type(getattr(network, "_orig_mod", network)).__name__
 
 
-def format_name(dtype: torch.dtype) -> str:
+def format_name(dtype: torch.dtype | torch.layout) -> str:
     """Return a number format's name."""
     return str(dtype).removeprefix("torch.")
 

@@ -81,6 +81,7 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         ValueError: If it is not a file of weights, is damaged, or asks for the call of a function.
     """
     path = _ordinary_file(path)
+    needed = 0 if network is None else sum(_bytes(value) for value in network.state_dict().values())
     with path.open("rb") as file:
         start = file.read(32)
     for beginning, problem in _OTHER_FORMATS:
@@ -90,14 +91,14 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         if path.name.endswith(suffix):
             raise ValueError(f"{path} {problem}; {ALLOWED}")
     try:
-        return _read(path, network)
+        return _read(path, needed)
     except inert_pickle.CallRefused as error:
         raise ValueError(
             f"{path} holds a call of {error}, whose loading would execute code: refused, nothing was executed; "
             f"if you trust it, {STATE_DICT}"
         ) from error
-    except OversizeError as error:
-        raise ValueError(f"{path} {error}: refused, nothing was unpacked") from error
+    except NotReadError as error:
+        raise ValueError(f"{path} {error}; {ALLOWED}") from error
     except Exception as error:  # Arbitrary bytes raise whatever they meet first.
         problem = "is damaged or truncated, or not a checkpoint: refused, nothing in it was executed"
         raise ValueError(f"{path} {'is empty: refused' if not start else problem}; {ALLOWED}") from error
@@ -123,8 +124,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return file.content
 
 
-class OversizeError(ValueError):
-    """A file unpacks to far more than it has room for on disk and than the network needs."""
+class NotReadError(ValueError):
+    """A file is known, and not read for the reason that the message gives."""
 
 
 def _ordinary_file(path: str | Path) -> Path:
@@ -150,31 +151,36 @@ def _ordinary_file(path: str | Path) -> Path:
     return path
 
 
-def _read(path: Path, network: nn.Module | None) -> WeightsFile:
+def _read(path: Path, needed: int) -> WeightsFile:
     with path.open("rb") as file:
         start = file.read(10)
     if start[8:] == b'{"':
         return WeightsFile(dict(load_file(path)), "safetensors")
     if start.startswith(b"PK\x03\x04"):
-        return _read_zip(path, network)
+        return _read_zip(path, needed)
     if tarfile.is_tarfile(path):
-        raise ValueError("a tar archive")  # torch.load would unpack it
+        # torch.load would unpack it.
+        raise NotReadError("is a tar archive: refused; unpack it, or save it anew if torch.save of 2016 wrote it")
     if start.startswith(b"\x80") and not start.startswith(_OLD_TORCH):
         with path.open("rb") as file:
             return WeightsFile(inert_pickle.load(file), "objects")
     return _torch_load(path)
 
 
-def _read_zip(path: Path, network: nn.Module | None) -> WeightsFile:
+def _read_zip(path: Path, needed: int) -> WeightsFile:
     with zipfile.ZipFile(path) as archive:
         unpacked, on_disk = sum(info.file_size for info in archive.infolist()), path.stat().st_size
-        needed = sum(_bytes(tensor) for tensor in network.state_dict().values()) if network else 0
         if unpacked > max(2 * on_disk, 8 * needed + 2**24):
-            needs = f", and the network has {needed:,}" if network else ""
-            raise OversizeError(f"has {on_disk:,} bytes and would unpack to {unpacked:,}{needs}")
+            needs = f", and the network has {needed:,}" if needed else ""
+            raise NotReadError(f"has {on_disk:,} bytes and would unpack to {unpacked:,}{needs}: refused, not unpacked")
         names = [info.filename for info in archive.infolist()]
         if all(name.endswith(".npy") for name in names):
             return WeightsFile(_read_arrays(path), "numpy")
+        if not any(name.endswith("/data.pkl") for name in names):
+            raise NotReadError(
+                "is a zip archive and not one of torch.save: refused. Of a torch.export program (.pt2) take the "
+                "weights with torch.save(torch.export.load('FILE').state_dict, 'weights.pth'); unpack any other"
+            )
         if not any(name.endswith("/constants.pkl") for name in names):
             return _torch_load(path)
         # Without its constants a TorchScript file is one of tensors and objects, whose code nothing looks at.
@@ -209,7 +215,12 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        try:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        except (TypeError, ValueError) as error:
+            raise NotReadError(
+                f"holds what is no array of numbers: refused, nothing was unpickled ({error})"
+            ) from error
 
 
 def _bytes(value: Any) -> int:

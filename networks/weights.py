@@ -117,7 +117,10 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
         numbers=sum(tensor.numel() for tensor in weights.values()),
         origin=_origin(file),
         kept=tuple(name for name in state if name not in weights and isinstance(state[name], Tensor)),
-        left_out=(*(f"{other.prefix}* (other weights that fit)" for other in others), *match.beside),
+        left_out=(
+            *(f"{other.prefix}* (other weights that fit)" for other in others),
+            *(name.removeprefix(f"{key}.") for name in match.beside),
+        ),
         cast=tuple(sorted(f"{format_name(given)} to {format_name(own)}" for given, own in casts)),
         note=note,
     )
@@ -215,6 +218,8 @@ def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str |
 
 def _what(file: WeightsFile) -> str:
     content = file.content
+    if file.kind == "TorchScript":
+        return "TorchScript without any, as torch.jit.freeze makes it: save the module before it is frozen"
     if isinstance(content, Mapping):
         return f"the keys {', '.join(map(str, list(content)[:5]))}"
     return f"a {type(content).__name__}"
