@@ -6,7 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from attacks.checks import one_of
 from attacks.context import Model
+from attacks.eps import NormName
 from attacks.gradient import loss_gradient, misclassified, predict
 from attacks.norms import NORMS
 from attacks.search import Found, Search, ranked_class
@@ -14,11 +16,12 @@ from attacks.search import Found, Search, ranked_class
 LARGEST_PULL = 0.1  # alpha_max: how far a step may lean towards the image
 OVERSHOOT = 1.05  # eta: how far beyond the linear boundary a step goes
 BACKWARD = 0.9  # beta: how much of its distance a fooling point keeps
+SLOWEST = 1e-12  # the slope, as a share of the image's largest, below which a pixel is left where it is
 
 
 @dataclass(frozen=True)
 class FAB(Search):
-    """Targeted FAB (Croce and Hein 2020b, algorithm 1), l-inf, the third member of AutoAttack.
+    """Targeted FAB (Croce and Hein 2020b, algorithm 1), the third member of AutoAttack.
 
     Looks for the smallest perturbation rather than for the highest loss inside the ball; the search for an image ends
     when one is not larger than eps. An image that is not fooled comes back as it is. Random starts are uniform in their
@@ -29,6 +32,7 @@ class FAB(Search):
         targets: Aim at each of so many wrong classes in turn, the likeliest first. Classes beyond those there are, are
             left out.
         restarts: Runs for each target; those after the first begin at a random point, at most eps / 2 away.
+        norm: The ball's norm.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -37,10 +41,10 @@ class FAB(Search):
     steps: int = 100
     targets: int = 9
     restarts: int = 1
-
-    norm = "Linf"
+    norm: NormName = "Linf"
 
     def __post_init__(self) -> None:
+        one_of("norm", self.norm, list(NORMS))
         for name in ("steps", "targets", "restarts"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -49,7 +53,8 @@ class FAB(Search):
     @property
     def name(self) -> str:
         """Short name for tables."""
-        return "FAB-T" + (f"x{self.restarts}" if self.restarts > 1 else "")
+        kind = "FAB-T" if self.norm == "Linf" else f"FAB-{self.norm}-T"
+        return kind + (f"x{self.restarts}" if self.restarts > 1 else "")
 
     @property
     def runs(self) -> int:
@@ -67,7 +72,7 @@ class FAB(Search):
         generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`attacks.search.Search.run`."""
-        norm, index = NORMS["Linf"], active
+        norm, index = NORMS[self.norm], active
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
         start = images if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
         images, labels, adv = images[active], labels[active], start[active]
@@ -80,7 +85,7 @@ class FAB(Search):
             known = step == 0 and run % self.restarts == 0
             across = misclassified(logits if known else predict(model, adv), labels)
             if bool(across.any()):
-                fooled = across & (norm.project(adv, images, eps) == adv).flatten(1).all(1)
+                fooled = across & (norm.length(adv - images) <= norm.safe_radius(images, eps))
                 found.adv[index[fooled]] = adv[fooled]
                 found.fooled[index[fooled]] = True
                 index, images, labels, aims, adv, across = (
@@ -93,8 +98,8 @@ class FAB(Search):
             if step == self.steps:
                 break
             _, lead, grad = loss_gradient(model, adv, partial(_lead, labels=labels, aims=aims))
-            from_adv, from_image = (_onto_boundary(x, adv, lead, grad) for x in (adv, images))
-            length, radius = (x.flatten(1).abs().amax(1).clamp_min(1e-8) for x in (from_adv, from_image))
+            from_adv, from_image = (_onto_boundary(x, adv, lead, grad, self.norm) for x in (adv, images))
+            length, radius = (norm.length(x).clamp_min(1e-8) for x in (from_adv, from_image))
             pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
             adv = (1 - pull) * (adv + OVERSHOOT * from_adv) + pull * (images + OVERSHOOT * from_image)
             # Answers that are not numbers must not end an image's search.
@@ -108,40 +113,46 @@ def _lead(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
     return aim - right
 
 
-def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor) -> Tensor:
-    """The smallest change, in l-inf and inside the box, that takes a point to where a linear lead is zero.
+def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: NormName) -> Tensor:
+    """The smallest change inside the box that takes a point to where a linear lead is zero (section 2.1).
 
-    The change moves every pixel by the same amount in the direction that closes the gap, and those that meet the box's
-    wall as far as they can. The amount is where a piecewise linear function of it, the gap that is closed, meets the
-    gap; its kinks are the pixels' distances to the wall, in order. Where even the walls do not close the gap,
-    all pixels go there.
+    The change moves every pixel in the direction that closes the gap: in l-inf by the same amount, in L2 in proportion
+    to its slope, and those that meet the box's wall as far as they can. The amount is where a piecewise linear function
+    of it, the gap that is closed, meets the gap; its kinks are where pixels meet the wall, in order. Where even the
+    walls do not close the gap, all pixels go there.
 
     Args:
         start: ``(N, ...)``, the points to move.
         at: ``(N, ...)``, where the lead was linearised.
         lead: ``(N,)``, its value there.
         grad: ``(N, ...)``, its gradient there.
+        norm: Of the change.
 
     Returns:
         The change, like ``start``.
     """
     slopes = grad.flatten(1)
+    steepest = slopes.abs().amax(1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
+    # Of a confident network all slopes may be tiny; what counts is their proportions.
+    slopes, lead = slopes / steepest, lead / steepest.squeeze(1)
     gap = -(lead + (slopes * (start - at).flatten(1)).sum(1))  # (N,): what the change must add to the lead
     direction = slopes.sign() * torch.where(gap >= 0, 1, -1)[:, None]
     points = start.flatten(1)
     room = torch.where(direction > 0, 1 - points, points)  # (N, D): to the wall
-    room, order = room.sort(dim=1)
-    weights = slopes.abs().gather(1, order)
-    stopped = (weights * room).cumsum(1)  # closed by the pixels that have met the wall
-    moving = weights.flip(1).cumsum(1).flip(1) - weights  # what those behind them close for each unit
-    closed = stopped + room * moving  # (N, D): the gap closed when the amount is this room
+    weights = slopes.abs()
+    speeds = weights if norm == "L2" else torch.ones_like(weights)  # (N, D): of a pixel, for each unit of the amount
+    room = torch.where(speeds > SLOWEST, room, 0)
+    kinks, order = (room / speeds.clamp_min(SLOWEST)).sort(dim=1)  # (N, D)
+    stopped = (weights * room).gather(1, order).cumsum(1)  # closed by the pixels that have met the wall
+    rates = (weights * speeds).gather(1, order)
+    moving = rates.flip(1).cumsum(1).flip(1) - rates  # what those behind them close for each unit
+    closed = stopped + kinks * moving  # (N, D): the gap closed when the amount is this kink
     kink = torch.searchsorted(closed, gap.abs()[:, None]).clamp_max(room.shape[1] - 1)  # (N, 1)
     before = (kink - 1).clamp_min(0)
     first = kink == 0
     base = torch.where(first, 0, closed.gather(1, before))
-    amount = torch.where(first, 0, room.gather(1, before))
-    rate = torch.where(first, weights.sum(1, keepdim=True), moving.gather(1, before))
+    amount = torch.where(first, 0, kinks.gather(1, before))
+    rate = torch.where(first, rates.sum(1, keepdim=True), moving.gather(1, before))
     amount = amount + (gap.abs()[:, None] - base) / rate.clamp_min(1e-12)
-    amount = amount.minimum(room[:, -1:])
-    unordered = torch.empty_like(room).scatter_(1, order, room)
-    return (direction * amount.minimum(unordered)).view_as(start)
+    amount = amount.minimum(kinks[:, -1:])
+    return (direction * (amount * speeds).minimum(room)).view_as(start)

@@ -30,8 +30,16 @@ class Norm(ABC):
     def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
         """Move ``adv`` into the ball of radius ``eps`` around ``images`` and into the box [0, 1].
 
-        No rounding of the images' dtype leads outside: the radius used is smaller by that rounding.
+        No rounding of the images' dtype leads outside: the radius used is :meth:`safe_radius`.
         """
+
+    @abstractmethod
+    def length(self, delta: Tensor) -> Tensor:
+        """Size of each image's change; ``(N,)``."""
+
+    @abstractmethod
+    def safe_radius(self, images: Tensor, eps: float) -> float:
+        """Return eps less than what rounding may add to a change of such images."""
 
 
 def _uniform(images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -49,8 +57,14 @@ class Linf(Norm):
         return grad.sign().mul_(step_size)
 
     def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
-        radius = max(eps - torch.finfo(images.dtype).eps, 0.0)
+        radius = self.safe_radius(images, eps)
         return torch.clamp(adv, images - radius, images + radius).clamp_(0, 1)
+
+    def length(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().amax(1)
+
+    def safe_radius(self, images: Tensor, eps: float) -> float:
+        return max(eps - torch.finfo(images.dtype).eps, 0.0)
 
 
 class L2(Norm):
@@ -66,16 +80,22 @@ class L2(Norm):
     def steepest_step(self, grad: Tensor, step_size: float) -> Tensor:
         # Dividing by the largest entry first keeps the squares of tiny gradients from vanishing.
         grad = grad / _per_image(grad.abs().flatten(1).amax(1), grad).clamp_min(torch.finfo(grad.dtype).tiny)
-        length = _per_image(torch.linalg.vector_norm(grad.flatten(1), dim=1), grad)
+        length = _per_image(self.length(grad), grad)
         return grad.mul_(step_size).div_(length.clamp_min(torch.finfo(grad.dtype).tiny))
 
     def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
-        rounding = torch.finfo(images.dtype).eps
-        radius = max(eps * (1 - 8 * rounding) - rounding * math.sqrt(images[0].numel()), 0.0)
         delta = adv - images
-        length = _per_image(torch.linalg.vector_norm(delta.flatten(1), dim=1), delta)
-        scale = (radius / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_(max=1)
+        length = _per_image(self.length(delta), delta)
+        scale = (self.safe_radius(images, eps) / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_(max=1)
         return delta.mul_(scale).add_(images).clamp_(0, 1)
+
+    def length(self, delta: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
+
+    def safe_radius(self, images: Tensor, eps: float) -> float:
+        rounding = torch.finfo(images.dtype).eps
+        return max(eps * (1 - 8 * rounding) - rounding * math.sqrt(images[0].numel()), 0.0)
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -1,34 +1,38 @@
 """Square: random search for squares that fool the model, with no gradient (Andriushchenko et al. 2020)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attacks.checks import one_of
 from attacks.context import Model
+from attacks.eps import NormName
 from attacks.gradient import misclassified, predict
 from attacks.losses import margin
 from attacks.norms import NORMS
 from attacks.search import Found, Search
+from attacks.windows import WINDOWS, Draws
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area halves (section 3)
 
 
 @dataclass(frozen=True)
 class Square(Search):
-    """Square (Andriushchenko et al. 2020, algorithms 1 and 2), l-inf, the last member of AutoAttack.
+    """Square (Andriushchenko et al. 2020, algorithms 1 to 3), the last member of AutoAttack.
 
-    Starts at vertical stripes of -eps and eps; each query moves one square of each channel to -eps or eps and keeps
-    what lowers the right class's lead. It does not ask for gradients, so gradients that say nothing don't stop it.
-    As in AutoAttack, the squares shrink after fixed numbers of queries, whatever ``queries`` is. The published code
+    In l-inf, starts at vertical stripes of -eps and eps; each query moves one square of each channel to -eps or eps and
+    keeps what lowers the right class's lead. In L2, starts at a grid of bumps, and each query moves length from one
+    square to another; see :class:`attacks.windows.L2Windows`. It uses no gradients, so gradient masking does not affect
+    it. As in AutoAttack, the squares shrink after fixed numbers of queries, whatever ``queries`` is. The published code
     never places a square in the last row and column and lets all images of a batch share one square; here each image
     has its own, and every place is possible.
 
     Attributes:
         queries: Forward passes, the start's included.
         area: Of the first squares, as a share of the image's (p).
-        restarts: Runs from new stripes.
+        restarts: Runs from new random points.
+        norm: The ball's norm.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -37,10 +41,10 @@ class Square(Search):
     queries: int = 5000
     area: float = 0.8
     restarts: int = 1
-
-    norm = "Linf"
+    norm: NormName = "Linf"
 
     def __post_init__(self) -> None:
+        one_of("norm", self.norm, list(NORMS))
         for name in ("queries", "restarts"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -51,7 +55,8 @@ class Square(Search):
     @property
     def name(self) -> str:
         """Short name for tables, such as ``Square-5000``."""
-        return f"Square-{self.queries}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+        kind = "Square" if self.norm == "Linf" else f"Square-{self.norm}"
+        return f"{kind}-{self.queries}" + (f"x{self.restarts}" if self.restarts > 1 else "")
 
     @property
     def runs(self) -> int:
@@ -66,8 +71,8 @@ class Square(Search):
             height: Of the image.
             width: Of the image.
         """
-        area = self.area / 2 ** sum(query > after for after in HALVINGS)
-        return min(max(round(math.sqrt(area * height * width)), 1), height, width)
+        share = self.area / 2 ** sum(query > after for after in HALVINGS)
+        return WINDOWS[self.norm].side(share, height, width)
 
     def run(
         self,
@@ -80,21 +85,14 @@ class Square(Search):
         generator: torch.Generator | None,
     ) -> Found:
         """See :meth:`attacks.search.Search.run`. Images are ``(N, C, H, W)``."""
-        norm, device = NORMS["Linf"], images.device
         if images.ndim != 4:
             raise ValueError(f"Square needs images of shape (N, C, H, W), got {tuple(images.shape)}")
-        batch, channels, height, width = images.shape
-
-        def signs(*shape: int) -> Tensor:
-            return torch.randint(2, shape, generator=generator, device=device).mul_(2).sub_(1).to(images.dtype)
-
+        windows, (height, width) = WINDOWS[self.norm], images.shape[2:]
+        draws = Draws(generator, len(images), active)
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
-        # Drawn for the whole batch and then selected, at every query.
-        stripes = signs(batch, channels, 1, width)[active]
-        index, images, labels = active, images[active], labels[active]
-        adv = norm.project(images + eps * stripes, images, eps)
+        images, labels = images[active], labels[active]
+        adv = trial = windows.start(images, eps, draws)
         lead = torch.full_like(labels, -torch.inf, dtype=images.dtype)
-        trial = adv
         for query in range(self.queries):
             logits = predict(model, trial)
             fooled = misclassified(logits, labels)
@@ -103,25 +101,13 @@ class Square(Search):
             lead = torch.where(better, loss, lead)
             adv = torch.where(better.view(-1, 1, 1, 1), trial, adv)
             if bool(fooled.any()):
-                found.adv[index[fooled]] = adv[fooled]
-                found.fooled[index[fooled]] = True
+                found.adv[draws.active[fooled]] = adv[fooled]
+                found.fooled[draws.active[fooled]] = True
                 left = ~fooled
-                index, images, labels, adv, lead = (x[left] for x in (index, images, labels, adv, lead))
-                if len(index) == 0:
+                draws.active, images, labels, adv, lead = (x[left] for x in (draws.active, images, labels, adv, lead))
+                if len(images) == 0:
                     return found
-            if query + 1 == self.queries:
-                break
-            side = self.side(query, height, width)
-            rows = _one_side(batch, height, side, generator, device)[index, None, :, None]
-            columns = _one_side(batch, width, side, generator, device)[index, None, None, :]
-            moved = norm.project(images + eps * signs(batch, channels, 1, 1)[index], images, eps)
-            trial = torch.where(rows & columns, moved, adv)
-        found.adv[index] = adv
+            if query + 1 < self.queries:
+                trial = windows.move(adv, images, eps, self.side(query, height, width), draws)
+        found.adv[draws.active] = adv
         return found
-
-
-def _one_side(n: int, size: int, side: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Which of ``size`` pixels a stretch of ``side`` covers, placed at random for each image; ``(n, size)``, bool."""
-    start = torch.randint(size - side + 1, (n, 1), generator=generator, device=device)
-    pixel = torch.arange(size, device=device)
-    return (pixel >= start) & (pixel < start + side)

@@ -35,7 +35,9 @@ ATTACKS: list[Any] = [
     APGD(steps=6, restarts=2),
     APGD(steps=6, norm="L2", targets=3),
     FAB(steps=4, targets=2, restarts=3),
+    FAB(steps=4, targets=2, restarts=3, norm="L2"),
     Square(queries=12, restarts=2),
+    Square(queries=12, restarts=2, norm="L2"),
 ]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attacks import APGD, FAB, PGD, Attack, Square
+from attacks.eps import NormName
 from attacks.search import Search, ranked_class
 from networks import MNISTCNN
 from tests.attacks.test_pgd import Stubborn
@@ -19,8 +20,13 @@ SEARCHES = [
     APGD(steps=12, norm="L2", loss="margin", restarts=2),
     APGD(steps=12, targets=2),
     FAB(steps=6, targets=2, restarts=2),
+    FAB(steps=6, targets=2, restarts=2, norm="L2"),
     Square(queries=20),
+    Square(queries=20, norm="L2"),
 ]
+
+
+EPS: dict[NormName, float] = {"Linf": 0.3, "L2": 6}
 
 
 def id_of(search: Search) -> str:
@@ -30,11 +36,12 @@ def id_of(search: Search) -> str:
 @pytest.mark.parametrize("search", SEARCHES, ids=id_of)
 @settings(max_examples=15, deadline=None)
 @given(
-    eps=st.one_of(st.floats(0, 1), st.sampled_from([1e-8, 8 / 255, 0.4])),
+    share=st.one_of(st.floats(0, 1), st.sampled_from([1e-8, 8 / 255, 0.4])),
     double=st.booleans(),
     stubborn=st.booleans(),
 )
-def test_result_is_inside_ball_and_box(search: Search, eps: float, double: bool, stubborn: bool) -> None:
+def test_result_is_inside_ball_and_box(search: Search, share: float, double: bool, stubborn: bool) -> None:
+    eps = share if search.norm == "Linf" else 20 * share
     images = torch.rand(5, 1, 28, 28, dtype=torch.double if double else torch.float)
     images[0] = images[0].round()
     model = Stubborn(4) if stubborn else small_network(5).to(images.dtype)
@@ -57,7 +64,7 @@ def test_nothing_is_left_in_the_model_whatever_surrounds_the_attack(search: Sear
         labels = network.eval()(images).argmax(1)
         network.train()
         network[4].eval()
-        adv = search(network, images, labels, eps=0.3)
+        adv = search(network, images, labels, eps=EPS[search.norm])
     assert (adv != images).flatten(1).any(1).all()
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -69,7 +76,7 @@ def test_what_is_wrong_as_it_is_comes_back_as_it_is(search: Search, images: Tens
     model = MNISTCNN()
     labels = model(images).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10
-    adv = search(model, images, labels, eps=0.2)
+    adv = search(model, images, labels, eps=EPS[search.norm])
     assert torch.equal(adv[:5], images[:5])
     assert not torch.equal(adv[5:], images[5:])
 
@@ -98,7 +105,8 @@ def test_one_generator_state_gives_one_result(search: Search, images: Tensor) ->
     model = MNISTCNN()
     labels = model(images).argmax(1)
     one, same, other = (
-        search(model, images, labels, 0.05, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        search(model, images, labels, EPS[search.norm] / 6, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other) or isinstance(search, FAB)  # whose first run draws nothing
@@ -132,7 +140,7 @@ def test_a_model_that_cuts_the_graph_can_be_attacked(search: Attack) -> None:
         return logits
 
     labels = model(images).argmax(1)
-    adv = search(model, images, labels, eps=0.3)
+    adv = search(model, images, labels, eps=EPS[search.norm])
     assert bool((model(adv).argmax(1) != labels).any()) or not isinstance(search, Square)
 
 
@@ -160,22 +168,24 @@ def test_more_targets_than_wrong_classes_are_no_error(search: Search) -> None:
     assert adv.shape == images.shape
 
 
-def on_a_line(margin: float) -> tuple[LinearModel, Tensor, Tensor]:
-    """A linear model whose right class leads by ``margin`` times what a change of 1 in every pixel would cost."""
+def on_a_line(norm: NormName, eps: float) -> tuple[LinearModel, Tensor, Tensor]:
+    """A linear model whose right class leads by what a change of size ``eps`` costs: eps times the dual norm."""
     weight = torch.randn(1, 6, 6).double()
     model = LinearModel(weight)
-    images = torch.full((1, 1, 6, 6), 0.5).double()
-    shift = (margin * weight.abs().sum() - (weight * 0.5).sum()) / (weight.sign() * 0.1).mul(weight).sum()
-    images = images + 0.1 * shift * weight.sign()
+    dual = weight.abs().sum() if norm == "Linf" else weight.norm()
+    level = (eps * dual - (weight * 0.5).sum()) / weight.abs().sum()
+    images = 0.5 + (level * weight.sign())[None]
     return model, images, torch.zeros(1, dtype=torch.long)
 
 
-@pytest.mark.parametrize("search", [APGD(steps=50), FAB(targets=1)], ids=id_of)
+@pytest.mark.parametrize(
+    "search", [APGD(steps=50), APGD(steps=50, norm="L2"), FAB(targets=1), FAB(targets=1, norm="L2")], ids=id_of
+)
 def test_the_smallest_fooling_eps_of_a_linear_model_is_found(search: Search) -> None:
-    """A lead of ``eps ||w||_1`` is lost at just that eps and at none below."""
-    model, images, labels = on_a_line(0.1)
-    assert images.min() > 0.2
-    assert images.max() < 0.8
+    """A lead of ``eps`` times the dual norm is lost at just that eps and at none below."""
+    model, images, labels = on_a_line(search.norm, 0.1)
+    assert images.min() > 0.15
+    assert images.max() < 0.85
     for eps, fooled in ((0.097, False), (0.108, True)):
         adv = search(model, images, labels, eps=eps)
         assert bool((model(adv).argmax(1) != labels).all()) == fooled
