@@ -2,6 +2,7 @@
 
 import logging
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,10 @@ def run_on_test_batches(
     results: list[Result] = []
     inner.body, inner.run_seed = lambda source: results.append(body(source)), seed
     try:
-        inner.test(model, datamodule=datamodule, verbose=False)
+        with warnings.catch_warnings():
+            # Which of the hooks are used is as in a test, where Lightning tells it to those who wrote them.
+            warnings.filterwarnings("ignore", message="You have overridden")
+            inner.test(model, datamodule=datamodule, verbose=False)
     finally:
         strategy.lock.release(force=True)
         for one in (model, datamodule):

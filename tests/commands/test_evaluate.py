@@ -14,7 +14,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import main
-from commands.any_network import any_network
 from networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
@@ -63,108 +62,6 @@ def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Pat
     main(arguments(weights, tmp_path, "--attacks=[{class_path: attacks.PGD, init_args: {steps: 1}}]"))
     report = json.loads((tmp_path / "quickstart/evaluate-0/report.json").read_text())
     assert {stage["attack"] for stage in report["stages"]} == {"PGD-1"}
-
-
-FACTORY = """
-from torch import nn
-
-def linear(classes=10):
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
-
-def said(classes: int = 10) -> nn.Module:
-    return linear(classes)
-
-def half(classes: int = 10) -> nn.Module:
-    return linear(classes).half()
-
-def text() -> str:
-    return "no network"
-
-made = linear()
-
-class Network(nn.Sequential):
-    def __init__(self, classes: int = 10):
-        super().__init__(nn.Flatten(), nn.Linear(784, classes))
-"""
-
-
-@pytest.fixture
-def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    (tmp_path / "foreign_networks.py").write_text(FACTORY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    weights = tmp_path / "linear.pth"
-    torch.manual_seed(25)  # answers six of the images rightly
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 12))
-    torch.save(network.state_dict(), weights)
-    return ["evaluate", f"--ckpt_path={weights}", f"--runs_dir={tmp_path}", "--data=DigitsDataModule",
-            "--num_images=20", "--preset=quick", "--trainer.accelerator=cpu"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["linear", "said", "Network"])
-@pytest.mark.parametrize("split", [True, False], ids=["two words", "one word"])
-def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: str, split: bool) -> None:
-    model = f"foreign_networks.{name}"
-    more = ["--model", model, "--eps", "[2/255, 0.02]"] if split else [f"--model={model}", "--eps=[2/255, 0.02]"]
-    main([*foreign, *more, "--model.network.classes=12"])
-    report = json.loads((tmp_path / "unnamed/evaluate-0/report.json").read_text())
-    assert report["search"]["eps"] == [2 / 255, 0.02]
-    assert "out_features=12" in report["search"]["network"]
-
-
-@pytest.mark.parametrize(
-    "more", [["--model=foreign_networks.half"], ["--model=foreign_networks.linear", "--trainer.precision=bf16-true"]]
-)
-def test_all_is_computed_in_single_precision(foreign: list[str], tmp_path: Path, more: list[str]) -> None:
-    for model in (["--model=foreign_networks.linear"], more):
-        main([*foreign, *model, "--model.network.classes=12", "--eps=[0.001, 0.1]"])
-    report, other = (without_timings(tmp_path / f"unnamed/evaluate-{run}/report.json") for run in (0, 1))
-    assert report == other
-    assert report["clean"]["count"] > 0
-
-
-def test_a_network_of_ones_own_takes_a_configs_place_wherever_it_stands(foreign: list[str], tmp_path: Path) -> None:
-    for config in (
-        ["--config", QUICKSTART, "--model=foreign_networks.said"],
-        ["--model=foreign_networks.said", f"--config={QUICKSTART}"],
-    ):
-        main([*foreign, *config, "--model.network.classes=12", "--eps=[0.1]"])
-    for report in (tmp_path / "quickstart").glob("evaluate-*/report.json"):
-        assert "out_features=12" in json.loads(report.read_text())["search"]["network"]
-
-
-def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
-    for model in (
-        "MNISTClassifier",
-        "lightning_modules.MNISTClassifier",
-        "{class_path: x.y}",
-        "model.yaml",
-        "a/b.json",
-    ):
-        arguments = ["evaluate", f"--model={model}", "--eps", "[0.1]"]
-        assert any_network(arguments) == arguments
-    assert any_network(["fit", "--model=torch.nn.Linear"]) == ["fit", "--model=torch.nn.Linear"]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
-        (["--model=no_such_module.Network", "--eps=[0.1]"], "No module named 'no_such_module'"),
-        (["--model=foreign_networks.linear"], "eps must be given: --eps '[8/255]'"),
-        (["--model=foreign_networks.linear", "--eps=0.1"], "eps"),
-        (["--model=foreign_networks.made", "--eps=[0.1]"], "must be a class or a function, got foreign_networks.made"),
-        (["--model=foreign_networks.said", "--eps=[0.1]"], "does not fit Sequential"),
-        (["--model=foreign_networks.text", "--eps=[0.1]"], "foreign_networks.text"),
-    ],
-)
-def test_a_network_that_cant_be_evaluated_is_one_line(
-    foreign: list[str], capsys: Any, more: list[str], message: str
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*foreign, *more])
-    assert stopped.value.code != 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""``cli.py evaluate`` on networks that are not Rampart's."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from cli import main
+from commands.any_network import any_network
+from tests.commands.test_evaluate import without_timings
+from tests.test_cli import QUICKSTART
+
+FACTORY = """
+import subprocess
+from os import system
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+from transformers_like import Output
+
+def linear(classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+
+def said(classes: int = 10) -> nn.Module:
+    return linear(classes)
+
+def half(classes: int = 10) -> nn.Module:
+    return linear(classes).half()
+
+def text() -> str:
+    raise AssertionError("called")
+
+def some_text():
+    return "no network"
+
+def trained():
+    torch.manual_seed(25)
+    return linear(12)
+
+class Holds(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.net, self.form = trained(), form
+
+    def forward(self, images):
+        logits = self.net(images)
+        return {"logits": Output(logits=logits), "pair": (logits, logits), "flat": logits.argmax(1),
+                "one": logits[:, :1], "half": logits[:5]}[self.form]
+
+def holds(form: str) -> nn.Module:
+    return Holds(form)
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = trained()
+
+    def forward(self, images):
+        return self.net(images.mul_(0.5)) if images.shape[0] else self.net(images)
+
+class Copying(InPlace):
+    def forward(self, images):
+        return self.net(images * 0.5)
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = linear(12)
+
+    def forward(self, images):
+        return self.model(images)
+
+made = linear()
+
+class Network(nn.Sequential):
+    def __init__(self, classes: int = 10):
+        super().__init__(nn.Flatten(), nn.Linear(784, classes))
+"""
+
+
+OUTPUT = """
+from dataclasses import dataclass
+from typing import Any
+
+@dataclass
+class Output:
+    logits: Any = None
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    (tmp_path / "foreign_networks.py").write_text(FACTORY)
+    (tmp_path / "transformers_like.py").write_text(OUTPUT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weights = tmp_path / "linear.pth"
+    torch.manual_seed(25)  # answers six of the images rightly
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 12))
+    torch.save(network.state_dict(), weights)
+    return ["evaluate", f"--ckpt_path={weights}", f"--runs_dir={tmp_path}", "--data=DigitsDataModule",
+            "--num_images=20", "--preset=quick", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["linear", "said", "Network"])
+@pytest.mark.parametrize("split", [True, False], ids=["two words", "one word"])
+def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: str, split: bool) -> None:
+    model = f"foreign_networks.{name}"
+    more = ["--model", model, "--eps", "[2/255, 0.02]"] if split else [f"--model={model}", "--eps=[2/255, 0.02]"]
+    main([*foreign, *more, "--model.network.classes=12"])
+    report = json.loads((tmp_path / "unnamed/evaluate-0/report.json").read_text())
+    assert report["search"]["eps"] == [2 / 255, 0.02]
+    assert "out_features=12" in report["search"]["network"]
+
+
+@pytest.mark.parametrize(
+    "more", [["--model=foreign_networks.half"], ["--model=foreign_networks.linear", "--trainer.precision=bf16-true"]]
+)
+def test_all_is_computed_in_single_precision(foreign: list[str], tmp_path: Path, more: list[str]) -> None:
+    for model in (["--model=foreign_networks.linear"], more):
+        main([*foreign, *model, "--model.network.classes=12", "--eps=[0.001, 0.1]"])
+    report, other = (without_timings(tmp_path / f"unnamed/evaluate-{run}/report.json") for run in (0, 1))
+    assert report == other
+    assert report["clean"]["count"] > 0
+
+
+def test_a_network_of_ones_own_takes_a_configs_place_wherever_it_stands(foreign: list[str], tmp_path: Path) -> None:
+    for config in (
+        ["--config", QUICKSTART, "--model=foreign_networks.said"],
+        ["--model=foreign_networks.said", f"--config={QUICKSTART}"],
+    ):
+        main([*foreign, *config, "--model.network.classes=12", "--eps=[0.1]"])
+    for report in (tmp_path / "quickstart").glob("evaluate-*/report.json"):
+        assert "out_features=12" in json.loads(report.read_text())["search"]["network"]
+
+
+def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
+    for model in (
+        "MNISTClassifier",
+        "lightning_modules.MNISTClassifier",
+        "{class_path: x.y}",
+        "model.yaml",
+        "a/b.json",
+    ):
+        arguments = ["evaluate", f"--model={model}", "--eps", "[0.1]"]
+        assert any_network(arguments) == arguments
+    assert any_network(["fit", "--model=torch.nn.Linear"]) == ["fit", "--model=torch.nn.Linear"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
+        (["--model=no_such_module.Network", "--eps=[0.1]"], "No module named 'no_such_module'"),
+        (["--model=foreign_networks.linear"], "eps must be given: --eps '[8/255]'"),
+        (["--model=foreign_networks.linear", "--eps=0.1"], "eps"),
+        (["--model=foreign_networks.made", "--eps=[0.1]"], "must be a class or a function, got foreign_networks.made"),
+        (["--model=foreign_networks.said", "--eps=[0.1]"], "does not fit Sequential"),
+        (["--model=foreign_networks.text", "--eps=[0.1]"], "foreign_networks.text, which returns <class 'str'>"),
+        (["--model=foreign_networks.some_text", "--eps=[0.1]"], "an nn.Module; it returned a str"),
+        (["--model=foreign_networks.Output", "--eps=[0.1]"], "got the class foreign_networks.Output"),
+        (["--model=foreign_networks.system", "--eps=[0.1]"], "foreign_networks.system of Python's own library"),
+        (["--model=networks.MNISTCNN", "--eps=[0.1]", "--ckpt_path=null"], "evaluate needs --ckpt_path"),
+        (
+            ["--model=foreign_networks.linear", "--eps=[0.1]", "--preset=quick", "--attacks=[attacks.PGD]"],
+            "preset and attacks exclude each other",
+        ),
+    ],
+)
+def test_a_network_that_cant_be_evaluated_is_one_line(
+    foreign: list[str], capsys: Any, more: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*foreign, *more])
+    assert stopped.value.code != 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_nothing_of_pythons_own_library_is_called(foreign: list[str], tmp_path: Path, capsys: Any) -> None:
+    for path in ("subprocess.getoutput", "foreign_networks.subprocess.getoutput", "os.system"):
+        with pytest.raises(SystemExit):
+            main([*foreign, f"--model={path}", f"--model.network.cmd=touch {tmp_path / 'called'}", "--eps=[0.1]"])
+        assert f"got {path} of Python's own library" in capsys.readouterr().err
+    assert not (tmp_path / "called").exists()
+
+
+def report_of_run(foreign: list[str], tmp_path: Path, name: str, *more: str) -> dict[str, Any]:
+    main([*foreign, f"--model={name}", "--eps=[0.02]", f"--name={name}", "--attacks=[attacks.PGD]", *more])
+    return json.loads((tmp_path / name / "evaluate-0" / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_function_that_returns_a_trained_network_needs_no_file(
+    foreign: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    foreign = [word for word in foreign if "preset" not in word]
+    weights = next(word for word in foreign if "ckpt_path" in word)
+    without = [word for word in foreign if word != weights]
+    brought = report_of_run(without, tmp_path, "foreign_networks.trained")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("No --ckpt_path"))
+    assert "Sequential with the weights that it was built with (9,420 numbers" in line
+    assert brought["search"]["weights"][:16] in line
+    loaded = report_of_run(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12")
+    assert brought["search"]["weights"] == loaded["search"]["weights"]
+    assert brought["stages"] == loaded["stages"]
+
+
+def test_a_network_that_works_on_its_input_in_place_is_evaluated_as_one_that_copies(
+    foreign: list[str], tmp_path: Path
+) -> None:
+    foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
+    reports = [report_of_run(foreign, tmp_path, f"foreign_networks.{name}") for name in ("InPlace", "Copying")]
+    assert reports[0]["stages"] == reports[1]["stages"]
+    assert reports[0]["clean"]["count"] > 0
+
+
+def test_logits_by_name_are_found_and_other_outputs_refused(foreign: list[str], tmp_path: Path, capsys: Any) -> None:
+    foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
+    held = report_of_run(foreign, tmp_path, "foreign_networks.holds", "--model.network.form=logits")
+    assert held["clean"]["count"] > 0
+    for form, got in (
+        ("pair", "got a tuple of 2"),
+        ("flat", "got shape (20,), int64"),
+        ("one", "at least two logits per image"),
+        ("half", "must return logits of shape (20, classes) for 20 images, got shape (5, 12)"),
+    ):
+        with pytest.raises(SystemExit):
+            report_of_run(foreign, tmp_path, "foreign_networks.holds", f"--model.network.form={form}")
+        assert got in capsys.readouterr().err
+
+
+def test_a_lightning_module_and_its_checkpoint_are_evaluated(foreign: list[str], tmp_path: Path) -> None:
+    foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
+    foreign_networks = importlib.import_module("foreign_networks")
+    module = foreign_networks.Module()
+    module.model.load_state_dict(foreign_networks.trained().state_dict())
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    expected = report_of_run(foreign, tmp_path, "foreign_networks.trained")["stages"]
+    file = f"--ckpt_path={tmp_path / 'own.ckpt'}"
+    own = report_of_run(foreign, tmp_path, "foreign_networks.Module", file)
+    assert own["stages"] == expected
+    plain = report_of_run(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12", file)
+    assert plain["stages"] == expected

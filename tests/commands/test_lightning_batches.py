@@ -1,0 +1,237 @@
+"""The batches of an evaluation, compared with those of Lightning's own test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from attacks import PGD
+from commands.any_network import AnyLightningModule
+from commands.lightning_batches import run_on_test_batches
+from evaluation import Source, WorstCaseSearch
+from lightning_modules import AdversarialClassifier
+
+IMAGES = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(10) % 3
+
+
+class Plain(LightningDataModule):
+    """Batches of three, and a note of every hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks: list[str] = []
+
+    def prepare_data(self) -> None:
+        self.hooks.append("prepare_data")
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        self.hooks.append("setup")
+
+    def teardown(self, stage: str) -> None:
+        assert self.trainer is not None
+        self.hooks.append("teardown")
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.dataset(), batch_size=3)
+
+    def dataset(self) -> Dataset[Any]:
+        return TensorDataset(IMAGES, LABELS)
+
+
+class Inverted(Plain):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return 1 - batch[0], batch[1]
+
+
+class Dimmed(Plain):
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] / 2, batch[1]
+
+
+class Transposed(Plain):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch[0].transpose(2, 3).to(device), batch[1].to(device)
+
+
+class ByTrainer(Plain):
+    """Asks its trainer for what only a running test knows."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        assert self.trainer is not None
+        assert self.trainer.testing
+        return batch[0] / (1 + self.trainer.world_size), batch[1]
+
+
+class Unsigned(Plain):
+    def dataset(self) -> Dataset[Any]:
+        return TensorDataset((IMAGES * 255).byte(), LABELS)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0].float() / 255, batch[1]
+
+
+class Dicts(Plain):
+    def dataset(self) -> Any:
+        return [{"image": image, "label": int(label)} for image, label in zip(IMAGES, LABELS, strict=True)]
+
+
+class Endless(Plain):
+    """A loader without a length."""
+
+    def test_dataloader(self) -> Any:
+        class Stream(IterableDataset[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                return iter(zip(IMAGES, LABELS, strict=True))
+
+        return DataLoader(Stream(), batch_size=3)
+
+
+class Shuffled(Plain):
+    """Random, but by torch's own random numbers."""
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.dataset(), batch_size=3, shuffle=True)
+
+
+class Dealt(Plain):
+    """One loader in a list."""
+
+    def test_dataloader(self) -> Any:
+        return [DataLoader(self.dataset(), batch_size=3)]
+
+
+class Classifier(AdversarialClassifier):
+    """Keeps what its test step is given; a hook of its own changes batches too."""
+
+    dims = 1.0
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), eps=0.1, attack=PGD(steps=1), test_attacks=())
+        self.seen: list[Tensor] = []
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch if isinstance(batch, dict) else (batch[0] * self.dims, batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        self.seen.append(batch["image"] if isinstance(batch, dict) else batch[0])
+        return super().test_step(batch, batch_idx, dataloader_idx)
+
+
+def outer(**settings: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, inference_mode=False,
+        enable_model_summary=False, **settings,
+    )  # fmt: skip
+
+
+def shown(data: LightningDataModule | None, lock: Path, model: Any = None, passes: int = 1, **settings: Any) -> Any:
+    """The images and labels of several passes."""
+    batches: list[list[tuple[Tensor, Tensor]]] = []
+
+    def look(source: Source) -> None:
+        for _ in range(passes):
+            batches.append([])
+            source(lambda images, labels: batches[-1].append((images, labels)))
+            torch.rand(3)  # what is computed between passes must not change them
+
+    run_on_test_batches(outer(**settings), model or Classifier(), data, look, lock / "lock", seed=7)
+    return [tuple(torch.cat(part) for part in zip(*each, strict=True)) for each in batches]
+
+
+@pytest.mark.parametrize("kind", [Plain, Inverted, Dimmed, Transposed, ByTrainer, Unsigned, Dicts, Endless, Dealt])
+def test_an_evaluation_sees_what_a_test_sees(tmp_path: Path, kind: type[Plain]) -> None:
+    model = Classifier()
+    outer().test(model, datamodule=kind(), verbose=False)
+    ((images, labels),) = shown(kind(), tmp_path)
+    assert torch.equal(images, torch.cat(model.seen))
+    assert torch.equal(labels, LABELS)
+
+
+def test_hooks_of_the_model_change_batches_where_the_data_module_has_none(tmp_path: Path) -> None:
+    model = Classifier()
+    model.dims = 0.5
+    ((images, _),) = shown(Plain(), tmp_path, model)
+    assert torch.equal(images, IMAGES / 2)
+
+
+def test_all_passes_are_of_one_set_up_and_alike_also_from_a_shuffling_loader(tmp_path: Path) -> None:
+    data = Shuffled()
+    first, second, third = shown(data, tmp_path, passes=3)
+    assert data.hooks == ["prepare_data", "setup", "teardown"]
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[0], third[0])
+    assert not torch.equal(first[1], LABELS)
+    assert torch.equal(first[0], shown(Shuffled(), tmp_path)[0][0])
+
+
+def test_the_number_of_test_batches_is_the_trainers(tmp_path: Path) -> None:
+    ((images, _),) = shown(Plain(), tmp_path, limit_test_batches=2)
+    assert torch.equal(images, IMAGES[:6])
+
+
+def test_a_visitor_that_has_seen_enough_ends_the_pass(tmp_path: Path) -> None:
+    seen = []
+
+    def visit(images: Tensor, labels: Tensor) -> None:
+        seen.append(len(labels))
+        if len(seen) == 2:
+            raise StopIteration
+
+    run_on_test_batches(outer(), Classifier(), Plain(), lambda source: source(visit), tmp_path / "lock", 0)
+    assert seen == [3, 3]
+
+
+def test_the_trainer_of_model_and_data_is_the_runs_again_and_random_numbers_go_on(tmp_path: Path) -> None:
+    trainer, model, data = outer(), Classifier(), Plain()
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    run_on_test_batches(trainer, model, data, lambda source: source(lambda *_: None), tmp_path / "lock", 0)
+    assert model.trainer is trainer
+    assert data.trainer is trainer
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Random(Plain):
+    """Another order each time, which no seed decides."""
+
+    def test_dataloader(self) -> Any:
+        generator = torch.Generator()
+        generator.seed()
+        return DataLoader(self.dataset(), batch_size=3, shuffle=True, generator=generator)
+
+
+class Once(Plain):
+    """Can be read once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = iter([(IMAGES[:3], LABELS[:3]), (IMAGES[3:6], LABELS[3:6])])
+
+    def test_dataloader(self) -> Any:
+        return self.left
+
+
+@pytest.mark.parametrize("kind", [Random, Once])
+def test_data_that_change_from_pass_to_pass_are_refused(tmp_path: Path, kind: type[Plain]) -> None:
+    model = Classifier()
+
+    def search(source: Source) -> None:
+        WorstCaseSearch(model.network.eval(), source, [PGD(steps=1)], [0.1], batch_size=4).run()
+
+    with pytest.raises(ValueError, match="the test data change from one pass to the next"):
+        run_on_test_batches(outer(), model, kind(), search, tmp_path / "lock", 0)
+
+
+def test_hooks_of_a_lightning_module_that_is_the_network_are_heard(tmp_path: Path) -> None:
+    network = Classifier()
+    network.dims = 0.25
+    ((images, _),) = shown(Plain(), tmp_path, AnyLightningModule(network, eps=0.1))
+    assert torch.equal(images, IMAGES / 4)
