@@ -6,6 +6,7 @@ from callbacks.prediction_writer import PredictionWriterCallback
 from callbacks.progress_bar import RampartProgressBar
 from callbacks.results_table import ResultsTableCallback
 from callbacks.robustness_curve import RobustnessCurveCallback
+from callbacks.run_checkpoint import RunCheckpoint
 
 __all__ = [
     "AdversarialImagesCallback",
@@ -15,4 +16,5 @@ __all__ = [
     "RampartProgressBar",
     "ResultsTableCallback",
     "RobustnessCurveCallback",
+    "RunCheckpoint",
 ]

@@ -4,7 +4,6 @@ import shlex
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -15,10 +14,13 @@ from callbacks import (
     PredictionWriterCallback,
     ResultsTableCallback,
     RobustnessCurveCallback,
+    RunCheckpoint,
 )
 from callbacks.outputs import run_folder
+from commands.checkpoint_path import check_ckpt_path, suggesting_whole_ones
 from commands.loaders import LoaderConnector
 from commands.messages import command_line
+from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_images, check_settings, complete_settings
@@ -63,7 +65,7 @@ class RampartCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has, and where a run's files go."""
         parser.add_lightning_class_args(EpsilonRampCallback, "ramp")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdversarialImagesCallback, "images")
         parser.add_lightning_class_args(RobustnessCurveCallback, "curve")
         parser.set_defaults(
@@ -80,15 +82,6 @@ class RampartCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of fit."
         )
-
-    def before_instantiate_classes(self) -> None:
-        """Save the last weights after every epoch where nothing else is asked for.
-
-        Lightning would wait for a validation, and lose a run that has none and is stopped.
-        """
-        checkpoint = self.config[self.subcommand].checkpoint
-        if checkpoint.monitor is None and checkpoint.save_on_train_epoch_end is None:
-            checkpoint.save_on_train_epoch_end = True
 
     def _parse_ckpt_path(self) -> None:
         """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""
@@ -114,17 +107,20 @@ class RampartCLI(LightningCLI):
             trainer.run_seed = int(given)
         elif self.subcommand != "fit":
             trainer.run_seed = 0
+        make_resumable(trainer)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with suggesting_whole_ones(self.config_init[subcommand].get("ckpt_path")):
+            super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Check a ``ckpt_path`` before Lightning reads it, and take plain weights where no training goes on."""
         arguments = super()._prepare_subcommand_kwargs(subcommand)
-        path = arguments.get("ckpt_path")
-        if path in ("best", "last"):
-            raise ValueError(f"ckpt_path must be a file, got {path!r}: every run has a folder of its own")
+        path = arguments["ckpt_path"] = check_ckpt_path(arguments.get("ckpt_path"), arguments.get("weights_only"))
         if path is None and subcommand not in ("fit", "evaluate", "export"):
             print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
-        if path in (None, "hpc") or subcommand in ("evaluate", "export"):
+        if path is None or subcommand in ("evaluate", "export"):
             return arguments
         if subcommand == "fit":
             if LIGHTNING_KEY not in read_checkpoint(path):

@@ -31,6 +31,8 @@ def keep_quiet() -> None:
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # Lightning suspects that its default was overlooked; here the default is `step`, so `epoch` was chosen.
     warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
+    # Lightning's ModelCheckpoint says so at every resume; RunCheckpoint carries over what counts.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
 

@@ -52,7 +52,7 @@ class TensorBatches:
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.drop_last, self.max_shift, self.seed = shuffle, drop_last, max_shift, seed
         self._rank, self._world_size = rank, world_size
-        self._epoch = self._done = 0
+        self._epoch = self._done = self._done_in = 0
         self._resume_at = (0, 0)
         self._check_size()
 
@@ -96,7 +96,7 @@ class TensorBatches:
         start, self._resume_at = done if epoch == self._epoch else 0, (0, 0)
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            self._done = batch + 1
+            self._done, self._done_in = batch + 1, self._epoch
             images = self.images[index]
             if self.max_shift:
                 images = _shifted(images, shifts[index], self.max_shift)
@@ -104,11 +104,18 @@ class TensorBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches have been handed out."""
-        return {"epoch": self._epoch, "done": self._done}
+        return {"epoch": self._epoch, "done": self._done if self._done_in == self._epoch else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that had been handed out, if the next pass is of that same epoch."""
-        self._resume_at = int(state["epoch"]), int(state["done"])
+        """Go on after the batches that had been handed out, if the next pass is of that same epoch.
+
+        Raises:
+            ValueError: If the state is not one that :meth:`state_dict` gives.
+        """
+        epoch, done = state.get("epoch"), state.get("done")
+        if type(epoch) is not int or type(done) is not int or min(epoch, done) < 0:
+            raise ValueError(f"the training batches' place must be an epoch and a number of batches, got {state}")
+        self._resume_at = epoch, done
 
     def _check_size(self) -> None:
         if len(self.images) < self.world_size * (self.batch_size if self.drop_last else 1):

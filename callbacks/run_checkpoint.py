@@ -1,0 +1,277 @@
+"""Checkpoints of a run: nothing that was trained is lost, and a resumed run keeps its best."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Save a run's checkpoints, with the options of Lightning's ModelCheckpoint.
+
+    It differs from that class in four ways:
+
+    - ``last`` is saved after every epoch, every validation and every ``every_n_train_steps`` or
+      ``train_time_interval``, and at the end of training, whether or not the monitored metric improved or exists.
+    - It saves where training can be resumed exactly: between two optimizer steps, and after the validation and the
+      epoch's end where these are due.
+    - A resumed run carries the best checkpoints of the run before it over: they are linked into its own folder.
+    - No path in a checkpoint is followed: a file is looked up by its name in the folder of the resumed one. Only files
+      that this process wrote are ever removed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._written: set[str] = set()
+        self._best_step: int | None = None  # optimizer steps of the best checkpoint
+        self._due = False  # an interval is over and not yet saved
+        self._measured = False  # the last validation's metrics are not yet used
+        self._from_validation = False  # the monitored metric is one of validation's
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the monitored metric of validation is never measured."""
+        super().on_train_start(trainer, pl_module)
+        if self._idle(trainer) or self.monitor is None or not self.monitor.startswith("val"):
+            return
+        if not sum(trainer.num_val_batches):
+            rank_zero_info(
+                f"No validation, so checkpoint.monitor {self.monitor} is not measured: the last epoch's weights count."
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if an interval is over, unless a validation or the epoch's end follows at once: then after those."""
+        loop = trainer.fit_loop.epoch_loop
+        # Between the batches of one optimizer step there are gradients, which no checkpoint holds.
+        if self._idle(trainer) or loop._should_accumulate():
+            return
+        self._due |= self._interval_is_over(trainer)
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        if self._due and not loop._num_ready_batches_reached() and not loop._should_check_val_fx(fetcher):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation within an epoch; the one at its end is followed by the epoch's own save."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._from_validation = self.monitor in trainer._logger_connector.metrics["callback"]
+        if self._idle(trainer):
+            return
+        self._measured = True
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after every epoch."""
+        if not self._idle(trainer):
+            self._save(trainer, epoch_end=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the trained end, whatever the intervals."""
+        if self._idle(trainer) or self._last_global_step_saved == trainer.global_step:
+            return
+        metrics = self._monitor_candidates(trainer)
+        if self.monitor is None:
+            self._save_topk_checkpoint(trainer, metrics)
+        self._save_last_checkpoint(trainer, metrics)
+
+    def save_now(self, trainer: Trainer) -> str:
+        """Save ``last`` because the run is about to be interrupted, and return its path."""
+        saved = self.last_model_path in self._written and self._last_global_step_saved == trainer.global_step
+        if not self._idle(trainer) and not saved:
+            save_last, self.save_last = self.save_last, True
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self.save_last = save_last
+        return self.last_model_path
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best_step": self._best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing: see :meth:`on_load_checkpoint`, which knows the resumed file."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Carry the best checkpoints of the resumed run over into this run's folder."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.ckpt_path is None:
+            return
+        resumed = Path(trainer.ckpt_path)
+        self.last_model_path = str(resumed)
+        if self.monitor is None:
+            self.best_model_path = str(resumed)
+            return
+        state = _state_of(checkpoint, self.monitor, self.mode)
+        kept = self._carry_over(resumed, checkpoint, state) if trainer.is_global_zero else {}
+        kept = trainer.strategy.broadcast(kept)
+        if not kept:
+            return
+        ranked = sorted(kept, key=lambda path: kept[path], reverse=self.mode == "max")
+        self.best_k_models = {path: torch.tensor(kept[path]) for path in ranked}
+        self.best_model_path, self.kth_best_model_path = ranked[0], ranked[-1]
+        self.best_model_score = self.best_k_models[ranked[0]]
+        self.kth_value = self.best_k_models[ranked[-1]]
+        self._best_step = state.get("best_step")
+
+    def _carry_over(self, resumed: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
+        """Link the resumed run's best files into this run's folder, and return their scores by path."""
+        scores = _scores(state)
+        names = sorted(scores, key=lambda name: scores[name], reverse=self.mode == "max")
+        kept: dict[str, float] = {}
+        for name in names[: max(self.save_top_k, 1)] if self.save_top_k else []:
+            file = _file_beside(resumed, name, state.get("dirpath"))
+            if file is None and name == names[0] and state.get("best_step") == checkpoint.get("global_step"):
+                file = resumed  # It was saved at the same optimizer step: its weights are the best ones.
+            if file is not None:
+                kept[self._link(file)] = scores[name]
+            elif name == names[0]:
+                rank_zero_info(
+                    f"The best checkpoint so far, {Path(name).name} ({self.monitor} {scores[name]:.4f}), is not beside "
+                    f"{resumed}: the best is chosen among those that are there and the epochs from here on."
+                )
+        return kept
+
+    def _link(self, file: Path) -> str:
+        """Give a file a second name in this run's folder, and return that; the first stays."""
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+        if folder.resolve() in file.resolve().parents:
+            return str(file.absolute())
+        link = folder / file.name
+        while link.exists():
+            link = link.with_name(f"{link.stem}-resumed{link.suffix}")
+        folder.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(file, link)
+        self._written.add(str(link))
+        return str(link)
+
+    def _save(self, trainer: Trainer, epoch_end: bool = False) -> None:
+        metrics = self._monitor_candidates(trainer)
+        if self._is_candidate(trainer, metrics, epoch_end):
+            self._save_topk_checkpoint(trainer, metrics)
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            self._due = True
+        else:
+            self._due = False
+            self._save_last_checkpoint(trainer, metrics)
+        self._measured = False
+
+    def _is_candidate(self, trainer: Trainer, metrics: Mapping[str, Tensor], epoch_end: bool) -> bool:
+        """Return whether these weights are to be saved under their own name, or compared with the best."""
+        by_epoch = self._every_n_epochs >= 1
+        epoch_due = by_epoch and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if self.monitor is not None and self.monitor not in metrics:
+            if self._measured:
+                raise ValueError(
+                    f"checkpoint.monitor must be a metric that the run logs, got {self.monitor!r}: "
+                    f"there are {', '.join(sorted(set(metrics) - {'epoch', 'step'}))}"
+                )
+            return False
+        if self.monitor is not None and self._from_validation:
+            return self._measured and (epoch_due or not by_epoch)
+        if by_epoch:
+            return epoch_due and (epoch_end or self._measured)
+        return self._due
+
+    def _interval_is_over(self, trainer: Trainer) -> bool:
+        step = trainer.global_step
+        if self._every_n_train_steps and step % self._every_n_train_steps == 0 and step != self._last_global_step_saved:
+            return True
+        if self._train_time_interval is None:
+            return False
+        now = time.monotonic()
+        since = math.inf if self._last_time_checked is None else now - self._last_time_checked
+        # Clocks differ between processes: rank 0 decides.
+        over = bool(trainer.strategy.broadcast(since >= self._train_time_interval.total_seconds()))
+        if over:
+            self._last_time_checked = now
+        return over
+
+    @staticmethod
+    def _idle(trainer: Trainer) -> bool:
+        fast_dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return fast_dev_run or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
+            self._last_checkpoint_saved = ""  # There is nothing of this step to link to.
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if filepath == self.best_model_path:
+            self._best_step = trainer.global_step
+        super()._save_checkpoint(trainer, filepath)
+        self._written.add(filepath)
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero and os.path.abspath(filepath) != os.path.abspath(linkpath):
+            temporary = Path(linkpath).with_name(f".{Path(linkpath).name}.link")
+            temporary.unlink(missing_ok=True)
+            _link_or_copy(Path(filepath), temporary)
+            temporary.replace(linkpath)
+        trainer.strategy.barrier()
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if filepath in self._written:
+            self._written.discard(filepath)
+            super()._remove_checkpoint(trainer, filepath)
+
+
+def _link_or_copy(file: Path, link: Path) -> None:
+    try:
+        os.link(file.resolve(), link)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, link)
+
+
+def _state_of(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[str, Any]:
+    """Pick the state of the checkpoint callback that had this monitor; other settings, as intervals, may differ."""
+    states = checkpoint.get("callbacks")
+    for key, state in states.items() if isinstance(states, Mapping) else ():
+        own = str(key).startswith((RunCheckpoint.__qualname__, ModelCheckpoint.__qualname__))
+        if own and isinstance(state, Mapping) and state.get("monitor") == monitor and repr(mode) in str(key):
+            return dict(state)
+    return {}
+
+
+def _scores(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite scores of the saved state by path, of which only the name counts."""
+    found = state.get("best_k_models")
+    pairs = list(found.items()) if isinstance(found, Mapping) else []
+    pairs.append((state.get("best_model_path"), state.get("best_model_score")))
+    scores: dict[str, float] = {}
+    for path, score in pairs:
+        if isinstance(path, str) and path and isinstance(score, (int, float, Tensor)):
+            number = float(score) if not isinstance(score, Tensor) or score.numel() == 1 else math.nan
+            if not math.isnan(number):
+                scores[path] = number
+    return scores
+
+
+def _file_beside(resumed: Path, path: str, saved_in: Any) -> Path | None:
+    """Find a file by its name in the folder of the resumed checkpoint; None if it is not there.
+
+    Args:
+        resumed: The checkpoint that is resumed.
+        path: As that checkpoint tells it: where the file once was.
+        saved_in: The folder of the checkpoints as that checkpoint tells it; a name may lead into folders below it.
+    """
+    name = Path(path).name
+    if isinstance(saved_in, str) and Path(path).is_relative_to(saved_in):
+        name = str(Path(path).relative_to(saved_in))
+    # A checkpoint that SLURM's signal made lies one folder above the others.
+    for folder in (resumed.parent, resumed.parent / "checkpoints", *resumed.parent.parents[:1]):
+        file = folder / name
+        if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+            return file
+    return None

@@ -1,0 +1,109 @@
+"""Writing checkpoints so that no kill leaves a broken one, and reading them without executing anything."""
+
+import io
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.cloud_io import _is_local_file_protocol
+
+from networks.weights import read_checkpoint
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Write each checkpoint beside its place and rename it, read tensors only, remove own files only."""
+
+    def __init__(self) -> None:
+        self._written: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Replace ``path`` by the new file, or leave it as it was.
+
+        Raises:
+            OSError: If there is no room or no right to write; the message names the file.
+        """
+        if storage_options is not None or not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
+            with temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"{path} could not be written ({error.strerror or error}; {content.tell():,} bytes): "
+                "what was there before is as it was; make room there, or choose another --runs_dir"
+            ) from error
+        self._written.add(path.absolute())
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = None,  # noqa: ARG002 - Lightning's signature; weights are moved where they are used
+        weights_only: bool | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Read a checkpoint; whatever ``weights_only`` says, nothing is unpickled."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file that this process has written; any other stays."""
+        if Path(path).absolute() in self._written:
+            self._written.discard(Path(path).absolute())
+            Path(path).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process of this machine had begun to write and never finished."""
+    for file in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        found = re.search(r"\.(\d+)\.tmp$", file.name)
+        if found and not _is_alive(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Return the checkpoint in a folder that has trained longest among those that can be read; None if none can."""
+    reached: list[tuple[int, float, Path]] = []
+    for file in folder.glob("*.ckpt"):
+        try:
+            checkpoint = read_checkpoint(file)
+            reached.append((int(checkpoint["global_step"]), file.stat().st_mtime, file))
+        except (KeyError, OSError, TypeError, ValueError):
+            continue
+    return max(reached)[2] if reached else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a loss of power, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems have no such thing
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,79 @@
+"""The place in its training at which a checkpoint was saved, in the one form that is resumed exactly."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Counts = dict[str, Any]
+
+
+def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Rewrite the saved state of Lightning's fit loop as one of two kinds: between two epochs, or between two batches.
+
+    Lightning writes other counts at each hook that may save, and takes a checkpoint of an epoch's last batch for one
+    within that epoch: the run that it resumes counts one epoch too few from there on, and its own checkpoints are
+    resumed at the wrong batch. Here only what counts is read: epochs and batches done, and optimizer steps.
+
+    Args:
+        saved: The loop's state in the checkpoint.
+        fresh: The loop's state before the first batch, whose form the result has.
+
+    Raises:
+        ValueError: If a count is missing or not a number from 0 on.
+    """
+    epochs = _count(saved, "epoch_progress", "current", "processed")
+    batches = _count(saved, "epoch_loop.batch_progress", "current", "processed")
+    ended = _count(saved, "epoch_loop.batch_progress", "current", "completed")
+    within = _count(saved, "epoch_progress", "current", "started") > epochs or ended < batches
+    if within and saved["epoch_loop.batch_progress"].get("is_last_batch") is True:
+        epochs, within = epochs + 1, False
+    if not within:
+        batches = 0
+    state = dict(fresh)
+    state["epoch_progress"] = _both(_all(epochs) | {"ready": epochs + bool(batches), "started": epochs + bool(batches)})
+    total = _count(saved, "epoch_loop.batch_progress", "total", "processed")
+    state["epoch_loop.batch_progress"] = {"total": _all(total), "current": _all(batches), "is_last_batch": False}
+    key = "epoch_loop.automatic_optimization.optim_progress"
+    steps = _count(saved, key, "optimizer", "step", "total", "completed")
+    zeroed = _count(saved, key, "optimizer", "zero_grad", "total", "completed")
+    state[key] = {
+        "optimizer": {"step": _total(steps), "zero_grad": _total(zeroed, started=True)},
+    }
+    for name in ("epoch_loop.manual_optimization.optim_step_progress", "epoch_loop.scheduler_progress"):
+        state[name] = _total(_count(saved, name, "total", "completed"))
+    logged = steps or _count(saved, "epoch_loop.state_dict", "_batches_that_stepped")
+    state["epoch_loop.state_dict"] = {"_batches_that_stepped": logged}
+    state["state_dict"] = {"combined_loader": _loader_states(saved, batches)} if batches else {}
+    return state
+
+
+def _loader_states(saved: Mapping[str, Any], batches: int) -> list[Any]:
+    """Return the data loaders' states; a batch that was fetched and not trained on is fetched again."""
+    states = saved["state_dict"].get("combined_loader", [])
+    if not isinstance(states, list):
+        raise ValueError(f"the data loaders' states must be a list, got {type(states).__name__}")
+    own = {"epoch", "done"}  # of TensorBatches
+    return [state | {"done": batches} if isinstance(state, dict) and state.keys() == own else state for state in states]
+
+
+def _count(saved: Mapping[str, Any], *keys: str) -> int:
+    value: Any = saved
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(f"{'.'.join(keys)} is missing")
+        value = value[key]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{'.'.join(keys)} must be a number from 0 on, got {value!r}")
+    return value
+
+
+def _all(number: int) -> Counts:
+    return dict.fromkeys(("ready", "started", "processed", "completed"), number)
+
+
+def _both(counts: Counts) -> Counts:
+    return {"total": counts, "current": dict(counts)}
+
+
+def _total(number: int, started: bool = False) -> Counts:
+    names = ("ready", "started", "completed") if started else ("ready", "completed")
+    return {"total": dict.fromkeys(names, number), "current": dict.fromkeys(names, 0)}

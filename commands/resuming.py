@@ -1,0 +1,202 @@
+"""Resuming a run from a checkpoint: its file is read, checked and taken up batch by batch."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.types import _Stateful
+from pytorch_lightning import Trainer
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
+from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from commands.checkpoint_io import WholeFileIO
+from commands.progress import resumed_progress
+
+CLASSES = "optimizer_classes"
+SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "min_momentum", "base_momentum"}
+
+
+def make_resumable(trainer: Trainer) -> None:
+    """Let a trainer write whole checkpoints, check those that it reads, and resume them exactly."""
+    trainer._checkpoint_connector = RunConnector(trainer)
+    loop = trainer.fit_loop
+    loop.epoch_loop = ResumableEpochLoop(trainer, loop.min_steps, loop.max_steps)
+    try:
+        writer = trainer.strategy.checkpoint_io
+    except NotImplementedError:  # strategies that write shards by themselves
+        return
+    if isinstance(writer, _WrappingCheckpointIO):
+        writer.checkpoint_io = WholeFileIO()
+    elif type(writer) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFileIO()
+
+
+class ResumableEpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over an epoch's batches, started at any of them."""
+
+    def reset(self) -> None:
+        """Take up the loaders' places, after which nothing is special about a resumed epoch."""
+        super().reset()
+        loop = self.trainer.fit_loop
+        done, fetcher = self.batch_progress.current.completed, loop._data_fetcher
+        if self.restarting and done and fetcher is not None and loop._combined_loader is not None:
+            if loop._combined_loader_states_to_load:  # The loaders were set up before the progress was restored.
+                loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+                loop._combined_loader_states_to_load = []
+                iter(fetcher)
+            if not all(isinstance(loader, _Stateful) for loader in loop._combined_loader.flattened):
+                for _ in range(done):
+                    next(fetcher)
+                fetcher.fetched -= done  # Lightning adds them itself.
+        # The checkpoint's last batch was finished, its validation too: see `resumed_progress`.
+        loop._restarting = self._restarting = self.val_loop._restarting = False
+
+
+class RunConnector(_CheckpointConnector):
+    """Lightning's way from a checkpoint into a trainer, with every part checked before it is taken over."""
+
+    @property
+    def _hpc_resume_path(self) -> str | None:
+        """Nothing is picked up that the command line does not name."""
+        return None
+
+    def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
+        """Add the names of the optimizers' and schedulers' classes, for the message when they differ."""
+        checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
+        if not weights_only:
+            checkpoint[CLASSES] = {
+                "optimizer": [type(optimizer).__name__ for optimizer in self.trainer.optimizers],
+                "lr_scheduler": [type(config.scheduler).__name__ for config in self.trainer.lr_scheduler_configs],
+            }
+        return checkpoint
+
+    def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:  # noqa: ARG002
+        """Read the file, tensors and plain values only."""
+        self._ckpt_path = checkpoint_path  # for the message
+        with self._part("layout"):
+            super().resume_start(checkpoint_path, weights_only=True)
+
+    def restore_model(self) -> None:
+        with self._part("weights"):
+            super().restore_model()
+
+    def restore_datamodule(self) -> None:
+        with self._part("data module's state"):
+            super().restore_datamodule()
+
+    def restore_precision_plugin_state(self) -> None:
+        with self._part("precision's state"):
+            super().restore_precision_plugin_state()
+
+    def restore_callbacks(self) -> None:
+        """Hand each callback its state; no path in it is handed on."""
+        if not self._loaded_checkpoint:
+            return
+        with self._part("callbacks' state"):
+            call._call_callbacks_on_load_checkpoint(self.trainer, self._loaded_checkpoint)
+            _drop_paths(self._loaded_checkpoint.get("callbacks", {}))
+            call._call_callbacks_load_state_dict(self.trainer, self._loaded_checkpoint)
+
+    def restore_loops(self) -> None:
+        """Take up the progress of training; every other command begins at its first batch."""
+        trainer = self.trainer
+        if not self._loaded_checkpoint or trainer.state.fn != TrainerFn.FITTING:
+            return
+        with self._part("progress"):
+            saved = self._loaded_checkpoint["loops"]["fit_loop"]
+            trainer.fit_loop.load_state_dict(resumed_progress(saved, trainer.fit_loop.state_dict()))
+        limit = trainer.max_epochs
+        if limit is not None and limit != -1 and trainer.current_epoch > limit:
+            raise ValueError(
+                f"trainer.max_epochs must be at least {trainer.current_epoch}, the epochs that {self._ckpt_path} has "
+                f"been trained, got {limit}"
+            )
+
+    def restore_optimizers_and_schedulers(self) -> None:
+        """Restore them if they are of the kind that the checkpoint was trained with."""
+        checkpoint = self._loaded_checkpoint
+        if not checkpoint:
+            return
+        with self._part("optimizer's state"):
+            kinds = (("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers"))
+            for kind, key in kinds:
+                if key not in checkpoint:
+                    raise ValueError(f"it has none of the {kind}: it holds weights alone (save_weights_only)")
+                self._check_classes(kind, len(checkpoint[key]), checkpoint.get(CLASSES, {}).get(kind))
+            for kind, key in kinds:
+                for state, own in zip(checkpoint[key], self._own(kind), strict=True):
+                    _check_settings(kind, state, own)
+            for state, optimizer in zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True):
+                _check_optimizer(state, optimizer)
+            super().restore_optimizers_and_schedulers()
+
+    def _own(self, kind: str) -> list[Any]:
+        if kind == "optimizer":
+            return list(self.trainer.optimizers)
+        return [config.scheduler for config in self.trainer.lr_scheduler_configs]
+
+    def _check_classes(self, kind: str, number: int, saved: list[str] | None) -> None:
+        names = [type(own).__name__ for own in self._own(kind)]
+        there = f"{number} of unknown classes" if saved is None else ", ".join(map(str, saved)) or "none"
+        if number != len(names) or (saved is not None and list(saved) != names):
+            raise ValueError(f"it was trained with model.{kind} {there}, this run has {', '.join(names) or 'none'}")
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Turn whatever a part of a checkpoint sets off into one line with the remedy."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if name == "weights" and isinstance(error, ValueError):
+                raise  # It says all.
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            path, fitting = self._ckpt_path, self.trainer.state.fn == TrainerFn.FITTING
+            remedy = f"; --ramp.init_from {path} takes the weights alone" if fitting else ""
+            raise ValueError(f"{path} can't be taken up, its {name} does not fit this run: {reason}{remedy}") from error
+
+
+def _drop_paths(states: dict[str, Any]) -> None:
+    """Blank what a checkpoint says of files: Lightning's ModelCheckpoint would remove or load them."""
+    for state in states.values():
+        if isinstance(state, dict):
+            for key in ("best_model_path", "last_model_path", "kth_best_model_path", "dirpath", "ckpt_path"):
+                if key in state:
+                    state[key] = ""
+            if "best_k_models" in state:
+                state["best_k_models"] = {}
+
+
+def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:
+    """Refuse the state of another class, of which only the settings' names are known."""
+    here, there = _settings(own.state_dict()), _settings(state)
+    # A version of torch may add or leave out a setting; another class does both.
+    if here - there and there - here:
+        raise ValueError(
+            f"it was trained with another model.{kind} than this run's {type(own).__name__}: that has "
+            f"{', '.join(sorted(there - here))}, this has {', '.join(sorted(here - there))}"
+        )
+
+
+def _settings(state: Mapping[str, Any]) -> set[str]:
+    groups = state.get("param_groups")
+    return (set(state) if groups is None else {key for group in groups for key in group}) - SET_BY_SCHEDULERS
+
+
+def _check_optimizer(state: Mapping[str, Any], optimizer: Any) -> None:
+    """Refuse an optimizer's state that is not of these parameters."""
+    ours, theirs = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+    if ours != theirs:
+        raise ValueError(f"its optimizer holds groups of {theirs} parameters, this run's of {ours}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state["state"].items():
+        shape = parameters[index].shape
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.dim() == len(shape) and value.shape != shape and value.numel() != 1:
+                raise ValueError(f"{name} of parameter {index} is {tuple(value.shape)}, the parameter {tuple(shape)}")

@@ -1,0 +1,142 @@
+"""Runs that are killed at random moments and resumed end as the unbroken run does, bit by bit."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from cli import main
+from networks.weights import read_checkpoint
+
+KILLS = int(os.environ.get("RAMPART_KILLS", "3"))
+SEED = int(os.environ.get("RAMPART_CHAOS_SEED", "0"))
+
+
+class Tiny(nn.Module):
+    """A classifier whose checkpoints are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(49, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(nn.functional.avg_pool2d(images, 4).flatten(1))
+        return logits
+
+
+class Killed(BaseException):
+    """Not caught by anything: no more is saved than by SIGKILL."""
+
+
+class Killer(Callback):
+    """End the process' work at the n-th of the moments at which it may be killed."""
+
+    after: int | None = None
+
+    def __init__(self) -> None:
+        self.moments = 0
+
+    def _moment(self, *_: Any, **__: Any) -> None:
+        self.moments += 1
+        if self.moments == Killer.after:
+            raise Killed
+
+    on_train_epoch_start = on_train_batch_start = on_before_optimizer_step = _moment
+    on_train_batch_end = on_validation_start = on_validation_end = on_train_epoch_end = _moment
+
+
+COMMON = [
+    "fit", "--seed_everything=0", "--name=run", "--test_after_fit=false", "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false", "--trainer.logger=false", "--trainer.limit_train_batches=6",
+    "--trainer.max_epochs=8", "--trainer.callbacks=tests.commands.test_chaos.Killer", "--curve.num_images=0",
+    "--images.num_images=0", "--data=DigitsDataModule", "--data.batch_size=8", "--data.val_size=16",
+    "--data.max_shift=1", "--model=AdversarialClassifier", "--model.network=tests.commands.test_chaos.Tiny",
+    "--model.eps=0.4", "--model.attack=attacks.PGD", "--model.attack.steps=1", "--model.val_attack=attacks.PGD",
+    "--model.val_attack.steps=1", "--ramp.phases=[{epochs: 8, start_eps: 0, end_eps: 0.4}]",
+]  # fmt: skip
+ONE_CYCLE = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1"]
+VARIANTS = {
+    "by epochs": [],
+    "every step": ["--checkpoint.every_n_train_steps=1", *ONE_CYCLE, "--model.lr_scheduler.total_steps=48"],
+    "every second": ["--checkpoint.every_n_train_steps=2", "--trainer.val_check_interval=2"],
+    "no monitor": ["--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=null"],
+    "every third": ["--checkpoint.every_n_train_steps=3", *ONE_CYCLE, "--model.lr_scheduler.total_steps=48"],
+    "accumulating": [
+        "--checkpoint.every_n_train_steps=3", "--trainer.accumulate_grad_batches=2", "--model.optimizer=SGD",
+        "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9", *ONE_CYCLE, "--model.lr_scheduler.total_steps=24",
+    ],
+    "by steps": [
+        "--trainer.max_epochs=-1", "--trainer.max_steps=45", "--checkpoint.every_n_train_steps=4",
+        "--ramp.phases=[{train_steps: 45, start_eps: 0, end_eps: 0.4}]",
+    ],
+}  # fmt: skip
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that a user would resume from: the last start's, if it has saved one."""
+    runs = sorted((folder / "run").glob("fit-*"), key=lambda run: int(run.name.split("-")[1]), reverse=True)
+    return next((run / "checkpoints/last.ckpt" for run in runs if (run / "checkpoints/last.ckpt").exists()), None)
+
+
+def run(folder: Path, arguments: list[str], kill_after: int | None = None) -> bool:
+    """Start, or resume, a run; return whether it ended."""
+    Killer.after = kill_after
+    last = newest(folder)
+    resume = [] if last is None else [f"--ckpt_path={last}"]
+    try:
+        main([*COMMON, f"--runs_dir={folder}", *arguments, *resume])
+    except Killed:
+        return False
+    return True
+
+
+def end_of(folder: Path) -> dict[str, Any]:
+    last = newest(folder)
+    assert last is not None
+    return read_checkpoint(last)
+
+
+def best_of(checkpoint: dict[str, Any]) -> Any:
+    """The best score so far and the name of its file; the name of the last file where nothing is monitored."""
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("RunCheckpoint"))
+    return state["best_model_score"], Path(state["best_model_path"]).name
+
+
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path, variant: str) -> None:
+    whole, broken, chance = tmp_path / "whole", tmp_path / "broken", random.Random(f"{variant} {SEED}")  # noqa: S311
+    assert run(whole, VARIANTS[variant])
+    kills = 0
+    while kills < KILLS and not run(broken, VARIANTS[variant], kill_after=chance.randint(1, 60)):
+        kills += 1
+        for file in broken.rglob("*.ckpt"):
+            read_checkpoint(file)
+    if kills == KILLS:
+        assert run(broken, VARIANTS[variant])
+    one, other = end_of(whole), end_of(broken)
+    for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(one[key], other[key], key)
+    counts = [checkpoint["loops"]["fit_loop"]["epoch_progress"] for checkpoint in (one, other)]
+    assert counts[0] == counts[1]
+    assert best_of(one) == best_of(other)
