@@ -1,7 +1,7 @@
 """Adversarial training, validation and test, for any network, attack, objective and optimizer."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pytorch_lightning import Trainer
@@ -9,7 +9,6 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
@@ -18,11 +17,11 @@ from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run
 from lightning_modules.judged_classifier import JudgedClassifier
 from lightning_modules.loaders import check_one_loader
 from lightning_modules.loss_watch import LossWatch
+from lightning_modules.schedules import Interval, SchedulerFactories, Schedules, check_monitors, check_schedules
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
-SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class AdversarialClassifier(JudgedClassifier):
@@ -42,8 +41,14 @@ class AdversarialClassifier(JudgedClassifier):
             uses the last.
         objective: What training minimises; the adversarial loss if None.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning rate's schedule from the optimizer, if any.
+        lr_scheduler: Makes the learning rate's schedule from the optimizer, if any; or several do, which rule it
+            together, or one after the other if there are milestones. Of torch's schedules that have a length
+            (``total_steps``, ``T_max``, ``total_iters``), -1 is that of the run.
         lr_interval: Whether the schedule advances after each optimizer step or each epoch.
+        lr_milestones: Where one of several schedules ends and the next begins: whole numbers of steps or epochs, as the
+            interval says, or shares of the run below 1. A warm-up of a twentieth: ``(0.05,)``.
+        lr_monitor: Metric that a ReduceLROnPlateau watches, such as ``val/robust_acc``; it acts after the epochs that
+            are validated.
 
     Attributes:
         eps: Radius of the next training batch; an epsilon ramp sets it.
@@ -64,8 +69,10 @@ class AdversarialClassifier(JudgedClassifier):
         test_attacks: tuple[NamedAttack, ...] | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerFactory = Adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: Literal["step", "epoch"] = "step",
+        lr_scheduler: SchedulerFactories = None,
+        lr_interval: Interval = "step",
+        lr_milestones: tuple[int | float, ...] | None = None,
+        lr_monitor: str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -82,7 +89,8 @@ class AdversarialClassifier(JudgedClassifier):
         if len(set(names)) < len(names):
             raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
         self.objective = objective or AdversarialTraining()
-        self._optimizer, self._lr_scheduler, self._lr_interval = optimizer, lr_scheduler, lr_interval
+        self._optimizer = optimizer
+        self._schedules = Schedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
         self.train_adv_acc = _accuracy()
         self.val_clean_acc = _accuracy()
         self.val_robust_acc = _accuracy()
@@ -153,11 +161,12 @@ class AdversarialClassifier(JudgedClassifier):
         return output.loss
 
     def on_train_start(self) -> None:
-        """Refuse several loaders, and forget the losses of an earlier training.
+        """Refuse several loaders and schedules that don't fit the run, and forget the losses of an earlier training.
 
         Raises:
-            ValueError: If there are several loaders.
+            ValueError: If there are several loaders, or a schedule of the learning rate does not fit the run.
         """
+        check_schedules(self.trainer)
         check_one_loader(self.trainer.train_dataloader, "train", unpacked=False)
         check_one_loader(self.trainer.val_dataloaders, "val")
         self._losses = LossWatch()
@@ -171,12 +180,14 @@ class AdversarialClassifier(JudgedClassifier):
         self._losses.check_losses(self.trainer, self.network)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and, if there is one, the learning rate's schedule."""
+        """Build the optimizer and, if there are any, the learning rate's schedules."""
         optimizer = self._optimizer(self.network.parameters())
-        if self._lr_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": self._lr_interval}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}  # type: ignore[return-value]
+        return [optimizer], self._schedules.configure(optimizer, self.trainer)  # type: ignore[return-value]
+
+    def on_validation_end(self) -> None:
+        """Check that what the learning rate's schedules watch is measured, already in the sanity check."""
+        if self.trainer.state.fn == "fit":
+            check_monitors(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture in one line that names the tensors.

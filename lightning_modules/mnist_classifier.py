@@ -1,16 +1,11 @@
 """The classifier of the paper's MNIST experiments."""
 
-from typing import Literal
-
 from torch import nn
 from torch.optim import Adam
 
 from attacks import PGD, Attack, Eps, NamedAttack
-from lightning_modules.adversarial_classifier import (
-    AdversarialClassifier,
-    OptimizerFactory,
-    SchedulerFactory,
-)
+from lightning_modules.adversarial_classifier import AdversarialClassifier, OptimizerFactory
+from lightning_modules.schedules import Interval, SchedulerFactories
 from networks import MNISTCNN
 from objectives import Objective
 
@@ -26,8 +21,10 @@ class MNISTClassifier(AdversarialClassifier):
         test_attacks: PGD with 200 steps of 0.005 at eps 0.3 and at 0.4 if None, the paper's evaluation.
         objective: What training minimises; the adversarial loss if None.
         optimizer: Adam with its default rate of 1e-3 in the paper.
-        lr_scheduler: None in the paper.
+        lr_scheduler: None in the paper; see :class:`AdversarialClassifier`, also for the next three.
         lr_interval: Whether the schedule advances after each optimizer step or each epoch.
+        lr_milestones: Where one of several schedules ends and the next begins.
+        lr_monitor: Metric that a ReduceLROnPlateau watches.
     """
 
     def __init__(
@@ -39,8 +36,10 @@ class MNISTClassifier(AdversarialClassifier):
         test_attacks: tuple[NamedAttack, ...] | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerFactory = Adam,
-        lr_scheduler: SchedulerFactory | None = None,
-        lr_interval: Literal["step", "epoch"] = "step",
+        lr_scheduler: SchedulerFactories = None,
+        lr_interval: Interval = "step",
+        lr_milestones: tuple[int | float, ...] | None = None,
+        lr_monitor: str | None = None,
     ) -> None:
         if test_attacks is None:
             pgd_200 = PGD(steps=200, step_size=0.005)
@@ -55,4 +54,6 @@ class MNISTClassifier(AdversarialClassifier):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             lr_interval=lr_interval,
+            lr_milestones=lr_milestones,
+            lr_monitor=lr_monitor,
         )
