@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,20 +14,34 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from networks.interval_rules import REASONS, RULES, RULES_IN_PLACE, VIEWS, Ends, NoBoundError, NoBoundOfAttributeError
+
 LIKELY_SIDES = (28, 32, 64, 96, 224)  # Of images, for a network that does not say which it takes.
+PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 
 
-class NoBoundError(TypeError):
-    """Raised for an operation that has no interval bound."""
+def _operator(function: Callable[..., Any], in_place: bool = False) -> Any:
+    """Make an operator's method, such as ``__add__``."""
+
+    def method(self: Interval, *others: Any) -> Any:
+        return _bound(function, (self, *others), {}, in_place)
+
+    return method
+
+
+def _no_operator(name: str) -> Any:
+    def method(*_: Any) -> Any:
+        raise NoBoundError(f"no interval bound for {name}")
+
+    return method
 
 
 class Interval:
     """A box of tensors that goes through a network in the place of one (Gowal et al. 2018, section 3).
 
     ``network(Interval(lower, upper))`` bounds every logit: each operation returns an interval that holds what the
-    operation returns for any tensor in the box. Affine operations move the middle and stretch the radius by the
-    weights' absolute values; ReLU and pooling, which never fall, act on both ends. An operation without a rule raises
-    TypeError or AttributeError, so no bound is ever that of something else. Bounds hold up to their dtype's rounding.
+    operation returns for any tensor in the box, by the rules of :mod:`networks.interval_rules`. An operation without a
+    rule is refused by name, so no bound is ever that of something else. Bounds hold up to their dtype's rounding.
 
     Args:
         lower: ``(N, ...)``, float, the smallest values.
@@ -34,8 +49,10 @@ class Interval:
     """
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        self.lower, self.upper = lower, upper
-        self._last_affine: tuple[Interval, Tensor, Tensor | None] | None = None
+        self._ends = Ends(lower, upper)
+        # Shared with all views of the same tensors: the number of changes in place; and as this one last knew it.
+        self._changes, self._known_changes = [0], 0
+        self._last_affine: tuple[Ends, Tensor, Tensor | None] | None = None
 
     @classmethod
     def __torch_function__(
@@ -44,73 +61,61 @@ class Interval:
         _types: tuple[type, ...],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Interval:
-        """Answer a torch function that is called with an interval."""
-        rule = _RULES.get(func)
-        if rule is None or not args or not isinstance(args[0], Interval):
-            raise NoBoundError(
-                f"no interval bound for {getattr(func, '__name__', func)} of these arguments; "
-                f"known, of an interval: {', '.join(sorted({known.__name__ for known in _RULES}))}"
-            )
-        return rule(*args, **(kwargs or {}))
+    ) -> Any:
+        """Bound a torch function that is called with an interval."""
+        kwargs = dict(kwargs or {})
+        return _bound(func, args, kwargs, bool(kwargs.pop("inplace", False)))
 
-    @property
-    def middle(self) -> Tensor:
-        """Centre of the box."""
-        return (self.lower + self.upper) / 2
+    def __getattr__(self, name: str) -> Any:
+        """Return a tensor's attribute, or its method with a rule; refuse others by name."""
+        if name in PLAIN_ATTRIBUTES:
+            return getattr(self.lower, name)
+        method = getattr(Tensor, name, None)
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if not callable(method):
+            raise NoBoundOfAttributeError(f"no interval bound for the attribute {name}")
+        return partial(_call_method, method, self)
 
-    @property
-    def radius(self) -> Tensor:
-        """Half its width, nowhere negative."""
-        return (self.upper - self.lower) / 2
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of both ends."""
-        return self.lower.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of both ends."""
-        return self.lower.dtype
-
-    def dim(self) -> int:
-        """Number of dimensions."""
-        return self.lower.dim()
+    __add__ = __radd__ = _operator(torch.add)
+    __sub__, __rsub__ = _operator(torch.sub), _operator(torch.rsub)
+    __mul__ = __rmul__ = _operator(torch.mul)
+    __truediv__, __matmul__, __pow__ = _operator(torch.div), _operator(torch.matmul), _operator(torch.pow)
+    __neg__, __abs__, __getitem__ = _operator(torch.neg), _operator(torch.abs), _operator(Tensor.__getitem__)
+    __iadd__, __isub__ = _operator(torch.add, in_place=True), _operator(torch.sub, in_place=True)
+    __imul__, __itruediv__ = _operator(torch.mul, in_place=True), _operator(torch.div, in_place=True)
+    __lt__, __le__, __gt__, __ge__ = (_no_operator(f"the comparison {sign}") for sign in ("<", "<=", ">", ">="))
+    __eq__, __ne__, __bool__ = (
+        _no_operator("the comparison =="),
+        _no_operator("the comparison !="),
+        _no_operator("bool"),
+    )
+    __setitem__, __rtruediv__ = _no_operator("item assignment"), _no_operator("division by an interval")
+    __float__, __int__ = _no_operator("float"), _no_operator("int")
+    __hash__ = object.__hash__
 
     def __len__(self) -> int:
         return len(self.lower)
 
-    def __add__(self, other: Tensor | float | Interval) -> Interval:
-        if isinstance(other, Interval):
-            return Interval(self.lower + other.lower, self.upper + other.upper)
-        return Interval(self.lower + other, self.upper + other)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.unbind(0))
 
-    def __iadd__(self, other: Tensor | float | Interval) -> Interval:
-        total = self + other
-        self.lower, self.upper, self._last_affine = total.lower, total.upper, None
-        return self
+    @property
+    def ends(self) -> Ends:
+        """Both ends."""
+        if self._known_changes != self._changes[0]:
+            raise NoBoundError("no interval bound for a tensor after a change in place of another view of it")
+        return self._ends
 
-    def __sub__(self, other: Tensor | float) -> Interval:
-        return Interval(self.lower - other, self.upper - other)
+    @property
+    def lower(self) -> Tensor:
+        """The smallest values."""
+        return self.ends.lower
 
-    def __truediv__(self, other: Tensor | float) -> Interval:
-        low, high = self.lower / other, self.upper / other
-        return Interval(torch.minimum(low, high), torch.maximum(low, high))
-
-    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> Interval:
-        """As of a tensor."""
-        return Interval(
-            self.lower.contiguous(memory_format=memory_format), self.upper.contiguous(memory_format=memory_format)
-        )
-
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Interval:
-        """As of a tensor."""
-        return Interval(self.lower.flatten(start_dim, end_dim), self.upper.flatten(start_dim, end_dim))
-
-    def mean(self, dim: tuple[int, ...]) -> Interval:
-        """As of a tensor."""
-        return Interval(self.lower.mean(dim), self.upper.mean(dim))
+    @property
+    def upper(self) -> Tensor:
+        """The largest values."""
+        return self.ends.upper
 
     def worst_logits(self, labels: Tensor) -> Tensor:
         """Logits that no image of the box can make worse for the label: its own is 0, the others are at most these.
@@ -136,64 +141,59 @@ class Interval:
         return worst if bias is None else worst + bias - bias[labels][:, None]
 
 
-def _conv2d(x: Interval, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Interval:
-    middle = F.conv2d(x.middle, weight, bias, *args, **kwargs)
-    return _around(middle, F.conv2d(x.radius, weight.abs(), None, *args, **kwargs))
+def _call_method(method: Callable[..., Any], x: Interval, *args: Any, **kwargs: Any) -> Any:
+    return _bound(method, (x, *args), kwargs, in_place=False)
 
 
-def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
-    result = _around(F.linear(x.middle, weight, bias), F.linear(x.radius, weight.abs()))
-    result._last_affine = x, weight, bias
-    return result
+def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], in_place: bool) -> Any:
+    """Apply an operation's rule to intervals and whatever else it takes."""
+    rule = RULES.get(func)
+    if rule is None and func in RULES_IN_PLACE:
+        rule, in_place = RULES_IN_PLACE[func], True
+    name, first = getattr(func, "__name__", str(func)), args[0] if args else None
+    if rule is None or (in_place and not isinstance(first, Interval)):
+        reason = f": {REASONS[name]}" if name in REASONS else ""
+        raise NoBoundError(f"no interval bound for {name}{reason}")
+    try:
+        result = rule(*_unwrap(args), **{key: _unwrap(value) for key, value in kwargs.items()})
+    except TypeError as error:
+        if isinstance(error, NoBoundError):
+            raise
+        raise NoBoundError(f"no interval bound for {name} of these arguments") from error
+    if in_place:
+        assert isinstance(first, Interval)
+        return _replace(first, result)
+    wrapped = _wrap(result, first if func in VIEWS and isinstance(first, Interval) else None)
+    if func is F.linear:
+        _remember_affine(wrapped, *args, **kwargs)
+    return wrapped
 
 
-def _batch_norm(
-    x: Interval,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001 - torch's signature
-    eps: float = 1e-5,
-) -> Interval:
-    if training:
-        raise NoBoundError("no interval bound for BatchNorm by batch statistics: freeze it (`eval()`) before training")
-    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
-    shape = (1, -1, *[1] * (len(x.shape) - 2))
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    middle = x.middle * scale.view(shape) + shift.view(shape)
-    return _around(middle, x.radius * scale.abs().view(shape))
+def _remember_affine(result: Interval, x: Interval, weight: Tensor, bias: Tensor | None = None) -> None:
+    result._last_affine = x.ends, weight, bias
 
 
-def _around(middle: Tensor, radius: Tensor) -> Interval:
-    return Interval(middle - radius, middle + radius)
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return value.ends
+    return type(value)(map(_unwrap, value)) if type(value) in (list, tuple) else value
 
 
-def _rising(func: Callable[..., Any]) -> Callable[..., Interval]:
-    """The rule of a function that never falls in its first argument."""
-
-    def rule(x: Interval, *args: Any, **kwargs: Any) -> Interval:
-        if kwargs.get("inplace"):
-            x._last_affine = None
-        return Interval(func(x.lower, *args, **kwargs), func(x.upper, *args, **kwargs))
-
-    return rule
+def _wrap(result: Any, viewed: Interval | None) -> Any:
+    if not isinstance(result, Ends):
+        return tuple(_wrap(item, viewed) for item in result) if type(result) is tuple else result
+    interval = Interval(*result)
+    if viewed is not None:
+        interval._changes, interval._known_changes = viewed._changes, viewed._known_changes
+    return interval
 
 
-def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:  # noqa: ARG001
-    if training:
-        raise NoBoundError("no interval bound for dropout in train mode")
+def _replace(x: Interval, result: Ends) -> Interval:
+    """Change an interval in place."""
+    x._ends, x._last_affine = result, None
+    x._changes[0] += 1
+    x._known_changes = x._changes[0]
     return x
-
-
-_RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
-    F.conv2d: _conv2d,
-    F.linear: _linear,
-    F.batch_norm: _batch_norm,
-    F.dropout: _dropout,
-    **{func: _rising(func) for func in (F.relu, torch.relu, F.max_pool2d, F.adaptive_avg_pool2d, torch.flatten)},
-}
 
 
 def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:

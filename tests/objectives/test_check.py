@@ -23,7 +23,7 @@ def with_ranks(inplace: bool = False) -> nn.Module:
 
     class Ranks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.sort(x, 1).values
+            return x.sort(1).values
 
     return nn.Sequential(Normalize([0.5], [0.5]), nn.Conv2d(1, 4, 5), nn.Sequential(nn.ReLU(inplace), Ranks()))
 
