@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks import PGD
+from attacks import APGD, FAB, PGD, Attack, Square
 from networks import MNISTCNN
 from tests.conftest import small_network
 
@@ -128,3 +128,54 @@ def test_works_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype
     assert adv.dtype == torch.float32
     assert ((moved > 0.05) == (expected > 0.05)).float().mean() > 0.9
     assert moved.max() <= 0.1
+
+
+class Normalises(nn.Module):
+    """In place where ``in_place``, in one of several ways."""
+
+    def __init__(self, way: str, in_place: bool) -> None:
+        super().__init__()
+        self.way, self.in_place = way, in_place
+        self.clips = nn.Hardtanh(0.1, 0.9, inplace=in_place)
+        self.rectifies = nn.ReLU(inplace=in_place)
+        self.network = MNISTCNN()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.way == "hardtanh":
+            images = self.clips(images)
+        elif self.way == "relu":
+            images = self.rectifies(images)
+        elif self.way == "index":
+            images = images if self.in_place else images.clone()
+            images[:, :, :3] = 0
+        elif self.in_place:
+            images.sub_(0.13).div_(0.31)
+        else:
+            images = (images - 0.13) / 0.31
+        logits: Tensor = self.network(images)
+        return logits
+
+
+@pytest.mark.parametrize("way", ["sub", "hardtanh", "relu", "index"])
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(steps=3), PGD(steps=3, iterate="best", restarts=2), APGD(steps=3), FAB(steps=3, targets=1), Square(queries=5)],
+    ids=lambda attack: attack.name,
+)
+def test_networks_that_write_into_their_input_are_attacked_like_others(
+    images: Tensor, attack: Attack, way: str
+) -> None:
+    copying = Normalises(way, in_place=False)
+    writing = Normalises(way, in_place=True)
+    writing.load_state_dict(copying.state_dict())
+    labels, before = copying(images).argmax(1), images.clone()
+    results = [attack(model, images, labels, 0.1, torch.Generator().manual_seed(0)) for model in (copying, writing)]
+    assert torch.equal(images, before)
+    assert torch.equal(*results)
+    weights = [(model.network.fc2.weight,) for model in (copying, writing)]
+    gradients = [
+        PGD(steps=2).with_weight_gradient(model, images, labels, 0.1, weight, torch.Generator().manual_seed(0))
+        for model, weight in zip((copying, writing), weights, strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert torch.equal(images, before)
