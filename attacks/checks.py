@@ -27,7 +27,7 @@ def read_inputs(
         The images, clipped to [0, 1] where they were outside by rounding; the labels as int64; eps.
 
     Raises:
-        TypeError: If images or labels are no tensors, or of a dtype that can't be used.
+        TypeError: If images or labels are no tensors or of a dtype that can't be used, or the generator is none.
         ValueError: If shapes, devices or values are not as an attack needs them.
     """
     radius = parse_eps(eps, norm)
@@ -37,6 +37,8 @@ def read_inputs(
         places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         if places and device not in places:
             raise ValueError(f"the network is on {places.pop()}, the images on {device}: move one with .to(...)")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {_kind(generator)}")
     if generator is not None and generator.device.type != device.type:
         raise ValueError(f"generator must be on {device}, where the images are, got one on {generator.device}")
     if active is not None:

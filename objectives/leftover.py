@@ -1,16 +1,10 @@
 """The leftover gradient: weights' gradients of an attack's last step, in the published code part of every update."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from attacks import NORMS, PGD, Attack
-from attacks.checks import check_labels
-from attacks.context import attack_context
-from attacks.losses import LOSSES, cross_entropy
-from attacks.outputs import logits_of
+from attacks import PGD, Attack
+from attacks.losses import LOSSES
 
 NEEDS = (
     "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, no blocks, and "
@@ -66,35 +60,14 @@ def attack_with_leftover(
         Adversarial images, the attack's own, and a scalar to add to the loss: its value is 0, its gradient that of
         the mean loss at the last but one iterate.
     """
-    steps, step_size = attack.steps_at(eps), attack.step_size_at(eps)
-    all_but_last = replace(attack, steps=max(steps - 1, 0), step_size=step_size, relative_step_size=None)
-    adv = all_but_last(network, images, labels, eps, generator=generator)
-    if steps == 0 or len(images) == 0:
-        return adv, images.new_zeros(())
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    with attack_context(network, attack.batchnorm, images.device.type):
-        of_images, of_weights = _last_gradients(network, adv.detach().clone(), labels.clone(), weights)
-    norm = NORMS[attack.norm]
-    adv = norm.project(norm.steepest_step(of_images, step_size).add_(adv), images, eps)
+    adv, gradients = attack.with_weight_gradient(network, images, labels, eps, weights, generator)
     gradient_alone = [
-        ((weight - weight.detach()) * grad).sum() for weight, grad in zip(weights, of_weights, strict=True)
+        ((weight - weight.detach()) * grad).sum()
+        for weight, grad in zip(weights, gradients, strict=True)
+        if grad is not None
     ]
     return adv, torch.stack(gradient_alone).sum() if gradient_alone else images.new_zeros(())
-
-
-def _last_gradients(
-    network: nn.Module, adv: Tensor, labels: Tensor, weights: Sequence[nn.Parameter]
-) -> tuple[Tensor, list[Tensor]]:
-    """Differentiate the loss with respect to the images, as the attack does, and its mean to the weights."""
-    for weight in weights:
-        weight.requires_grad_()  # The context has frozen them, and puts this back too.
-    logits = logits_of(network, adv.requires_grad_())
-    check_labels(labels, logits)
-    loss = cross_entropy(logits, labels).sum()
-    inputs = [adv, *weights]
-    grads = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,) * len(inputs)
-    of_images, *of_weights = (torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True))
-    return of_images.nan_to_num(nan=0.0), [grad / len(adv) for grad in of_weights]
 
 
 def _settings(loss: nn.CrossEntropyLoss) -> tuple[object, ...]:

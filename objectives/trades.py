@@ -1,7 +1,6 @@
 """TRADES: accuracy on the images as they are, and the same answer all over the ball."""
 
-from dataclasses import dataclass, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, is_dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from attacks import APGD, Attack, MixedPGD
 from attacks.checks import check_labels
-from attacks.losses import AttackLoss
 from attacks.outputs import logits_of
 from networks import MNISTCNN, Normalize
 from networks.gates import GateConv2d, Gates
@@ -95,7 +93,7 @@ class TRADES(Objective):
         self.check(attack, network)
         clean = None if _depends_on_mode(network) else logits_of(network, images)
         divergence = _AttackDivergence(network, images, None if clean is None else clean.detach())
-        adv = _with_loss(attack, divergence)(network, images, labels, eps, generator=generator)
+        adv = attack.with_loss(divergence)(network, images, labels, eps, generator=generator)
         clean = logits_of(network, images) if clean is None else clean
         check_labels(labels, clean)
         clean_loss = F.cross_entropy(clean, labels)
@@ -104,14 +102,6 @@ class TRADES(Objective):
         adv_loss = F.cross_entropy(logits.detach(), labels)
         parts = {"adv_loss": adv_loss, "clean_loss": clean_loss, "kl": kl}
         return ObjectiveOutput(clean_loss + self.beta * kl, logits, parts)
-
-
-def _with_loss(attack: Any, loss: AttackLoss) -> Attack:
-    """Copy an attack with another loss to raise."""
-    if isinstance(attack, MixedPGD):
-        return replace(attack, attacks=tuple(replace(each, loss=loss) for each in attack.attacks))
-    changed: Attack = replace(attack, loss=loss)
-    return changed
 
 
 class _AttackDivergence:

@@ -79,7 +79,9 @@ def test_an_eps_that_is_none_is_refused_in_one_line(eps: Any, images: Tensor, la
     assert "\n" not in str(caught.value)
 
 
-def test_a_generator_on_another_device_is_refused(images: Tensor, labels: Tensor) -> None:
+def test_a_generator_of_another_kind_or_device_is_refused(images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None, got int"):
+        PGD(steps=1)(MNISTCNN(), images, labels, 0.1, 3)  # type: ignore[arg-type]
     network, meta = MNISTCNN().to("meta"), (images.to("meta"), labels.to("meta"))
     with pytest.raises(ValueError, match="generator must be on meta, where the images are, got one on cpu"):
         PGD(steps=1)(network, *meta, 0.1, torch.Generator())
