@@ -1,5 +1,6 @@
 """Rampart's command line: ``python cli.py fit --config configs/quickstart.yaml``."""
 
+import os
 import sys
 from argparse import ArgumentError
 
@@ -7,7 +8,7 @@ from tqdm import tqdm
 
 from commands.any_network import any_network
 from commands.command_line import RampartCLI
-from commands.messages import keep_quiet, one_line
+from commands.messages import describe, keep_quiet
 
 
 def main(args: list[str] | None = None) -> None:
@@ -20,6 +21,8 @@ def main(args: list[str] | None = None) -> None:
     if full_trace:
         arguments.remove("--traceback")
     keep_quiet()
+    # Last, so that a user's folder adds names to import and hides none.
+    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
     try:
         arguments[:] = any_network(arguments)
         RampartCLI(args)
@@ -27,7 +30,7 @@ def main(args: list[str] | None = None) -> None:
         if full_trace:
             raise
         # Through tqdm, so that no half-drawn progress bar stands in the same line.
-        tqdm.write(f"error: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+        tqdm.write(f"error: {describe(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
 
 

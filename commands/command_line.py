@@ -1,6 +1,8 @@
 """LightningCLI with what every run of Rampart has."""
 
 import shlex
+import sys
+from argparse import ArgumentError
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, Trainer
@@ -18,8 +20,10 @@ from callbacks import (
 )
 from callbacks.outputs import run_folder
 from commands.checkpoint_path import check_ckpt_path, suggesting_whole_ones
+from commands.config_files import check_configs
 from commands.loaders import LoaderConnector
 from commands.messages import command_line
+from commands.parse_errors import explain, wrap_single
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
@@ -82,6 +86,26 @@ class RampartCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of fit."
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; take one value for a list of one, and say in the user's words what is wrong.
+
+        Raises:
+            ArgumentError: If an option is unknown, a value is not allowed or a config file can't be read.
+        """
+        words: list[str] | None = list(sys.argv[1:] if args is None else args)
+        while words is not None:
+            given = words
+            try:
+                check_configs(given)
+                self.config = parser.parse_args(given)
+                return
+            except (ArgumentError, ValueError) as error:
+                words = wrap_single(str(error), given)
+                if words is None:
+                    command = next((word for word in given if word in self._subcommand_parsers), None)
+                    options = self._subcommand_parsers[command]._option_string_actions if command else {}
+                    raise ArgumentError(None, explain(str(error), options)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""

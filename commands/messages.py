@@ -4,22 +4,35 @@ import logging
 import shlex
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
+
+from commands.parse_errors import explain
+
+LONGEST = 400
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line of sane length; a message that is a mere value gets its type before it."""
+    message = str(error) if isinstance(error, ArgumentError) else explain(str(error))
+    if not message and isinstance(error, NotImplementedError):
+        message = f"{_function(error)} is not implemented"
+    elif isinstance(error, LookupError) or " " not in message:
+        message = f"{type(error).__name__}: {message}".removesuffix(": ")
+    return one_line(message)
 
 
 def one_line(message: str) -> str:
-    """Reduce jsonargparse's tree of tried types to the branch that says what is wrong."""
-    noise = (
-        "Does not validate against any",
-        "Subtypes:",
-        "Errors:",
-        "Expected a <class 'NoneType'>",
-        "Given value",
-        "Expected a path",
-    )
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    text = " ".join(line for line in lines if line and not line.startswith(noise))
-    return f"{text} (--print_config shows the accepted ones)" if text.endswith("is not accepted") else text
+    """Join a message's lines, and cut out the middle of one that is too long."""
+    text = " ".join(message.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 130]} [...] {text[-120:]}"
+
+
+def _function(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "a function" if trace is None else trace.tb_frame.f_code.co_name
 
 
 def keep_quiet() -> None:

@@ -1,0 +1,212 @@
+"""Errors of the parser in the user's words: the option, the value got, what is allowed and an example."""
+
+import ast
+import difflib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+# Modules whose classes are given by their name alone, or nearly so.
+KNOWN = (
+    "lightning_modules", "datamodules", "attacks", "objectives", "networks", "callbacks", "torch.optim",
+    "torch.optim.lr_scheduler", "pytorch_lightning.callbacks", "pytorch_lightning.loggers",
+)  # fmt: skip
+
+TYPES = {
+    "int": ("a whole number", "3"),
+    "float": ("a number", "0.1"),
+    "bool": ("true or false", "true"),
+    "str": ("a text", "name"),
+    "dict": ("a mapping", "{key: value}"),
+    "list": ("a list", "[VALUE]"),
+    "tuple": ("a list", "[VALUE]"),
+    "collections.abc.Iterable": ("a list", "[VALUE]"),
+}
+
+ITEMS = {
+    "Phase": "{epochs: 1, end_eps: 0.4}",
+    "NamedAttack": "{eps: 0.3, attack: attacks.PGD}",
+    "Attack": "attacks.PGD",
+}
+
+DATA = (
+    "a data module is a class of LightningDataModule whose train_dataloader(), val_dataloader() and test_dataloader() "
+    "return DataLoaders of (images in [0, 1], labels); wrap a data set in one"
+)
+
+
+@dataclass
+class Problem:
+    """The innermost branch of jsonargparse's tree of tried types."""
+
+    keys: list[str] = field(default_factory=list)
+    class_path: str = ""
+    subtypes: str = ""
+    value: str | None = None
+    causes: list[str] = field(default_factory=list)
+
+    @property
+    def option(self) -> str:
+        """The option as it is typed on the command line."""
+        return "--" + ".".join(self.keys)
+
+
+def explain(message: str, options: Iterable[str] = ()) -> str:
+    """Say in one sentence what is wrong with a command line.
+
+    Args:
+        message: The parser's.
+        options: All that the command has, such as ``--trainer.max_epochs``.
+    """
+    if found := re.match(r"unrecognized arguments: (\S+)", message):
+        return f"unrecognized arguments: {found[1]}{_nearest_option(found[1].split('=')[0], list(options))}"
+    if found := re.match(r"argument (\S+): expected one argument", message):
+        return f"{found[1]} needs a value, got none: {found[1]} VALUE"
+    if found := re.match(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
+        return f"no command is called {found[1]!r}{_nearest(found[1], re.findall(r'[a-z]+', found[2]))}"
+    if 'expected "subcommand"' in message:
+        return "a command is needed: fit, validate, test, predict, evaluate or export (--help says what each does)"
+    problem = _innermost(message)
+    if problem.keys and problem.causes:
+        return _sentence(problem)
+    return " ".join(problem.causes) if "Does not validate against any" in message else message
+
+
+def wrap_single(message: str, words: list[str]) -> list[str] | None:
+    """Make a list of a single value that was typed where a list is needed.
+
+    Args:
+        message: The parser's.
+        words: Of the command line.
+
+    Returns:
+        The words with that value in brackets, or None if the error is another one.
+    """
+    problem = _innermost(message)
+    if not problem.causes or not all(re.match(r"Expected a <class '(tuple|list)'>", it) for it in problem.causes):
+        return None
+    for at, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        value = value if equals else "".join(words[at + 1 : at + 2])
+        if flag.replace(".init_args", "") == problem.option and not value.startswith("["):
+            return [*words[:at], f"{flag}=[{value}]", *words[at + (1 if equals else 2) :]]
+    return None
+
+
+def _innermost(message: str) -> Problem:
+    problem = Problem()
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        if found := re.match(r'Parser key "(.*?)": *(.*)$', text):
+            causes = [found[2]] if found[2] else []
+            names = [name for name in found[1].split(".") if name not in problem.keys[-1:]]
+            problem = Problem([*problem.keys, *names], problem.class_path, causes=causes)
+        elif found := re.match(r"Problem with given class_path '(.*)':$", text):
+            problem.class_path, problem.causes = found[1], []
+        elif found := re.match(r"Subtypes: \[(.*)\]$", text):
+            problem.subtypes = found[1]
+        elif found := re.match(r"Given value: (.*)$", text):
+            problem.value = re.sub(r"^NestedArg\(key='.*?', val=(.*)\)$", r"\1", found[1])
+            break
+        elif found := re.match(r"(.*)\. Got value: (.*)$", text):
+            problem.causes, problem.value = [found[1]], found[2]
+            break
+        elif text and not re.match(
+            r"Expected a path|Expected (a )?<class 'NoneType'>|Does not|Errors:|Given value", text
+        ):
+            problem.causes.append(text)
+    return problem
+
+
+def _sentence(problem: Problem) -> str:
+    short = problem.class_path.rpartition(".")[2]
+    value = (problem.value or "").strip("'")
+    for cause in problem.causes:
+        if found := re.match(r"Option '(.*)' is not accepted", cause):
+            allowed = _parameters(problem.class_path)
+            hint = _nearest(found[1], allowed, f"{problem.option}.") or f"; it takes {', '.join(allowed)}"
+            return f"{problem.option}: '{found[1]}' is not accepted by {short}{hint}"
+        if found := re.match(r"the following arguments are required: (.*)", cause):
+            example = f"'[{ITEMS[short]}]'" if short in ITEMS else f"{problem.option}.{found[1].split(',')[0]} VALUE"
+            return f"{problem.option}: {short} needs {found[1]}, such as {example}"
+        if found := re.match(r"Not a valid subclass of (\w+)", cause):
+            example = f": such as {problem.option} '[{ITEMS[found[1]]}]'" if found[1] in ITEMS else ""
+            return f"{problem.option} must be a {found[1]} or a list of them, got {value!r}{example}"
+        if cause.startswith("Expected an instantiatable class"):
+            return f"{problem.option} must be named before its own settings: {problem.option} CLASS"
+        if cause.startswith("Import path does not correspond to a subclass of"):
+            base = cause.split()[-1]
+            what = f": {DATA}" if base == "LightningDataModule" else ""
+            return f"{problem.option} must be the import path of a subclass of {base}, got {value}{what}"
+        if "No module named" in cause or "has no attribute" in cause or cause.startswith("Expected a dot import path"):
+            path = problem.class_path if "import path" not in cause else value or cause.rpartition(": ")[2]
+            reason = f" ({cause})" if "import path" not in cause else ""
+            return f"{problem.option} must be a known name or an import path, got {path}{reason}{_nearest_class(path)}"
+    accepted, example = _types(problem)
+    if not accepted:
+        got = "" if problem.value is None else f", got {value!r}"
+        return f"{problem.option}: {' '.join(problem.causes)}{got}"
+    return f"{problem.option} must be {accepted}, got {value!r}: such as {problem.option} {example}"
+
+
+def _types(problem: Problem) -> tuple[str, str]:
+    """Return what is allowed, and an example, from lines such as ``Expected a <class 'int'>``."""
+    allowed: list[str] = []
+    examples: list[str] = []
+    for cause in problem.causes:
+        if found := re.match(r"Expected (?:a )?<class '(.*)'>", cause):
+            kind, example = TYPES.get(found[1], (f"a {found[1]}", "VALUE"))
+            if kind == "a list":
+                example = _list_example(problem.subtypes)
+        elif found := re.match(r"Expected (?:a )?typing\.Literal(\[.*\])", cause):
+            choices = [str(choice) for choice in ast.literal_eval(found[1])]
+            kind = f"{', '.join(choices[:-1])} or {choices[-1]}".removeprefix(" or ")
+            example = choices[0]
+        else:
+            continue
+        if kind not in allowed:
+            allowed.append(kind)
+            examples.append(example)
+    return " or ".join(allowed), examples[0] if examples else ""
+
+
+def _list_example(subtypes: str) -> str:
+    for name, item in ITEMS.items():
+        if re.search(rf"\b{name}\b", subtypes):
+            return f"'[{item}]'"
+    return "'[0.3, 8/255]'" if "float" in subtypes else "'[VALUE]'"
+
+
+def _parameters(class_path: str) -> list[str]:
+    try:
+        return [name for name in inspect.signature(pkgutil.resolve_name(class_path)).parameters if name != "kwargs"]
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []
+
+
+def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def _nearest_option(option: str, options: list[str]) -> str:
+    if not option.startswith("-"):
+        return f": it belongs to no option; put a value with spaces in quotes, and a list in brackets: '[{option}]'"
+    ending = [known for known in options if known.endswith("." + option.lstrip("-"))]
+    return f"; did you mean {ending[0]}?" if ending else _nearest(option, options) or ": --help lists the options"
+
+
+def _nearest_class(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    paths: dict[str, str] = {}
+    for known in (module,) if module else KNOWN:
+        try:
+            content = vars(pkgutil.resolve_name(known))
+        except (ImportError, AttributeError, ValueError):
+            continue
+        paths |= {item: f"{known}.{item}" for item, value in content.items() if callable(value) and item[0] != "_"}
+    beginning = [item for item in paths if item.lower().startswith(name.lower())]
+    found = beginning or difflib.get_close_matches(name, paths, 1)
+    return f"; did you mean {paths[found[0]]}?" if found else ""

@@ -1,0 +1,141 @@
+"""Errors in one line: the option as typed, the value got, what is allowed."""
+
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import main
+from commands.command_line import RampartCLI
+from commands.messages import command_line, describe, one_line
+from tests.commands.toy import SETTINGS
+
+
+class ParsesOnly(RampartCLI):
+    def before_instantiate_classes(self) -> None:
+        raise InterruptedError
+
+    @classmethod
+    def make(cls) -> "ParsesOnly":
+        cli = cls.__new__(cls)
+        with pytest.raises(InterruptedError):
+            cli.__init__(["fit", *SETTINGS])  # type: ignore[misc]
+        return cli
+
+
+@pytest.fixture(scope="module")
+def cli() -> ParsesOnly:
+    return ParsesOnly.make()
+
+
+def parse(cli: ParsesOnly, command: str, *words: str) -> Any:
+    cli.parse_arguments(cli.parser, [command, *SETTINGS, *words])
+    return cli.config[command]
+
+
+def test_one_value_is_a_list_of_one(cli: ParsesOnly) -> None:
+    assert parse(cli, "evaluate", "--eps", "0.3").eps == (0.3,)
+    assert parse(cli, "evaluate", "--eps=8/255").eps == ("8/255",)
+    assert parse(cli, "evaluate", "--eps", "0.3, 8/255").eps == (0.3, "8/255")
+    assert parse(cli, "evaluate", "--attacks", "attacks.PGD").attacks[0].class_path == "attacks.PGD"
+    assert parse(cli, "export", "--formats", "pth").formats == ("pth",)
+    phase = "{epochs: 1, end_eps: 0.1}"
+    both = parse(
+        cli, "fit", "--ramp.phases", phase, "--model.init_args.test_attacks", "{eps: 0.1, attack: attacks.PGD}"
+    )
+    assert "end_eps=0.1" in str(both.ramp.phases)
+    assert "eps=0.1" in str(both.model.init_args.test_attacks)
+
+
+WRONG = [
+    (["evaluate", "--preset", "nope"], "--preset must be quick, paper, pgd or autoattack, got 'nope'"),
+    (["export", "--formats", "foo"], "--formats must be pth, safetensors or onnx, got 'foo': such as"),
+    (["fit", "--trainer.max_epochs", "ten"], "--trainer.max_epochs must be a whole number, got 'ten': such as"),
+    (["fit", "--trainer.max_epochs"], "--trainer.max_epochs needs a value, got none"),
+    (["fit", "--seed_everything", "abc"], "--seed_everything must be true or false or a whole number, got 'abc'"),
+    (["fit", "--model.attack.steps", "abc"], "--model.attack.steps must be a whole number or paper, got 'abc'"),
+    (["fit", "--ramp.phases", "5"], "--ramp.phases must be a Phase or a list of them, got '5': such as"),
+    (["fit", "--ramp.phases", "[{epochs: 1}]"], "Phase needs end_eps, such as '[{epochs: 1, end_eps: 0.4}]'"),
+    (["fit", "--ramp.phases", "[{epochs: a, end_eps: 1}]"], "--ramp.phases.epochs must be a whole number, got 'a'"),
+    (["fit", "--data", "torchvision.datasets.MNIST"], "a data module is a class of LightningDataModule whose train_da"),
+    (["fit", "--data", "Digits"], "got Digits; did you mean datamodules.DigitsDataModule?"),
+    (["fit", "--model", "MNISTClasifier"], "did you mean lightning_modules.MNISTClassifier?"),
+    (["fit", "--model.attack", "attacks.PDG"], "did you mean attacks.PGD?"),
+    (["fit", "--model.network", "nowhere.Net"], "got nowhere.Net (No module named 'nowhere')"),
+    (["fit", "--model.optimizer", "Adamm"], "got Adamm; did you mean torch.optim.Adam?"),
+    (["fit", "--trainer.callbacks", "Nope"], "--trainer.callbacks must be a known name or an import path, got Nope"),
+    (["fit", "--trainer.logger", "CSVLogger"], "CSVLogger needs save_dir, such as --trainer.logger.save_dir VALUE"),
+    (["fit", "--model.epss", "3"], "'epss' is not accepted by AdversarialClassifier; did you mean --model.eps?"),
+    (["fit", "--trainer.max_epochz", "3"], "--trainer.max_epochz; did you mean --trainer.max_epochs?"),
+    (["fit", "--max_epochs", "3"], "unrecognized arguments: --max_epochs; did you mean --trainer.max_epochs?"),
+    (["fit", "more"], "unrecognized arguments: more: it belongs to no option"),
+    (["fit", "--config", "none.yaml"], "--config: File does not exist"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_a_wrong_command_line_names_option_value_and_what_is_allowed(
+    cli: ParsesOnly, words: list[str], message: str
+) -> None:
+    with pytest.raises(ArgumentError) as error:
+        parse(cli, *words)
+    line = describe(error.value)
+    assert message in line
+    assert "<class" not in line
+    assert len(line) <= 400
+    assert "\n" not in line
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+FILES = [
+    (b"a: [1\nb: }", "is not valid YAML: line 2, column 2"),
+    (b"- 1\n- 2\n", "must hold options, such as `trainer: {max_epochs: 3}`, got a list"),
+    (b"", "got nothing"),
+    (b"\xd5\x00\xff", "is not a text file"),
+    (b"a: &a [*a]", "unfolds to more than 1,000,000 values"),
+    (BOMB.encode(), "unfolds to more than 1,000,000 values"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), FILES, ids=[message for _, message in FILES])
+def test_a_config_that_cannot_be_read_is_named(cli: ParsesOnly, tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ArgumentError, match=f"config {path} ") as error:
+        parse(cli, "fit", f"--config={path}")
+    assert message in describe(error.value)
+
+
+def test_a_message_that_is_a_mere_value_gets_its_type() -> None:
+    def test_dataloader() -> None:
+        raise NotImplementedError
+
+    assert describe(KeyError(0)) == "KeyError: 0"
+    assert describe(ValueError()) == "ValueError"
+    assert describe(ValueError("eps is\n  wrong")) == "eps is wrong"
+    with pytest.raises(NotImplementedError) as error:
+        test_dataloader()
+    assert describe(error.value) == "test_dataloader is not implemented"
+
+
+def test_a_long_message_keeps_beginning_and_end() -> None:
+    line = one_line("begin " + "x " * 10_000 + "end")
+    assert len(line) <= 400
+    assert line.startswith("begin")
+    assert line.endswith("end")
+
+
+def test_a_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/rampart", "fit"])
+    assert command_line("test", "--ckpt_path", "a b's.ckpt") == "rampart test --ckpt_path 'a b'\"'\"'s.ckpt'"
+    monkeypatch.setattr("sys.argv", ["clone/cli.py"])
+    assert command_line("test") == "python clone/cli.py test"
+
+
+def test_without_a_command_they_are_listed(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["fitt"])
+    assert "error: no command is called 'fitt'; did you mean fit?" in capsys.readouterr().err
