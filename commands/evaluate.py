@@ -1,6 +1,7 @@
 """The evaluate command: each test image's worst case over attacks, as a table and a report."""
 
 import json
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,11 @@ def evaluate(
         )
         shown = rank_zero_only.rank == 0 and trainer.progress_bar_callback is not None  # type: ignore[attr-defined]
         with EvaluationProgress(search, shown) as progress:
-            found = search.run(progress)
+            try:
+                found = search.run(progress)
+            except KeyboardInterrupt:  # which Lightning would answer with words of its own
+                progress.say(f"interrupted: the same command resumes, what is done is kept in {searches}")
+                raise SystemExit(128 + signal.SIGINT) from None
         # Not the trainer's rank: torchrun may start more processes than it knows of.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             target = model.target_eps if search.norm == model.attack.norm else 0.0
@@ -152,7 +157,8 @@ def _report(
     trainer: Trainer, search: WorstCaseSearch, found: WorstCase, target_eps: float, ckpt_path: str | None
 ) -> None:
     names = [attack.name for attack in search.attacks]
-    report = report_of(search, found, masking_signs(search.model, search.survey.probe, found, names))
+    signs = masking_signs(search.model, search.survey.probe, found, names)
+    report = report_of(search, found, signs, str(trainer.precision))
     folder = run_folder(trainer)
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
     write_per_image(folder / "per_image.csv", found, names, search.norm)

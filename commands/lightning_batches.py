@@ -105,6 +105,8 @@ class _TestBatches(Trainer):
     run_seed: int
 
     def _run_stage(self) -> None:
+        # Lightning's own handler of SIGTERM would only wait for the end of a batch, which may be an hour away.
+        self._signal_connector.teardown()
         self.body(self._show)
 
     def _show(self, visit: Visitor) -> None:

@@ -26,11 +26,11 @@ def preset_attacks(preset: Preset, norm: NormName = "Linf") -> tuple[Attack, ...
             "autoattack or pgd, or --attacks"
         )
     return {
-        "quick": (PGD(norm=norm, steps=20, iterate="best", stop_when_fooled=True), Square(queries=200)),
+        "quick": (PGD(norm=norm, steps=20, iterate="best", stop_when_fooled=True), Square(norm=norm, queries=200)),
         "paper": (PGD(norm=norm, steps=200, step_size=0.005),),
         "pgd": (
             PGD(norm=norm, steps=40, relative_step_size=2.0, step_schedule="linear", restarts=10, iterate="best",
                 stop_when_fooled=True),
         ),
-        "autoattack": (APGD(norm=norm), APGD(norm=norm, targets=9), FAB(), Square()),
+        "autoattack": (APGD(norm=norm), APGD(norm=norm, targets=9), FAB(norm=norm), Square(norm=norm)),
     }[preset]  # fmt: skip

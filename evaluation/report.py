@@ -80,8 +80,16 @@ def interval(count: int, total: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def report_of(search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign]) -> dict[str, Any]:
+def report_of(
+    search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign], trainer_precision: str | None = None
+) -> dict[str, Any]:
     """All that ``report.json`` holds. Only what is under ``timings`` and ``made_on`` differs from run to run.
+
+    Args:
+        search: Was run, in full float32.
+        found: Its result.
+        signs: Of masked gradients.
+        trainer_precision: Of the command's trainer, which the search did not use; for the record.
 
     Raises:
         ValueError: If the numbers contradict one another.
@@ -102,7 +110,7 @@ def report_of(search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign]) 
         ],
         "signs": [{"name": sign.name, "message": sign.message, "images": sign.images} for sign in signs],
         "search": search.identity,
-        "made_on": provenance(next(search.model.parameters(), found.labels).device),
+        "made_on": provenance(search.survey.probe.images.device, trainer_precision=trainer_precision),
         "timings": [round(stage.seconds, 1) for stage in found.stages],
     }
 
