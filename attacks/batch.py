@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     index: Tensor | None  # type: ignore[assignment]  # hides tuple.index
 
 
-def read_batch(batch: Any, labelled: bool = True) -> Batch:
+def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.float32) -> Batch:
     """Turn a data loader's batch into float images in [0, 1] and int64 labels ``(N,)``.
 
     Accepted are tuples, lists, named tuples, dataclasses, mappings, and images alone; tensors and NumPy arrays. Images
@@ -43,6 +43,7 @@ def read_batch(batch: Any, labelled: bool = True) -> Batch:
     Args:
         batch: From the loader.
         labelled: Whether labels are needed.
+        dtype: Of the images that are returned: float32, or float64 for a network of that.
 
     Returns:
         The batch. A third item that is no index, as names of files, is left out.
@@ -55,7 +56,7 @@ def read_batch(batch: Any, labelled: bool = True) -> Batch:
     images = _tensor(images, None)
     if images is None or (labels is None and labelled):
         raise ValueError(f"{_FORM}; got {_describe(batch)}")
-    images = _read_images(images)
+    images = _read_images(images, dtype)
     if labels is not None:
         labels = _read_labels(labels, images)
     return Batch(images, labels, _read_index(index, images))
@@ -90,20 +91,19 @@ def _value(batch: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
     return batch[found[0]] if found else None
 
 
-def _read_images(images: Tensor) -> Tensor:
+def _read_images(images: Tensor, dtype: torch.dtype) -> Tensor:
     if images.ndim < 2 or images.numel() == 0:
         raise ValueError(f"images must be (N, ...), such as (N, C, H, W), N above 0; got shape {tuple(images.shape)}")
     if images.dtype == torch.uint8:
-        return images.float().div_(255)
+        return images.to(dtype).div_(255)
     if images.dtype == torch.bool:
-        return images.float()
+        return images.to(dtype)
     if not images.is_floating_point():
         raise ValueError(
             f"images must be float in [0, 1] or uint8, got {images.dtype}: divide them by their largest possible value"
         )
     tolerance = max(ROUNDING, torch.finfo(images.dtype).eps)
-    if images.dtype != torch.float64:
-        images = images.float()
+    images = images.to(dtype)
     low, high = torch.aminmax(images.detach())
     message = "images must be in [0, 1] without NaN{}: scale them to [0, 1] and put normalisation into the network"
     if images.device.type != "cpu":  # Asking for the values would make the host wait for the device.

@@ -50,12 +50,12 @@ class AdversarialImagesCallback(Callback):
     ) -> None:
         """Take the first validation images."""
         if trainer.state.fn == "fit" and batch_idx == 0:
-            self._take(batch)
+            self._take(batch, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take training images where there is no validation set."""
         if self._examples is None:
-            self._take(batch)
+            self._take(batch, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the epochs that are due."""
@@ -67,8 +67,8 @@ class AdversarialImagesCallback(Callback):
         if trainer.global_step != self._drawn_at:
             self._draw(trainer, pl_module, trainer.current_epoch)
 
-    def _take(self, batch: Any) -> None:
-        images, labels, _ = read_batch(batch)
+    def _take(self, batch: Any, module: Any) -> None:
+        images, labels, _ = read_batch(batch, dtype=module.image_dtype)
         assert labels is not None
         self._examples = images[: self.num_images], labels[: self.num_images]
 

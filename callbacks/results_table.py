@@ -4,7 +4,6 @@ import json
 import time
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
@@ -111,7 +110,7 @@ class ResultsTableCallback(Callback):
             _refuse_what_cannot_be(attacks, rows, images)
         judged: Any = module
         with full_float32(judged.device.type):
-            origin = provenance(judged.device, _dtype(judged), trainer.world_size, str(trainer.precision))
+            origin = provenance(judged.device, judged.image_dtype, trainer.world_size, str(trainer.precision))
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
             "weights": fingerprint(*judged.network.state_dict().values()),
@@ -146,12 +145,6 @@ def _refuse_what_cannot_be(attacks: list[NamedAttack], rows: list[dict[str, Any]
     ]
     if problems := disagreements(results, standing[0]):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
-
-
-def _dtype(module: LightningModule) -> torch.dtype:
-    """Return that of the logits: float32, or float64 where the weights are."""
-    doubles = any(parameter.dtype == torch.float64 for parameter in module.parameters())
-    return torch.float64 if doubles else torch.float32
 
 
 def _number_of_images(loaders: Any, limit: float) -> int | None:

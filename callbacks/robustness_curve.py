@@ -72,12 +72,12 @@ class RobustnessCurveCallback(Callback):
         left = self.num_images // trainer.world_size - self._seen
         if left <= 0:
             return
-        counted = outputs if isinstance(outputs, Batch) else read_batch(batch)
+        module: Any = pl_module
+        counted = outputs if isinstance(outputs, Batch) else read_batch(batch, dtype=module.image_dtype)
         assert counted.labels is not None
         images, labels = counted.images[:left], counted.labels[:left]
         if len(images) == 0:
             return
-        module: Any = pl_module
 
         def generator(eps: float) -> torch.Generator:
             return generator_for(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)

@@ -15,7 +15,7 @@ from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from attacks.batch import read_batch
 from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
 from lightning_modules.judged_classifier import JudgedClassifier
-from lightning_modules.loaders import check_one_loader
+from lightning_modules.loaders import check_one_loader, warn_of_stream
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.schedules import Interval, SchedulerFactories, Schedules, check_monitors, check_schedules
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
@@ -141,7 +141,7 @@ class AdversarialClassifier(JudgedClassifier):
         Raises:
             ValueError: If the batch is of another form, or a loss is not finite.
         """
-        images, labels, _ = read_batch(batch)
+        images, labels, _ = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
         generator = self._generator("train", self.trainer.global_step, batch_idx)
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
@@ -169,6 +169,7 @@ class AdversarialClassifier(JudgedClassifier):
         check_schedules(self.trainer)
         check_one_loader(self.trainer.train_dataloader, "train", unpacked=False)
         check_one_loader(self.trainer.val_dataloaders, "val")
+        warn_of_stream(self.trainer.train_dataloader, "train", self.trainer.world_size)
         self._losses = LossWatch()
 
     def on_train_epoch_end(self) -> None:

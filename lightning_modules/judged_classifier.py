@@ -13,7 +13,7 @@ from attacks.batch import Batch, read_batch
 from attacks.checks import check_finite, check_labels
 from attacks.outputs import logits_of
 from attacks.precision import full_float32
-from lightning_modules.loaders import Repeats, check_one_loader
+from lightning_modules.loaders import Repeats, check_one_loader, warn_of_stream
 from networks.gates import plain_form
 
 
@@ -40,6 +40,12 @@ class JudgedClassifier(LightningModule):
     def judged_network(self) -> nn.Module:
         """The network in the form that others attack, which validation, test and predict do: see `plain_form`."""
         return plain_form(self.network)
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """That of the images which the network is given: float64 if its weights are, else float32."""
+        doubles = any(parameter.dtype == torch.float64 for parameter in self.network.parameters())
+        return torch.float64 if doubles else torch.float32
 
     def on_validation_start(self) -> None:
         """Refuse several loaders, and count images from the first.
@@ -99,7 +105,7 @@ class JudgedClassifier(LightningModule):
         Raises:
             ValueError: If the batch is of another form, or the network's logits are not finite.
         """
-        images, known, index = read_batch(batch, labelled=False)
+        images, known, index = read_batch(batch, labelled=False, dtype=self.image_dtype)
         with full_float32(self.device.type):
             clean = self._logits(images, f"on batch {batch_idx} of predict").softmax(1).max(1)
             labels = clean.indices if known is None else known
@@ -116,13 +122,14 @@ class JudgedClassifier(LightningModule):
 
     def _begin_judging(self, loaders: Any, stage: str) -> None:
         check_one_loader(loaders, stage)
+        warn_of_stream(loaders, stage, self.trainer.world_size)
         self._repeats = Repeats(loaders)
 
     def _judge(
         self, batch: Any, stage: str, batch_idx: int, clean: Metric, robust: Iterable[tuple[NamedAttack, Metric]]
     ) -> Batch:
         """Count the batch's images that are classified correctly, and under each attack those that still are."""
-        images, labels, index = read_batch(batch)
+        images, labels, index = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
         kept = self._repeats.take(len(images))
         counted = Batch(images[:kept], labels[:kept], None if index is None else index[:kept])

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
-from torch.utils.data import DistributedSampler
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 
 def check_one_loader(loaders: Any, stage: str, unpacked: bool = True) -> None:
@@ -22,6 +23,22 @@ def check_one_loader(loaders: Any, stage: str, unpacked: bool = True) -> None:
         raise ValueError(
             f"{stage}_dataloader must return one loader, got a {type(loaders).__name__} of {len(loaders)}: join sets "
             "(torch.utils.data.ConcatDataset), or return one at a time"
+        )
+
+
+def warn_of_stream(loader: Any, stage: str, processes: int) -> None:
+    """Say that several processes read the same images, which Lightning can't share among them.
+
+    Args:
+        loader: The stage's.
+        stage: Names the hook, such as ``"test"``.
+        processes: Number of them.
+    """
+    if processes > 1 and isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+        rank_zero_warn(
+            f"{stage}_dataloader reads a stream (IterableDataset), which each of {processes} processes reads as a "
+            "whole, unless it shares itself out by torch.distributed.get_rank(): use a set with a length, or "
+            "--trainer.devices 1"
         )
 
 

@@ -94,7 +94,10 @@ def test_images_become_float_in_the_unit_interval() -> None:
     assert torch.equal(read_batch(gray > 9, labelled=False).images, (gray > 9).float())
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(read_batch(IMAGES.to(dtype), labelled=False).images, IMAGES.to(dtype).float())
-    assert read_batch(IMAGES.double(), labelled=False).images.dtype == torch.float64
+    double = IMAGES.double() + 1e-12
+    assert torch.equal(read_batch(double, labelled=False).images, IMAGES)
+    assert torch.equal(read_batch(double, labelled=False, dtype=torch.float64).images, double)
+    assert torch.equal(read_batch(gray, False, torch.float64).images, gray.double() / 255)
 
 
 def test_values_off_the_box_by_rounding_are_clipped() -> None:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from attacks import PGD, NamedAttack
 from lightning_modules import AdversarialClassifier
-from lightning_modules.loaders import Repeats
+from lightning_modules.loaders import Repeats, warn_of_stream
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3
@@ -46,14 +46,15 @@ FORMS: dict[str, Any] = {
     "int32 labels": TensorDataset(IMAGES, LABELS.int()),
     "column labels": TensorDataset(IMAGES, LABELS[:, None]),
     "one-hot labels": TensorDataset(IMAGES, ONE_HOT),
-    "double and clipped": TensorDataset(IMAGES.double() * (1 + 1e-9), LABELS.short()),
+    "double": TensorDataset(IMAGES.double(), LABELS),
+    "double into a double network": TensorDataset(IMAGES.double() * (1 + 1e-9), LABELS.short()),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_command_reads_every_form_alike(form: str) -> None:
     loader: Any = DataLoader(FORMS[form], batch_size=6)
-    dtype = torch.float64 if form.startswith("double") else torch.float32
+    dtype = torch.float64 if form.endswith("network") else torch.float32
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to(dtype)
     expected = (network(IMAGES.to(dtype)).argmax(1) == LABELS).float().mean().item()
     module = classifier(network)
@@ -245,6 +246,14 @@ def test_every_image_is_counted_once_over_all_processes(total: int, world: int, 
         for (index,) in DataLoader(data, batch_size=4, sampler=sampler):
             seen += index[: repeats.take(len(index))].tolist()
     assert sorted(seen) == list(range(total))
+
+
+def test_processes_that_all_read_one_stream_are_told_of(recwarn: Any) -> None:
+    warn_of_stream(DataLoader(Stream()), "test", 1)
+    warn_of_stream(loader_of(IMAGES, LABELS), "test", 2)
+    assert not [warning for warning in recwarn if "reads a stream" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"test_dataloader reads a stream .* each of 2 processes reads as a whole"):
+        warn_of_stream(DataLoader(Stream()), "test", 2)
 
 
 def test_loaders_of_one_process_are_counted_whole() -> None:
