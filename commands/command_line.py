@@ -5,9 +5,12 @@ import sys
 from argparse import ArgumentError
 from typing import Any
 
+import torch
+from jsonargparse.typing import register_type
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
 from callbacks import (
@@ -30,6 +33,9 @@ from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_images, check_settings, complete_settings
 from lightning_modules import AdversarialClassifier
 from networks.weights import LIGHTNING_KEY, is_checkpoint_of, load_weights, read_checkpoint
+
+# A loss's class weights are a list in a config: [1, 1, 2.5].
+register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
 
 
 class RampartCLI(LightningCLI):

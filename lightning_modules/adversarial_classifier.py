@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from attacks.batch import read_batch
 from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
+from lightning_modules.held import held_modules, match_held
 from lightning_modules.judged_classifier import JudgedClassifier
 from lightning_modules.loaders import check_one_loader, warn_of_stream
 from lightning_modules.loss_watch import LossWatch
@@ -89,6 +90,13 @@ class AdversarialClassifier(JudgedClassifier):
         if len(set(names)) < len(names):
             raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
         self.objective = objective or AdversarialTraining()
+        self.held = held_modules(
+            self,
+            objective=self.objective,
+            attack=self.attack,
+            val_attack=self.val_attack,
+            test_attacks=self.test_attacks,
+        )
         self._optimizer = optimizer
         self._schedules = Schedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
         self.train_adv_acc = _accuracy()
@@ -198,6 +206,7 @@ class AdversarialClassifier(JudgedClassifier):
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
         check_match(self.network, network_weights(checkpoint), "the checkpoint")
+        match_held(checkpoint, self.state_dict())
         resume_run_seed(self._trainer, checkpoint.get("run_seed"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
