@@ -1,6 +1,6 @@
 """TRADES: accuracy on the images as they are, and the same answer all over the ball."""
 
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,10 @@ class TRADES(Objective):
             return
         if isinstance(attack, APGD):
             raise TypeError(f"TRADES needs an attack that goes on with fooled images, such as PGD, got {attack}")
-        if not is_dataclass(attack) or not hasattr(attack, "loss"):
-            raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}")
+        try:
+            attack.with_loss("cross_entropy")
+        except TypeError as error:
+            raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}") from error
         if not getattr(attack, "random_start", True) and getattr(attack, "start_levels", None) is None:
             raise ValueError(
                 "TRADES needs an attack with a random start, as KL has no gradient at the images: set "

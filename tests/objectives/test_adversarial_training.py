@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import PGD
-from networks import MNISTCNN
+from networks import MNISTCNN, ResNet18
 from objectives import AdversarialTraining
 from tests.conftest import small_network
 
@@ -85,6 +85,16 @@ def test_leftover_gradient_is_that_of_the_published_loop(
     with_leftover = next(papers.parameters()).grad
     assert with_leftover is not None
     assert not torch.allclose(gradients[0], with_leftover)
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("eval", 1), ("train", 1), ("train_and_update", 4)])
+def test_leftover_gradient_moves_statistics_no_oftener_than_the_attack_and_the_update(mode: Any, moves: int) -> None:
+    network = ResNet18()
+    attack = PGD(steps=3, batchnorm=mode)
+    objective = AdversarialTraining(leftover_gradient=True)
+    objective(network, torch.rand(2, 3, 32, 32), torch.arange(2), attack, 8 / 255).loss.backward()
+    assert network.bn1.num_batches_tracked == moves
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import PGD
-from networks import MNISTCNN
+from networks import MNISTCNN, ResNet18
 from objectives import MTLIBP, AdversarialTraining
 
 PGD_5 = PGD(steps=5, step_size=0.05)
@@ -62,6 +62,25 @@ def test_at_eps_0_both_parts_are_the_clean_loss(images: Tensor, labels: Tensor) 
     network = MNISTCNN()
     output = MTLIBP(weight=0.5)(network, images, labels, PGD_5, 0)
     torch.testing.assert_close(output.loss, F.cross_entropy(network(images), labels))
+
+
+def test_bound_and_attack_see_one_network_where_batchnorm_and_dropout_are_frozen() -> None:
+    network, images, labels = nn.Sequential(nn.Dropout2d(), ResNet18()), torch.rand(2, 3, 32, 32), torch.arange(2)
+    network(images)  # moves the statistics off their start
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
+            module.eval()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    objective = MTLIBP(weight=0.5)
+    objective.check(PGD_5, network)
+    parts = objective(network, images, labels, PGD(steps=1), 0).parts
+    torch.testing.assert_close(parts["bound_loss"], parts["adv_loss"], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    network[0].train()
+    with pytest.raises(TypeError, match=r"dropout in train mode.*\(in layer 0, Dropout2d\)"):
+        objective(network, images, labels, PGD(steps=1), 0)
+    with pytest.raises(TypeError, match=r"dropout in train mode.*\(in layer 0, Dropout2d\)"):
+        objective.check(PGD_5, network)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
