@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from commands.any_network import any_network
 from commands.command_line import RampartCLI
+from commands.help import version_line
 from commands.messages import describe, keep_quiet
 
 
@@ -20,6 +21,9 @@ def main(args: list[str] | None = None) -> None:
     full_trace = "--traceback" in arguments
     if full_trace:
         arguments.remove("--traceback")
+    if (sys.argv[1:2] if args is None else args[:1]) == ["--version"]:
+        print(version_line())
+        return
     keep_quiet()
     # Last, so that a user's folder adds names to import and hides none.
     sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]

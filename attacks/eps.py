@@ -19,6 +19,8 @@ def parse_number(value: float | str, name: str) -> float:
     try:
         if isinstance(value, str):
             parts = [Fraction(part.strip()) for part in value.split("/")]
+            if len(parts) > 2:
+                raise ValueError(problem)
             number = float(math.prod([parts[0], *(1 / part for part in parts[1:])]))
         elif isinstance(value, bool):
             raise ValueError(problem)

@@ -24,6 +24,7 @@ from callbacks import (
 from callbacks.outputs import run_folder
 from commands.checkpoint_path import check_ckpt_path, suggesting_whole_ones
 from commands.config_files import check_configs
+from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.loaders import LoaderConnector
 from commands.messages import command_line
 from commands.parse_errors import explain, wrap_single
@@ -52,6 +53,7 @@ class RampartCLI(LightningCLI):
             # Attacks guard themselves against inference mode; without it they have a copy less to make.
             trainer_defaults={"inference_mode": False, "enable_model_summary": False},
             auto_configure_optimizers=False,
+            parser_class=RampartParser,
             save_config_callback=None,  # a callback would write it into the logger's folder, and not for every command
             args=args,
         )
@@ -62,14 +64,31 @@ class RampartCLI(LightningCLI):
         return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("evaluate", "export")}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Let parse errors reach :func:`main`."""
-        return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
+        """Let parse errors reach :func:`main`, and begin the help with how the command line is used."""
+        kwargs = {"description": None, "exit_on_error": False, "allow_abbrev": False} | kwargs
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, RampartParser)
+        parser.introduction = USE.format(program=command_line())
+        return parser
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Describe each command in a sentence."""
+        super()._add_subcommands(parser, **kwargs)
+        subcommands: Any = parser._subcommands_action
+        for action in subcommands._choices_actions:
+            action.help = COMMANDS[action.dest]
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Leave out Lightning's table of results: Rampart prints its own."""
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        """Put Rampart's own options first, and leave out Lightning's table of results: Rampart prints its own."""
+        usage = f"{command_line(subcommand)} [--config FILE] [--OPTION VALUE ...]"
+        parser = super()._prepare_subcommand_parser(
+            klass, subcommand, **kwargs | {"description": COMMANDS[subcommand], "usage": usage}
+        )
+        assert isinstance(parser, RampartParser)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)
+        parser._option_string_actions["--ckpt_path"].help = CKPT_PATH
+        parser.order_groups()
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

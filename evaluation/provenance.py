@@ -33,9 +33,10 @@ def provenance(
         trainer_precision: That of the training or of the command's trainer, if there is one.
 
     Returns:
-        ``commit`` (with ``+`` behind it where files differ from it, None outside a git checkout), ``versions`` of
-        Python and the main packages, ``processor``, ``gpus``, ``threads``, ``device``, ``world_size``, ``precision`` of
-        the logits, ``tf32`` (whether products may be rounded to it), ``trainer_precision`` and ``deterministic``.
+        ``commit`` (with ``+`` behind it where files differ from it, None outside a git checkout of Rampart),
+        ``versions`` of Python and the main packages, ``processor``, ``gpus``, ``threads``, ``device``, ``world_size``,
+        ``precision`` of the logits, ``tf32`` (whether products may be rounded to it), ``trainer_precision`` and
+        ``deterministic``.
     """
     packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
     return {
@@ -69,6 +70,8 @@ def _world_size() -> int:
 
 def _commit() -> str | None:
     try:
+        # Refused where this file is not one of the repository's: Rampart is then installed inside another project.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

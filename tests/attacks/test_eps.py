@@ -14,7 +14,7 @@ def test_numbers_and_fractions_are_read(text: float | str, value: float) -> None
 
 
 @pytest.mark.parametrize(
-    "value", ["abc", "8/0", "", "1/", float("nan"), float("inf"), "nan", None, True, "__import__('os')"]
+    "value", ["abc", "8/0", "8/255/1", "", "1/", float("nan"), float("inf"), "nan", None, True, "__import__('os')"]
 )
 def test_what_is_no_number_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match=r"eps must be a number or a fraction such as 8/255, got"):
