@@ -15,6 +15,7 @@ from attacks.draws import run_seed
 from attacks.eps import NormName
 from attacks.precision import full_float32
 from callbacks.outputs import run_folder, save_figure
+from callbacks.pictures import warn_if_not_drawn
 from commands.any_network import brings_weights
 from commands.evaluation_progress import EvaluationProgress
 from commands.lightning_batches import run_on_test_batches
@@ -164,10 +165,10 @@ def _report(
     write_per_image(folder / "per_image.csv", found, names, search.norm)
     print(f"\n{table_of(report)}\n")
     intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
-    drawn = worst_case_figures(found, search.eps, target_eps, intervals)
-    pictures = {
-        name: save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes() for name, figure in drawn.items()
-    }
+    pictures: dict[str, bytes] = {}
+    with warn_if_not_drawn("the figures"):
+        for name, figure in worst_case_figures(found, search.eps, target_eps, intervals).items():
+            pictures[name] = save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes()
     page = folder / "report.html"
     page.write_text(html_of(report, pictures, ckpt_path or repr(type(search.model).__name__)), encoding="utf-8")
     print(f"Report: {page}")

@@ -58,6 +58,17 @@ def test_a_report_of_every_image(weights: Path, tmp_path: Path, capsys: Any) -> 
     assert set(board.Tags()["images"]) == {f"evaluate/{name}" for name in pictures}
 
 
+def test_figures_that_fail_cost_no_report(weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def broken(*_: Any) -> None:
+        raise ImportError("no matplotlib")
+
+    monkeypatch.setattr("commands.evaluate.worst_case_figures", broken)
+    few = ("--attacks=[{class_path: attacks.PGD, init_args: {steps: 1}}]", "--num_images=4")
+    with pytest.warns(UserWarning, match="the figures could not be drawn"):
+        main(arguments(weights, tmp_path, *few))
+    assert (tmp_path / "quickstart/evaluate-0/report.html").is_file()
+
+
 def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Path) -> None:
     main(arguments(weights, tmp_path, "--attacks=[{class_path: attacks.PGD, init_args: {steps: 1}}]"))
     report = json.loads((tmp_path / "quickstart/evaluate-0/report.json").read_text())
