@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from networks.weight_names import normalisers
 
 _SHOWN = 12
+_MOST_CHANNELS = 1024
 
 
 def check_finite_weights(weights: nn.Module | Mapping[str, Any], source: str | Path) -> None:
@@ -23,8 +24,10 @@ def check_finite_weights(weights: nn.Module | Mapping[str, Any], source: str | P
         ValueError: If there are any; the message names the tensors and counts the numbers.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    # A buffer may be infinite by its nature, as a mask is.
+    masks = {name for name, _ in weights.named_buffers()} if isinstance(weights, nn.Module) else set()
     floats = {n: t for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
-    counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in floats.items()}
+    counts = {n: int((t.isnan() if n in masks else ~t.isfinite()).sum()) for n, t in floats.items()}
     bad = [f"{name} ({count:,} of {floats[name].numel():,})" for name, count in counts.items() if count]
     if bad:
         raise ValueError(
@@ -95,8 +98,12 @@ def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], sourc
 
 def _normalisations(tensors: Mapping[str, Any]) -> list[Tensor]:
     """Return mean and standard deviation per channel, ``(2, C)``, of each normalisation."""
-    pairs = [[tensors[name].detach().float().cpu().flatten() for name in pair] for pair in normalisers(tensors)]
-    return [torch.stack(pair) for pair in pairs if len(pair[0]) == len(pair[1])]
+    pairs = [[tensors[name] for name in pair] for pair in normalisers(tensors)]
+    return [
+        torch.stack([tensor.detach().float().cpu().flatten() for tensor in pair])
+        for pair in pairs
+        if pair[0].numel() == pair[1].numel() <= _MOST_CHANNELS
+    ]
 
 
 def _told(numbers: Tensor) -> str:

@@ -41,7 +41,6 @@ _OTHER_SUFFIXES = {
     "state_dict with torch.save",
     ".onnx": "is an ONNX graph, whose weights have lost their names: take the file that it was exported from",
     ".msgpack": "is a Flax file, which is not read: save its arrays under PyTorch's names with numpy.savez",
-    ".h5": "is named as an HDF5 file (Keras), which is not read: save its arrays with numpy.savez",
     ".index": "is part of a TensorFlow checkpoint, which is not read: save its arrays with numpy.savez",
     ".data-00000-of-00001": "is part of a TensorFlow checkpoint, which is not read: save its arrays with numpy.savez",
 }
@@ -87,9 +86,6 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
     for beginning, problem in _OTHER_FORMATS:
         if start.lower().startswith(beginning.lower()):
             raise ValueError(f"{path} {problem}; {ALLOWED}")
-    for suffix, problem in _OTHER_SUFFIXES.items():
-        if path.name.endswith(suffix):
-            raise ValueError(f"{path} {problem}; {ALLOWED}")
     try:
         return _read(path, needed)
     except inert_pickle.CallRefused as error:
@@ -101,7 +97,8 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         raise ValueError(f"{path} {error}; {ALLOWED}") from error
     except Exception as error:  # Arbitrary bytes raise whatever they meet first.
         problem = "is damaged or truncated, or not a checkpoint: refused, nothing in it was executed"
-        raise ValueError(f"{path} {'is empty: refused' if not start else problem}; {ALLOWED}") from error
+        problem = next((text for end, text in _OTHER_SUFFIXES.items() if path.name.endswith(end)), problem)
+        raise ValueError(f"{path} {problem if start else 'is empty: refused'}; {ALLOWED}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -224,4 +221,4 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
 
 
 def _bytes(value: Any) -> int:
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+    return value.numel() * value.element_size() if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else 0

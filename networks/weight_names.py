@@ -57,14 +57,13 @@ def tensors_of(content: Any) -> dict[str, FileTensor]:
     """Collect all tensors of nested containers, by their keys joined with dots.
 
     Raises:
-        ValueError: If two different tensors have one name.
+        ValueError: If two tensors have one name.
     """
     found: dict[str, FileTensor] = {}
     for tensor in _walk(content):
         name = _plain(".".join(tensor.path))
-        other = found.setdefault(name, tensor)
-        if other is not tensor and not same(other.value, tensor.value):
-            raise ValueError(f"holds two different tensors with the name {name}")
+        if found.setdefault(name, tensor) is not tensor:
+            raise ValueError(f"holds two tensors with the name {name}")
     return found
 
 
@@ -88,11 +87,12 @@ def _walk(content: Any) -> Iterator[FileTensor]:
 
 
 def _parts(module: Unbuilt) -> dict[Any, Any]:
-    if not isinstance(module.get("_parameters"), Mapping):
+    parts = [module.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(part, Mapping) for part in parts):
         return module
     unsaved = module.get("_non_persistent_buffers_set")
-    buffers = {key: value for key, value in module.get("_buffers", {}).items() if key not in (unsaved or ())}
-    return {**module["_parameters"], **buffers, **module.get("_modules", {})}
+    unsaved = unsaved if isinstance(unsaved, set) else set()
+    return {name: value for part in parts if part for name, value in part.items() if name not in unsaved}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Wanted:
         own: The names in the network, by plain name.
         optional: Plain names that a file may lack: counters of batches, which old files do not have, and
             normalisation, which many trainers keep outside the network.
-        unsaved: Plain names of buffers that are no part of a state_dict, though TorchScript files have them.
+        unsaved: Plain names of tensors that are no part of a state_dict, though TorchScript files have them.
     """
 
     shapes: dict[str, torch.Size]
@@ -116,13 +116,20 @@ class Wanted:
     def by(cls, network: nn.Module) -> "Wanted":
         """Collect the names of a network."""
         state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+        if any(nn.parameter.is_lazy(value) for value in state.values()):
+            raise ValueError("can't be loaded into lazy layers without a shape: give the network an image first")
         own = {_plain(name): name for name in state}
         optional = {name for name in own if name.rpartition(".")[2] == "num_batches_tracked"}
+        buffers = {_plain(name) for name, _ in network.named_buffers()}
         for pair in normalisers(own):
-            layer = network.get_submodule(own[pair[0]].rpartition(".")[0])
-            if not list(layer.parameters()) and len(list(layer.buffers())) == len(pair):
-                optional |= set(pair)
-        unsaved = {_plain(name) for name, _ in network.named_buffers()} - own.keys()
+            optional |= set(pair) if buffers.issuperset(pair) else set()
+        attributes = {
+            _plain(f"{place}.{name}" if place else name)
+            for place, module in network.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
+        unsaved = (buffers | attributes) - own.keys()
         shapes = {name: state[own[name]].shape for name in own}
         return cls(shapes, own, frozenset(optional), frozenset(unsaved))
 
@@ -207,7 +214,7 @@ def choose(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Mat
     """Choose among complete matches.
 
     Equal copies are one match. Of different ones, weights that training has ended with are taken before their
-    averages, and a module's ``network`` before its other parts.
+    averages, those under the key ``state_dict`` before others, and a module's ``network`` before its other parts.
 
     Returns:
         The match, and the others that differ from it.
@@ -228,18 +235,17 @@ def choose(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Mat
     return chosen, others
 
 
-def _rank(prefix: str) -> tuple[bool, bool]:
+def _rank(prefix: str) -> tuple[bool, bool, bool]:
     parts = set(prefix.lower().replace("_", ".").replace("-", ".").split("."))
-    return bool(parts & _AVERAGES), not prefix.endswith("network.")
+    return bool(parts & _AVERAGES), not prefix.startswith("state_dict."), not prefix.endswith("network.")
 
 
 def _equal(one: Match, other: Match, tensors: Mapping[str, FileTensor]) -> bool:
-    return all(same(tensors[one.names[name]].value, tensors[there].value) for name, there in other.names.items()
+    return all(_same(tensors[one.names[name]].value, tensors[there].value) for name, there in other.names.items()
                if name in one.names)  # fmt: skip
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Tell equal tensors, of whatever layout."""
+def _same(one: Tensor, other: Tensor) -> bool:
     try:
         return one is other or (one.dtype == other.dtype and torch.equal(one, other))
     except RuntimeError:  # sparse or quantised

@@ -104,8 +104,8 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
     check_values(network, weights, path)
     note = check_normalisation(network, {name: tensors[name].value for name in match.beside}, path)
     _load(network, weights, path)
-    first = tensors[next(iter(match.names.values()))]
-    key = ".".join(first.path[: first.root])
+    roots = {tensors[there].path[: tensors[there].root] for there in match.names.values()}
+    key = ".".join(roots.pop()) if len(roots) == 1 else ""
     state = network.state_dict()
     casts = {(weights[name].dtype, state[name].dtype) for name in weights if weights[name].dtype != state[name].dtype}
     return LoadedWeights(
@@ -127,10 +127,10 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
 
 
 def _find(network: nn.Module, file: WeightsFile, path: str | Path) -> tuple[dict[str, FileTensor], Match, list[Match]]:
-    wanted = Wanted.by(network)
-    if not wanted.required:
-        raise ValueError(f"{type_name(network)} has no weights to load {path} into")
     try:
+        wanted = Wanted.by(network)
+        if not wanted.required:
+            raise ValueError(f"can't be loaded: {type_name(network)} has no weights")
         tensors = tensors_of(file.content)
         if not tensors:
             raise ValueError(f"holds no network's weights: expected tensors by parameter name, got {_what(file)}")

@@ -18,7 +18,7 @@ from pytorch_lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from networks import Normalize
+from networks import MNISTCNN, Normalize
 from networks.weights import load_weights
 from tests.conftest import ROOT
 
@@ -162,6 +162,12 @@ READ: dict[str, tuple[Callable[[Net, Path], None], str]] = {
     "Lightning, any module": (
         write_lightning,
         r"key state_dict, prefix model\.; left out: loss.weight, projection.weight, projection.bias",
+    ),
+    "Lightning's WeightAveraging": (
+        saved(lambda n: {"pytorch-lightning_version": "2.6", "state_dict": prefixed("model.", n),
+                         "current_model_state": {f"model.{k}": v for k, v in others(n).items()},
+                         "averaging_state": {"n_averaged": torch.tensor(3)}}),
+        r"key state_dict, prefix model\.; left out: current_model_state\.model\.\*",
     ),
     "AveragedModel": (write_averaged, r"prefix module\.; left out: n_averaged"),
     "timm": (write_timm, r"key state_dict; left out: state_dict_ema\.\* \(other weights that fit\)"),
@@ -405,6 +411,38 @@ def test_other_weights_of_a_lightning_module_that_fit_are_named(tmp_path: Path) 
     torch.save({"state_dict": state}, tmp_path / "weights")
     assert "left out: state_dict.teacher.* (other weights that fit)" in str(load_weights(target, tmp_path / "weights"))
     assert_loaded(target, source.state_dict())
+
+
+def test_a_network_whose_parts_lie_under_several_keys_is_read(tmp_path: Path) -> None:
+    source, target = trained(), Net()
+    parts = {name: getattr(source, name).state_dict() for name in ("conv", "bn", "fc")}
+    torch.save({"epoch": 3, "parts": parts}, tmp_path / "weights")
+    assert "found under prefix parts." in str(load_weights(target, tmp_path / "weights"))
+    assert_loaded(target, source.state_dict())
+
+
+def test_normalisation_in_the_networks_own_buffers_may_be_missing(tmp_path: Path) -> None:
+    source, target = trained(), Net()
+    target.register_buffer("mu", torch.tensor([0.5]))
+    target.register_buffer("sigma", torch.tensor([0.25]))
+    torch.save(source.state_dict(), tmp_path / "weights")
+    assert "kept: mu, sigma" in str(load_weights(target, tmp_path / "weights"))
+
+
+def test_lazy_layers_ask_for_an_image_first(tmp_path: Path) -> None:
+    torch.save(Net().state_dict(), tmp_path / "weights")
+    with pytest.raises(ValueError, match="give the network an image first"):
+        load_weights(nn.Sequential(nn.LazyLinear(3)), tmp_path / "weights")
+
+
+def test_a_layer_that_refuses_its_weights_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    network = MNISTCNN(init="gates")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.save(MNISTCNN().state_dict(), tmp_path / "weights")
+    with pytest.raises(ValueError, match=r"conv1\.weight is not that of a network with gates") as caught:
+        load_weights(network, tmp_path / "weights")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_copy_of_the_network_inside_it_is_not_taken_for_it(tmp_path: Path) -> None:
