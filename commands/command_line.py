@@ -33,7 +33,7 @@ from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_images, check_settings, complete_settings
 from lightning_modules import AdversarialClassifier
-from networks.weights import LIGHTNING_KEY, is_checkpoint_of, load_weights, read_checkpoint
+from networks.weights import check_checkpoint, is_checkpoint_of, load_weights
 
 # A loss's class weights are a list in a config: [1, 1, 2.5].
 register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
@@ -172,8 +172,7 @@ class RampartCLI(LightningCLI):
         if path is None or subcommand in ("evaluate", "export"):
             return arguments
         if subcommand == "fit":
-            if LIGHTNING_KEY not in read_checkpoint(path):
-                raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
+            check_checkpoint(self.model.network, path)
         elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))
             arguments["ckpt_path"] = None

@@ -114,7 +114,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     file = read_file(path)
     if file.kind == "objects":
         raise ValueError(
-            f"{path} holds objects whose loading would execute code: refused, nothing was executed; {ALLOWED}"
+            f"{path} holds objects whose loading would execute code: refused, nothing was executed; "
+            "a new run can start from its weights alone, with --ramp.init_from"
         )
     if not isinstance(file.content, dict):
         raise ValueError(f"{path} holds a {type(file.content).__name__}, not a checkpoint; {ALLOWED}")

@@ -24,6 +24,7 @@ from networks.weight_names import FileTensor, Match, Wanted, choose, find_matche
 __all__ = [
     "LIGHTNING_KEY",
     "LoadedWeights",
+    "check_checkpoint",
     "check_finite_weights",
     "check_match",
     "is_checkpoint_of",
@@ -187,14 +188,35 @@ def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpo
     return weights
 
 
+def check_checkpoint(network: nn.Module, path: str | Path) -> None:
+    """Refuse a file that a run with this network can't be resumed from.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no Lightning checkpoint of a module with this ``network``, or its weights are not finite.
+    """
+    checkpoint = read_checkpoint(path)
+    if LIGHTNING_KEY not in checkpoint:
+        raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
+    check_match(network, network_weights(checkpoint, path), path)
+
+
 def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
-    """Tell a Lightning checkpoint of a module whose ``network`` has exactly this one's names from all other files."""
+    """Tell a Lightning checkpoint of a module whose ``network`` has exactly this one's names from all other files.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it can't be read, or is such a checkpoint and its weights do not fit or are not finite.
+    """
     file = read_file(path, network)
     if file.kind != "torch" or not isinstance(file.content, dict) or LIGHTNING_KEY not in file.content:
         return False
     state = file.content.get("state_dict")
     names = {str(name) for name in state} if isinstance(state, Mapping) else set()
-    return {f"network.{name}" for name in network.state_dict()} == {n for n in names if n.startswith("network.")}
+    if {f"network.{name}" for name in network.state_dict()} != {n for n in names if n.startswith("network.")}:
+        return False
+    check_match(network, network_weights(file.content, path), path)
+    return True
 
 
 def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
