@@ -86,6 +86,10 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, metrics)
         self._save_last_checkpoint(trainer, metrics)
 
+    def last_path(self) -> str:
+        """Return where ``last`` will be if nothing else has that name yet."""
+        return str(Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+
     def save_now(self, trainer: Trainer) -> str:
         """Save ``last`` because the run is about to be interrupted, and return its path."""
         saved = self.last_model_path in self._written and self._last_global_step_saved == trainer.global_step

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """Return the checkpoint in a folder that has trained longest among those that can be read; None if none can."""
+def newest_whole(files: Iterable[Path]) -> Path | None:
+    """Return the checkpoint that has been trained longest among those that can be read; None if none can."""
     reached: list[tuple[int, float, Path]] = []
-    for file in folder.glob("*.ckpt"):
+    for file in files:
         try:
             checkpoint = read_checkpoint(file)
             reached.append((int(checkpoint["global_step"]), file.stat().st_mtime, file))

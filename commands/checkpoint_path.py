@@ -34,7 +34,7 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
             "such as runs/NAME/fit-0/checkpoints/last.ckpt"
         )
     if Path(text).is_dir():
-        found = newest_whole(Path(text)) or newest_whole(Path(text) / "checkpoints")
+        found = newest_whole(Path(text).rglob("*.ckpt"))
         hint = f", such as {shlex.quote(str(found))}" if found else ""
         raise ValueError(f"ckpt_path must be a file, got the folder {text}{hint}")
     raise FileNotFoundError(f"checkpoint not found: {text}")
@@ -51,7 +51,7 @@ def suggesting_whole_ones(path: str | None) -> Iterator[None]:
         yield
     except ValueError as error:
         broken = any(word in str(error) for word in ("damaged or truncated", "is empty"))
-        other = newest_whole(Path(path).parent) if path and broken and Path(path).is_file() else None
+        other = newest_whole(Path(path).parent.glob("*.ckpt")) if path and broken and Path(path).is_file() else None
         if other is None:
             raise
         raise ValueError(

@@ -10,6 +10,7 @@ from jsonargparse.typing import register_type
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
@@ -24,10 +25,12 @@ from callbacks import (
 from callbacks.outputs import run_folder
 from commands.checkpoint_path import check_ckpt_path, suggesting_whole_ones
 from commands.config_files import check_configs
+from commands.ending import InterruptionCallback
 from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.loaders import LoaderConnector
 from commands.messages import command_line
 from commands.parse_errors import explain, wrap_single
+from commands.requeue import checkpoint_of_job, record_job
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
@@ -142,12 +145,19 @@ class RampartCLI(LightningCLI):
         self.folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
         self.results_table = ResultsTableCallback()
         own = [config[key] for key in self._parser(self.subcommand).callback_keys]
-        own = [RunFolderCallback(self.folder), *own, self.results_table, PredictionWriterCallback()]
+        own = [
+            RunFolderCallback(self.folder),
+            InterruptionCallback(),
+            *own,
+            self.results_table,
+            PredictionWriterCallback(),
+        ]
         trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, own), **kwargs)
         trainer.run_folder = self.folder
         trainer._data_connector = LoaderConnector(trainer)
         if starts_run() and not config.trainer.fast_dev_run:
             parser = self._parser(self.subcommand)
+            record_job(self.folder)
             parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)
         # Set before user code can change torch's seed. A training run without one gets it from rank 0 (attacks.draws);
         # measurements get 0, for processes that share an evaluation, or take it up again, are not connected.
@@ -169,6 +179,9 @@ class RampartCLI(LightningCLI):
         path = arguments["ckpt_path"] = check_ckpt_path(arguments.get("ckpt_path"), arguments.get("weights_only"))
         if path is None and subcommand not in ("fit", "evaluate", "export"):
             print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
+        if path is None and subcommand == "fit" and (found := checkpoint_of_job(self.folder)):
+            path = arguments["ckpt_path"] = str(found)
+            rank_zero_info(f"This job was started again: it is resumed from {path}")
         if path is None or subcommand in ("evaluate", "export"):
             return arguments
         if subcommand == "fit":

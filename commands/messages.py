@@ -1,6 +1,7 @@
 """Errors in one line, and no warning that is of no use."""
 
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -33,6 +34,13 @@ def _function(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "a function" if trace is None else trace.tb_frame.f_code.co_name
+
+
+def without_noise_of_peers(text: str, advice: str) -> str:
+    """Say in plain words that another process of the run has ended, which the library between them tells by sockets."""
+    if not re.search(r"gloo/transport|closed by peer|reset by peer|NCCL|TCPStore|DistNetworkError", text):
+        return text
+    return f"another process of this run has ended, so this one can't go on{'; ' if advice else ''}{advice}"
 
 
 def keep_quiet() -> None:

@@ -7,14 +7,18 @@ from typing import Any
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning import Trainer
+from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from commands.checkpoint_io import WholeFileIO
+from commands.ending import agreed_signal, save_and_end
+from commands.interruption import signals
 from commands.progress import resumed_progress
 
 CLASSES = "optimizer_classes"
@@ -24,6 +28,8 @@ SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "min_mome
 def make_resumable(trainer: Trainer) -> None:
     """Let a trainer write whole checkpoints, check those that it reads, and resume them exactly."""
     trainer._checkpoint_connector = RunConnector(trainer)
+    trainer._signal_connector = NoSignals(trainer)
+    signals.launcher = trainer.strategy.launcher
     loop = trainer.fit_loop
     loop.epoch_loop = ResumableEpochLoop(trainer, loop.min_steps, loop.max_steps)
     try:
@@ -37,7 +43,17 @@ def make_resumable(trainer: Trainer) -> None:
 
 
 class ResumableEpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over an epoch's batches, started at any of them."""
+    """Lightning's loop over an epoch's batches, started at any of them, and ended between any two."""
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """Train on a batch, unless the run is to end: all processes learn it here, before the same batch."""
+        # Between the batches of one optimizer step there are gradients, which no checkpoint holds.
+        if self._accumulated_batches_reached() and (signum := agreed_signal()):
+            save_and_end(self.trainer, signum)
+        super().advance(data_fetcher)
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: Lightning would ask rank 0 alone."""
 
     def reset(self) -> None:
         """Take up the loaders' places, after which nothing is special about a resumed epoch."""
@@ -55,6 +71,13 @@ class ResumableEpochLoop(_TrainingEpochLoop):
                 fetcher.fetched -= done  # Lightning adds them itself.
         # The checkpoint's last batch was finished, its validation too: see `resumed_progress`.
         loop._restarting = self._restarting = self.val_loop._restarting = False
+
+
+class NoSignals(_SignalConnector):
+    """Leave signals alone: Lightning's handlers call collectives, and save within an optimizer step."""
+
+    def register_signal_handlers(self) -> None:
+        pass
 
 
 class RunConnector(_CheckpointConnector):

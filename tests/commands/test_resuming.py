@@ -234,7 +234,7 @@ def test_a_broken_newest_checkpoint_does_not_hide_an_older_one(
     options = [option for option in COMMON[1:] if command == "fit" or "test_after_fit" not in option]
     line = failure(capsys, command, *options, f"--runs_dir={tmp_path}", f"--ckpt_path={folder / 'last.ckpt'}")
     assert f"--ckpt_path '{folder / 'epoch3-step8.ckpt'}'" in line
-    assert newest_whole(folder) == folder / "epoch3-step8.ckpt"
+    assert newest_whole(folder.iterdir()) == folder / "epoch3-step8.ckpt"
 
 
 @pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])

@@ -1,0 +1,89 @@
+"""The end of a training run that is interrupted: saved between two batches, with the command that resumes it."""
+
+import os
+from pathlib import Path
+from signal import SIGTERM
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from callbacks import RunCheckpoint
+from callbacks.outputs import run_folder
+from commands.interruption import Interrupted, signals, spare_from_observer
+from commands.messages import command_line
+from commands.requeue import requeue
+
+NO_CHECKPOINTS = "nothing was saved, as trainer.enable_checkpointing is false"
+
+
+class InterruptionCallback(Callback):
+    """Let training end between two batches, and say how to resume it."""
+
+    _signum = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """From now on a signal waits for the batch to be finished."""
+        checkpoint = _own_checkpoint(trainer)
+        if checkpoint is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            signals.advice = f"resume with: {_resume_command(trainer, checkpoint.last_path())}"
+            if trainer.is_global_zero:
+                print(f"If it is interrupted, {signals.advice}", flush=True)
+        signals.deferred = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Learn of a signal in the last epoch's end."""
+        self._signum = agreed_signal()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """End here if a signal came in training: everything is saved, but the test is left."""
+        signals.deferred = False
+        if self._signum or signals.received:
+            raise Interrupted(self._signum or signals.received, f"training was finished and saved; {signals.advice}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        signals.deferred = False
+
+
+def agreed_signal() -> int:
+    """Return the number of the signal that any of the run's processes has received; 0 if none has."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return signals.received
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    number = torch.tensor(signals.received, device=device)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    return int(number)
+
+
+def save_and_end(trainer: Trainer, signum: int) -> None:
+    """Save the run and end it; under SLURM's SIGUSR1 the job is queued again.
+
+    Raises:
+        Interrupted: Always, with the command that resumes the run.
+    """
+    spare_from_observer()
+    checkpoint, advice = _own_checkpoint(trainer), NO_CHECKPOINTS
+    if signum not in (SIGTERM, 2) and "SLURM_JOB_ID" in os.environ:
+        path = str(_free_path(run_folder(trainer)))
+        path = trainer.strategy.broadcast(path)
+        trainer.save_checkpoint(path)
+        queued = requeue() if trainer.is_global_zero else ""
+        raise Interrupted(signum, f"saved {path}; {queued or f'resume with: {_resume_command(trainer, path)}'}")
+    if checkpoint is not None:
+        path = checkpoint.save_now(trainer)
+        advice = f"saved {path}; resume with: {_resume_command(trainer, path)}"
+    raise Interrupted(signum, advice)
+
+
+def _own_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
+    return next((each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)), None)
+
+
+def _resume_command(trainer: Trainer, path: str) -> str:
+    return command_line("fit", "--config", str(run_folder(trainer) / "config.yaml"), "--ckpt_path", path)
+
+
+def _free_path(folder: Path) -> Path:
+    number = 1
+    while (folder / f"hpc_ckpt_{number}.ckpt").exists():
+        number += 1
+    return folder / f"hpc_ckpt_{number}.ckpt"

@@ -1,0 +1,77 @@
+"""Jobs that a scheduler starts again: the same command resumes where its last start ended."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from commands.checkpoint_io import newest_whole
+
+RECORD = "job.json"
+
+
+def record_job(folder: Path) -> None:
+    """Note in the run's folder which job made it, if one did."""
+    if (job := _job()) is not None:
+        (folder / RECORD).write_text(json.dumps({"job": job, "command": sys.argv[1:]}) + "\n")
+
+
+def checkpoint_of_job(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of the earlier starts of this job with this same command.
+
+    Args:
+        folder: The run's own, beside those of the earlier starts.
+
+    Returns:
+        None in a job's first start: one script may run the same command several times, which then are several runs.
+    """
+    job, own = _job(), folder.resolve()
+    if job is None:
+        return None
+    earlier = [each for each in folder.parent.glob("fit-*") if each.resolve() != own and _is_of(each, job)]
+    files = [file for each in earlier for file in _checkpoints(each)]
+    started_again = _restarts() > 0 or any(file.name.startswith("hpc_ckpt_") for file in files)
+    return newest_whole(files) if started_again else None
+
+
+def requeue() -> str:
+    """Put this SLURM job into the queue again, and return a line that says so; an empty one if that failed."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)  # noqa: S603, S607
+    except OSError:
+        return ""
+    return "the job is queued again and resumes by itself" if done.returncode == 0 else ""
+
+
+def _job() -> str | None:
+    if "SLURM_JOB_ID" in os.environ:
+        return f"slurm {_slurm_job()}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        name = os.environ["TORCHELASTIC_RUN_ID"]
+        return f"torchelastic {name if name != 'none' else os.getppid()}"
+    return None
+
+
+def _slurm_job() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _restarts() -> int:
+    count = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    return int(count) if count.isdigit() else 0
+
+
+def _is_of(folder: Path, job: str) -> bool:
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(record == {"job": job, "command": sys.argv[1:]})
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    yield from folder.glob("hpc_ckpt_*.ckpt")
+    yield from (folder / "checkpoints").rglob("*.ckpt")
