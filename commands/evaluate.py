@@ -129,7 +129,7 @@ def choose_attacks(
     return chosen, (model.target_eps,)
 
 
-def _check_test_data(model: nn.Module, datamodule: LightningDataModule | None) -> None:
+def _check_test_data(model: AdversarialClassifier, datamodule: LightningDataModule | None) -> None:
     holder: Any = model if datamodule is None else datamodule
     if not is_overridden("test_dataloader", holder):
         what = "no --data was given" if datamodule is None else f"{type(datamodule).__name__} has no test_dataloader"

@@ -49,6 +49,7 @@ def run_on_test_batches(
     strategy = _HandingOver(trainer.strategy.root_device, FileLock(lock))
     with _silent("pytorch_lightning.utilities.rank_zero"):
         inner = _TestBatches(
+            accelerator=trainer.accelerator,
             strategy=strategy,
             plugins=[LightningEnvironment()],
             limit_test_batches=trainer.limit_test_batches,
@@ -90,12 +91,15 @@ class _HandingOver(SingleDeviceStrategy):
         # Lightning's first one comes when the data are prepared, before they are set up.
         self.lock.release()
 
-    def test_step(self, batch: Any, *_: Any) -> None:
+    def test_step(self, batch: Any, batch_idx: int, *_: Any) -> None:
+        try:
+            images, labels, _index = read_batch(batch)
+        except ValueError as error:
+            raise ValueError(f"{error} (batch {batch_idx + 1} of the test loader)") from error
         assert self.visit is not None
-        images, labels, _index = read_batch(batch)
         assert labels is not None
         with isolate_rng():  # What is done with a batch must not change the next ones.
-            self.visit(images, labels)
+            self.visit(images.float(), labels)
 
 
 class _TestBatches(Trainer):

@@ -86,7 +86,8 @@ def survey_images(
         with _naming(batch):
             # On the host: an accelerator would refuse them without a word of which they are.
             check_images(images.cpu(), labels.cpu())
-            logits = finite_logits(network, images, places, f"on the clean images of batch {batch + 1}")
+        logits = finite_logits(network, images, places, f"on the clean images of batch {batch + 1}")
+        with _naming(batch):
             check_labels(labels.cpu(), logits.cpu())
         clean = logits.argmax(1)
         answers = answers or f"{fingerprint(clean)[:16]}, {logits.abs().mean().item():.4g}"

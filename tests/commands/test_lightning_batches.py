@@ -154,6 +154,28 @@ def test_an_evaluation_sees_what_a_test_sees(tmp_path: Path, kind: type[Plain]) 
     assert torch.equal(labels, LABELS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_of_any_float_type_are_judged_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    class Typed(Plain):
+        def dataset(self) -> Dataset[Any]:
+            return TensorDataset(IMAGES.to(dtype), LABELS)
+
+    ((images, _),) = shown(Typed(), tmp_path)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, IMAGES.to(dtype).float())
+
+
+def test_a_batch_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    class Spoilt(Plain):
+        def dataset(self) -> Dataset[Any]:
+            images = IMAGES.clone()
+            images[7, 0, 0, 0] = torch.nan
+            return TensorDataset(images, LABELS)
+
+    with pytest.raises(ValueError, match=r"without NaN.*\(batch 3 of the test loader\)"):
+        shown(Spoilt(), tmp_path)
+
+
 def test_hooks_of_the_model_change_batches_where_the_data_module_has_none(tmp_path: Path) -> None:
     model = Classifier()
     model.dims = 0.5
