@@ -170,5 +170,5 @@ def _report(
         for name, figure in worst_case_figures(found, search.eps, target_eps, intervals).items():
             pictures[name] = save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes()
     page = folder / "report.html"
-    page.write_text(html_of(report, pictures, ckpt_path or repr(type(search.model).__name__)), encoding="utf-8")
+    page.write_text(html_of(report, pictures, ckpt_path or type(search.model).__name__), encoding="utf-8")
     print(f"Report: {page}")

@@ -30,10 +30,16 @@ def finite_logits(network: nn.Module, images: Tensor, places: Tensor, where: str
         where: What was done to the images, for the error.
 
     Raises:
-        ValueError: If a logit is NaN or infinite.
+        ValueError: If the network fails, returns anything but logits, or one that is NaN or infinite.
     """
-    with torch.no_grad():
-        logits = logits_of(network, images)
+    try:
+        with torch.no_grad():
+            logits = logits_of(network, images)
+    except ValueError:
+        raise
+    except Exception as error:  # A network is anyone's code; the text of a KeyError, say, is the key alone.
+        name, kind = type(network).__name__, type(error).__name__
+        raise ValueError(f"{name} failed on images of shape {tuple(images.shape)}: {kind}: {error}") from error
     wrong = (~logits.isfinite().all(1)).nonzero().squeeze(1).cpu()
     if len(wrong):
         first = ", ".join(str(place) for place in places.cpu()[wrong][:5].tolist())

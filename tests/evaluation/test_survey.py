@@ -1,5 +1,6 @@
 """Checks of images, labels, weights and logits before anything is attacked, and after."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -139,6 +140,34 @@ def test_a_survey_knows_what_the_search_needs() -> None:
     assert (survey.clean != survey.labels).nonzero().squeeze(1).tolist() == [3]
     assert survey.probe.places.tolist() == [place for place in range(38) if place != 3]
     assert torch.equal(survey.probe.images, images[survey.probe.places])
+
+
+def test_a_network_that_fails_is_named_with_its_error() -> None:
+    class Fails(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return {"another": images}["key"]
+
+    _, images, labels = case()
+    with pytest.raises(ValueError, match=r"Fails failed on images of shape \(10, 1, 4, 4\): KeyError: 'key'"):
+        survey_images(Fails(), in_memory(images, labels), 10)
+
+
+def test_memory_holds_a_batch_and_not_the_set() -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+
+    def source(visit: Callable[[Tensor, Tensor], None]) -> None:
+        nonlocal most
+        for _ in range(30):
+            _, images, labels = case(10)
+            alive.add(images)
+            most = max(most, len(alive))
+            visit(images, labels)
+
+    found = WorstCaseSearch(Threshold(), source, [PGD(steps=2)], [0.1], batch_size=20).run()
+    assert len(found.labels) == 300
+    assert most <= 4
+    assert len(found.examples) == 20
 
 
 @pytest.mark.parametrize("sizes", [[40], [7, 30, 3], [1] * 40])
