@@ -140,11 +140,13 @@ def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: 
     points = start.flatten(1)
     room = torch.where(direction > 0, 1 - points, points)  # (N, D): to the wall
     weights = slopes.abs()
-    speeds = weights if norm == "L2" else torch.ones_like(weights)  # (N, D): of a pixel, for each unit of the amount
-    room = torch.where(speeds > SLOWEST, room, 0)
-    kinks, order = (room / speeds.clamp_min(SLOWEST)).sort(dim=1)  # (N, D)
-    stopped = (weights * room).gather(1, order).cumsum(1)  # closed by the pixels that have met the wall
-    rates = (weights * speeds).gather(1, order)
+    if norm == "L2":
+        room = torch.where(weights > SLOWEST, room, 0)
+    # A unit of the amount moves a pixel by 1 in l-inf, by its weight in L2.
+    kinks, order = (room / weights.clamp_min(SLOWEST) if norm == "L2" else room).sort(dim=1)
+    rates = weights.gather(1, order)  # (N, D): what a unit closes
+    rates = rates.square() if norm == "L2" else rates
+    stopped = (rates * kinks).cumsum(1)  # closed by the pixels that have met the wall
     moving = rates.flip(1).cumsum(1).flip(1) - rates  # what those behind them close for each unit
     closed = stopped + kinks * moving  # (N, D): the gap closed when the amount is this kink
     kink = torch.searchsorted(closed, gap.abs()[:, None]).clamp_max(room.shape[1] - 1)  # (N, 1)
@@ -155,4 +157,5 @@ def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: 
     rate = torch.where(first, rates.sum(1, keepdim=True), moving.gather(1, before))
     amount = amount + (gap.abs()[:, None] - base) / rate.clamp_min(1e-12)
     amount = amount.minimum(kinks[:, -1:])
-    return (direction * (amount * speeds).minimum(room)).view_as(start)
+    change = (amount * weights if norm == "L2" else amount).minimum(room)
+    return (direction * change).view_as(start)
