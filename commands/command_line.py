@@ -135,6 +135,12 @@ class RampartCLI(LightningCLI):
                     options = self._subcommand_parsers[command]._option_string_actions if command else {}
                     raise ArgumentError(None, explain(str(error), options)) from error
 
+    def after_instantiate_classes(self) -> None:
+        """Tell the module how the config describes its network, for those who load its checkpoints from Python."""
+        given = self.config_dump["model"]["init_args"].get("network")
+        if isinstance(given, dict) and isinstance(self.model, AdversarialClassifier):
+            self.model.network_settings = given
+
     def _parse_ckpt_path(self) -> None:
         """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""
 

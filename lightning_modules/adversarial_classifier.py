@@ -1,6 +1,7 @@
 """Adversarial training, validation and test, for any network, attack, objective and optimizer."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +19,9 @@ from lightning_modules.held import held_modules, match_held
 from lightning_modules.judged_classifier import JudgedClassifier
 from lightning_modules.loaders import check_one_loader, warn_of_stream
 from lightning_modules.loss_watch import LossWatch
+from lightning_modules.saved_settings import build_module, settings_of
 from lightning_modules.schedules import Interval, SchedulerFactories, Schedules, check_monitors, check_schedules
+from networks.weight_files import read_checkpoint
 from networks.weights import LIGHTNING_KEY, check_match, network_weights
 from objectives import AdversarialTraining, Objective
 
@@ -55,6 +58,8 @@ class AdversarialClassifier(JudgedClassifier):
         eps: Radius of the next training batch; an epsilon ramp sets it.
         target_eps: The fixed radius of validation.
         attack: Attack of the next training batch; an epsilon ramp may set it.
+        network_settings: Class path and arguments of the network for :meth:`load_from_checkpoint`, where a config gave
+            them; otherwise what the network itself tells.
 
     Raises:
         ValueError: If eps is out of the norm's range, validation's norm is not training's, or two test attacks have
@@ -97,6 +102,21 @@ class AdversarialClassifier(JudgedClassifier):
             val_attack=self.val_attack,
             test_attacks=self.test_attacks,
         )
+        self._settings = settings_of(
+            {
+                "eps": eps,
+                "attack": self.attack,
+                "val_attack": self.val_attack,
+                "test_attacks": self.test_attacks,
+                "objective": self.objective,
+                "optimizer": optimizer,
+                "lr_scheduler": lr_scheduler,
+                "lr_interval": lr_interval,
+                "lr_milestones": lr_milestones,
+                "lr_monitor": lr_monitor,
+            }
+        )
+        self.network_settings: dict[str, Any] | None = None
         self._optimizer = optimizer
         self._schedules = Schedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
         self.train_adv_acc = _accuracy()
@@ -217,6 +237,48 @@ class AdversarialClassifier(JudgedClassifier):
         """
         self._losses.check_before_saving(self.trainer, self.network)
         checkpoint["run_seed"] = self.run_seed
+        network = settings_of({"network": self.network}) if self.network_settings is None else {}
+        checkpoint["hyper_parameters"] = {
+            **checkpoint.get("hyper_parameters", {}),
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "network": self.network_settings,
+            **network,
+            **self._settings,
+        }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # a plain class method
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        strict: bool = True,
+        weights_only: bool | None = None,  # noqa: ARG003 - Lightning's argument
+        **arguments: Any,
+    ) -> Any:
+        """Build a trained module with its settings and weights.
+
+        Nothing in the file decides what code runs; see :mod:`lightning_modules.saved_settings`.
+
+        Args:
+            checkpoint_path: A checkpoint that training has written.
+            map_location: Device of the module.
+            strict: Refuse a checkpoint that holds other tensors than the module.
+            weights_only: Not used: a file is never read otherwise.
+            arguments: Of the class, in place of the checkpoint's.
+
+        Returns:
+            An instance of the class that was trained where that is this one or a subclass that has been imported.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no checkpoint, or does not say how one of the arguments was made.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        module = build_module(cls, checkpoint, arguments, checkpoint_path)
+        assert isinstance(module, cls)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return module.to(map_location)
 
     def _generator(self, stage: str, *state: int) -> torch.Generator:
         """Return random numbers that depend on stage, seed, rank and progress alone."""

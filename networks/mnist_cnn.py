@@ -29,6 +29,7 @@ class MNISTCNN(nn.Module):
 
     def __init__(self, num_classes: int = 10, init: Initialisation | Literal["gates"] = "default") -> None:
         super().__init__()
+        self.init_args = {"num_classes": num_classes, "init": init}
         gates = init == "gates"
         self.conv1 = Gates(32, 5) if gates else nn.Conv2d(1, 32, 5)
         self.conv2 = GateConv2d(32, 64, 5) if gates else nn.Conv2d(32, 64, 5)

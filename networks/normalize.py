@@ -28,6 +28,7 @@ class Normalize(nn.Module):
             raise ValueError(f"mean and std must have one number a channel each, got {len(mean)} and {len(std)}")
         if min(std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
+        self.init_args = {"mean": tuple(mean), "std": tuple(std)}
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

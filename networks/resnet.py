@@ -35,6 +35,7 @@ class ResNet18(nn.Module):
         self, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
     ) -> None:
         super().__init__()
+        self.init_args = {"num_classes": num_classes, "mean": tuple(mean), "std": tuple(std)}
         self.image_shape = (len(mean), 32, 32)
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(len(mean), 64, 3, padding=1, bias=False)

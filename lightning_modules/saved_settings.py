@@ -1,0 +1,217 @@
+"""A module's settings as plain values, which a checkpoint holds, and the objects that they describe.
+
+Nothing in a checkpoint decides what code runs: a class is taken from Rampart or torch, or is one that the program has
+imported by itself, and it must be of a kind that settings are made of.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from attacks import Attack, NamedAttack
+from objectives import Objective
+
+ROOMS = ("attacks", "networks", "objectives", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
+KINDS = (nn.Module, Attack, NamedAttack, Objective, Optimizer, LRScheduler)
+
+
+class NotPlainError(ValueError):
+    """An object that plain values can't describe; the message names it."""
+
+
+def describe(value: Any) -> Any:
+    """Return plain values from which :func:`build` makes an equal object.
+
+    Raises:
+        NotPlainError: If it can't be told how the object was made.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        return {"tensor": value.detach().cpu().tolist()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, partial):
+        # jsonargparse's factories have the class as their last argument, others as their function.
+        made = next((part for part in reversed(value.args) if isinstance(part, type)), value.func)
+        return {"factory": _path(made), "init_args": _described(value.keywords)}
+    if isinstance(value, (type, FunctionType)):
+        return {"factory": _path(value), "init_args": {}}
+    if is_dataclass(value):
+        given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return {"class_path": _path(type(value)), "init_args": _described(given)}
+    if isinstance(value, nn.Module):
+        return _describe_module(value)
+    raise NotPlainError(type(value).__name__)
+
+
+def build(value: Any) -> Any:
+    """Make the object that plain values describe.
+
+    Raises:
+        ValueError: If a class is not allowed, not imported or does not take the arguments.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(build(item) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    if "tensor" in value:
+        return torch.tensor(value["tensor"])
+    path = value.get("factory", value.get("class_path"))
+    if path is None:
+        return {name: build(item) for name, item in value.items()}
+    arguments = {str(name): build(item) for name, item in (value.get("init_args") or {}).items()}
+    made = resolve(str(path))
+    if "factory" in value:
+        return partial(made, **arguments) if arguments else made
+    if not isinstance(made, type):
+        raise ValueError(f"{path} in the checkpoint is no class")
+    try:
+        return made(*build(value.get("args", ())), **arguments)
+    except Exception as error:
+        raise ValueError(f"the checkpoint's {path} can't be built: {error}") from error
+
+
+def resolve(path: str) -> Any:
+    """Return the class, or the function of Rampart's, that an import path in a checkpoint names.
+
+    Raises:
+        ValueError: If it is of no allowed kind, or belongs to a package that the program has not imported.
+    """
+    module_name, _, name = path.rpartition(".")
+    own = any(f"{module_name}.".startswith(f"{room}.") for room in ROOMS)
+    try:
+        module = importlib.import_module(module_name) if own else sys.modules[module_name]
+        found = getattr(module, name)
+    except (ImportError, KeyError, AttributeError, ValueError):
+        raise ValueError(
+            f"the checkpoint names {path}, which this program has not imported, and nothing is imported because a file "
+            "says so: import it before, or pass the object"
+        ) from None
+    allowed = isinstance(found, type) and issubclass(found, KINDS)
+    if own and isinstance(found, FunctionType):
+        allowed = any(f"{found.__module__}.".startswith(f"{room}.") for room in ROOMS)
+    if not allowed:
+        raise ValueError(f"the checkpoint names {path}, which is no network, attack, objective, optimizer or schedule")
+    return found
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: describe(value) for name, value in values.items()}
+
+
+def _path(value: Any) -> str:
+    path = f"{value.__module__}.{value.__qualname__}"
+    if "<" in path or "." in value.__qualname__:
+        raise NotPlainError(path)
+    return path
+
+
+def _describe_module(module: nn.Module) -> dict[str, Any]:
+    """Describe a network or a loss: one that keeps its arguments, takes none, or is torch's."""
+    kind = type(module)
+    path = _path(kind)
+    if type(module) is nn.Sequential and list(module._modules) == [str(i) for i in range(len(module))]:
+        return {"class_path": path, "args": [describe(child) for child in module]}
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    if not parameters:
+        return {"class_path": path, "init_args": {}}
+    kept = getattr(module, "init_args", None)
+    if isinstance(kept, dict) and set(kept) == {parameter.name for parameter in parameters}:
+        return {"class_path": path, "init_args": _described(kept)}
+    if not kind.__module__.startswith("torch.nn."):
+        raise NotPlainError(path)
+    given: dict[str, Any] = {}
+    for parameter in parameters:
+        if hasattr(module, parameter.name):
+            value = getattr(module, parameter.name)
+            given[parameter.name] = value is not None if parameter.name == "bias" else value
+    described = {"class_path": path, "init_args": _described(given)}
+    with torch.device("meta"):
+        same = repr(build(described)) == repr(module)
+    if not same:
+        raise NotPlainError(path)
+    return described
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's arguments as plain values, those that have none as ``{"unknown": what it is}``."""
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            settings[name] = describe(value)
+        except NotPlainError as error:
+            settings[name] = {"unknown": str(error)}
+    return settings
+
+
+def arguments_of(settings: Mapping[str, Any], given: Mapping[str, Any], path: object) -> dict[str, Any]:
+    """Return the arguments that a checkpoint's settings describe, those given by the caller in their place.
+
+    Raises:
+        ValueError: If the checkpoint does not say how an argument was made and the caller does not give it.
+    """
+    arguments = dict(given)
+    for name, value in settings.items():
+        if name in given:
+            continue
+        if not (isinstance(value, Mapping) and "unknown" in value):
+            try:
+                arguments[name] = build(value)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}: load_from_checkpoint({str(path)!r}, {name}=...)") from error
+        elif name in ("optimizer", "lr_scheduler"):
+            rank_zero_warn(f"{path} does not say how {name} was made: training on would use the default")
+        else:
+            raise ValueError(
+                f"{path} does not say how the {name} was made, {value['unknown']}: pass it, "
+                f"load_from_checkpoint({str(path)!r}, {name}=...)"
+            )
+    return arguments
+
+
+def build_module(
+    module_class: type, checkpoint: Mapping[str, Any], given: Mapping[str, Any], path: object
+) -> nn.Module:
+    """Build the module that a checkpoint describes, as yet without its weights.
+
+    Args:
+        module_class: The class to build, or a base of the one that the checkpoint names.
+        checkpoint: Its content.
+        given: Arguments in place of the checkpoint's.
+        path: Of the checkpoint, for messages.
+
+    Raises:
+        ValueError: If the checkpoint does not say how one of the arguments was made.
+    """
+    settings = checkpoint.get("hyper_parameters")
+    if "state_dict" not in checkpoint or not (given or isinstance(settings, dict)):
+        raise ValueError(
+            f"{path} does not hold a module's settings, which earlier versions and files of weights do not have: "
+            f"pass them, load_from_checkpoint({str(path)!r}, network=..., eps=...)"
+        )
+    settings = dict(settings) if isinstance(settings, dict) else {}
+    try:
+        named = resolve(str(settings.pop("class_path", "")))
+        module_class = named if issubclass(named, module_class) else module_class
+    except ValueError:
+        pass  # A class that is not imported here; this one is what the caller asked for.
+    taken = inspect.signature(module_class).parameters
+    arguments = arguments_of({name: value for name, value in settings.items() if name in taken}, given, path)
+    try:
+        module = module_class(**arguments)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}: pass it, load_from_checkpoint({str(path)!r}, ...)") from error
+    assert isinstance(module, nn.Module)
+    return module
