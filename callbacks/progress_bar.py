@@ -1,21 +1,26 @@
 """The progress bar of an adversarial training run."""
 
+import math
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
+# Accuracies first: a narrow terminal cuts the end.
 SHORT_NAMES = {
-    "train/eps": "eps",
-    "train/adv_loss": "loss",
-    "train/adv_acc": "train_robust",
-    "val/clean_acc": "clean",
-    "val/robust_acc": "robust",
+    "val/clean_acc": ("clean", "{:.3f}"),
+    "val/robust_acc": ("robust", "{:.3f}"),
+    "train/eps": ("eps", "{:.3f}"),
+    "train/adv_loss": ("loss", "{:.2f}"),
 }
+LINE = "{desc} {percentage:3.0f}% {elapsed}<{remaining}{postfix}"
 
 
 class RampartProgressBar(TQDMProgressBar):
-    """Shows eps, loss, and clean and robust accuracy under short names, in this order.
+    """Shows epoch, time left of the whole run, clean and robust accuracy, eps and loss in 80 columns.
+
+    A test's bar counts passes through the network, so that it moves within a batch of a long attack.
 
     Args:
         refresh_rate: Batches from one update to the next; each waits for the device.
@@ -23,14 +28,116 @@ class RampartProgressBar(TQDMProgressBar):
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate)
+        self._counter: Any = None
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Make the bar of the whole run."""
+        bar = super().init_train_tqdm()
+        bar.bar_format = LINE
+        return bar
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Make the bar of the whole test."""
+        bar = super().init_test_tqdm()
+        bar.bar_format = LINE
+        return bar
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the bar of all epochs."""
+        super().on_train_start()
+        self.train_progress_bar.total = batches_of_run(trainer)
+        self._started = False
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Name the epoch, counted from 1."""
+        of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        bar, batches = self.train_progress_bar, trainer.num_training_batches
+        if not self._started and math.isfinite(batches):
+            bar.n = bar.initial = trainer.current_epoch * int(batches)
+        bar.set_description_str(f"Epoch {trainer.current_epoch + 1}{of}")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the run's progress; what an earlier part of a resumed run did is not counted as this one's speed."""
+        bar, batches = self.train_progress_bar, trainer.num_training_batches
+        done = batch_idx + 1 + (trainer.current_epoch * int(batches) if math.isfinite(batches) else 0)
+        if not self._started:
+            bar.initial, self._started = done - 1, True
+        if not bar.disable and (done % self.refresh_rate == 0 or batch_idx + 1 == batches):
+            bar.n = done
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting passes through the network, by its last layer."""
+        super().on_test_start(trainer, pl_module)
+        module: Any = pl_module
+        self._passes = 0
+        layers = [layer for layer in module.network.modules() if not list(layer.children())]
+        if layers and not self.test_progress_bar.disable:
+            self._counter = layers[-1].register_forward_pre_hook(self._count)
+        expected = 1 + sum(_steps(named.attack.settings()) for named in module.test_attacks)
+        batches = sum(trainer.num_test_batches)
+        self.test_progress_bar.total = expected * int(batches) if math.isfinite(batches) else None
+        self._per_batch = 0
+
+    def on_test_batch_start(self, *_: Any, **__: Any) -> None:
+        """Leave the bar, which is that of all batches."""
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Correct the expected number of passes by those that were made."""
+        self._per_batch += 1
+        bar, batches = self.test_progress_bar, sum(trainer.num_test_batches)
+        bar.n = self._passes or self._per_batch
+        bar.total = math.ceil(bar.n / self._per_batch * batches) if math.isfinite(batches) else None
+        bar.refresh()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting."""
+        super().on_test_end(trainer, pl_module)
+        self._stop_counting()
+
+    def on_exception(self, *_: Any) -> None:
+        """Stop counting."""
+        self._stop_counting()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Name and order what the bar shows."""
+        """Name and order what the bar shows; the training's accuracy stands in where there is no validation."""
         metrics = super().get_metrics(trainer, pl_module)
         shown: dict[str, Any] = {}
-        for name, short in SHORT_NAMES.items():
+        for name, (short, form) in SHORT_NAMES.items():
             value = metrics.pop(name, metrics.pop(f"{name}_step", None))
             if value is not None:
-                shown[short] = f"{value:.3f}" if isinstance(value, float) else value
+                shown[short] = form.format(value) if isinstance(value, float) else value
+        training = metrics.pop("train/adv_acc", None)
+        if training is not None and "robust" not in shown:
+            shown = {"train": f"{training:.3f}"} | shown
         metrics.pop("v_num", None)
         return shown | metrics
+
+    def _count(self, *_: Any) -> None:
+        self._passes += 1
+        bar = self.test_progress_bar
+        if bar.total is None or self._passes < bar.total:
+            bar.update(1)
+
+    def _stop_counting(self) -> None:
+        if self._counter is not None:
+            self._counter.remove()
+            self._counter = None
+
+
+def batches_of_run(trainer: Trainer) -> int | None:
+    """Return how many training batches a run has from its first epoch to its last; None if there is no end."""
+    limits = []
+    if trainer.max_steps != -1:
+        limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    if (trainer.max_epochs or -1) > 0:
+        limits.append(int(min(trainer.max_epochs * trainer.num_training_batches, 1e12)))  # type: ignore[operator]
+    known = [limit for limit in limits if limit < 1e12]
+    return min(known) if known else None
+
+
+def _steps(settings: dict[str, Any]) -> int:
+    numbers = [settings.get(name, 1) for name in ("steps", "queries", "restarts")]
+    return math.prod(number for number in numbers if isinstance(number, int)) + 1

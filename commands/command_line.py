@@ -3,6 +3,7 @@
 import shlex
 import sys
 from argparse import ArgumentError
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.loaders import LoaderConnector
 from commands.messages import command_line
 from commands.parse_errors import explain, wrap_single
+from commands.records import copy_curves, hyper_parameters, log_results
 from commands.requeue import checkpoint_of_job, record_job
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
@@ -165,6 +167,9 @@ class RampartCLI(LightningCLI):
             parser = self._parser(self.subcommand)
             record_job(self.folder)
             parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)
+            self._dump_config()
+            for logger in _boards(trainer):
+                logger.hparams.update(hyper_parameters(self.config_dump))
         # Set before user code can change torch's seed. A training run without one gets it from rank 0 (attacks.draws);
         # measurements get 0, for processes that share an evaluation, or take it up again, are not connected.
         given = config.seed_everything
@@ -192,6 +197,8 @@ class RampartCLI(LightningCLI):
             return arguments
         if subcommand == "fit":
             check_checkpoint(self.model.network, path)
+            if starts_run() and _boards(self.trainer):
+                copy_curves(path, self.folder)
         elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))
             arguments["ckpt_path"] = None
@@ -205,6 +212,7 @@ class RampartCLI(LightningCLI):
     def after_test(self) -> None:
         """Refuse an empty result."""
         check_images(sum(self.trainer.num_test_batches), "images to test on")
+        self._log_results(self.trainer.callback_metrics)
 
     def after_predict(self) -> None:
         """Refuse an empty result."""
@@ -215,12 +223,22 @@ class RampartCLI(LightningCLI):
         check_images(self.trainer.num_training_batches, "training images")
         trainer, config, checkpoint = self.trainer, self.config_init.fit, self.config_init.fit.checkpoint
         best = "" if config.trainer.fast_dev_run else checkpoint.best_model_path or checkpoint.last_model_path
+        metrics = dict(trainer.callback_metrics)
         if config.test_after_fit:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        self._log_results(metrics | trainer.callback_metrics)
         if trainer.is_global_zero and best:
             print(f"\nCheckpoint: {best}\n\nNext:")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    print(f"  {shlex.join(['tensorboard', '--logdir', logger.root_dir])}")
+            for logger in _boards(trainer):
+                print(f"  {shlex.join(['tensorboard', '--logdir', logger.root_dir])}")
             saved = str(run_folder(trainer) / "config.yaml")
             print(f"  {command_line('predict', '--config', saved, '--ckpt_path', best)}")
+
+    def _log_results(self, metrics: Mapping[str, Any]) -> None:
+        if self.trainer.is_global_zero:
+            for logger in _boards(self.trainer):
+                log_results(logger, self.config_dump, metrics)
+
+
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 TOLD = "RAMPART_RUN_FOLDER"
@@ -58,6 +59,12 @@ class RunFolderCallback(Callback):
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         runner: Any = trainer
         runner.run_folder = self.folder
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Bring the curves to the disk too, so that a run that resumes from the checkpoint finds them."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
 
 
 def _claim(parent: Path, subcommand: str) -> Path:

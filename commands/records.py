@@ -1,0 +1,80 @@
+"""TensorBoard's records of a run beside its curves: hyper-parameters with results, and the curves that it resumes."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils.tensorboard.summary import hparams
+
+from networks.weight_files import read_checkpoint
+
+# Of the config, what makes a difference to results; the rest says where and how it was computed.
+COMPARED = ("seed_everything", "data", "model", "ramp")
+COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+
+
+def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings to compare runs by, flat: ``{"model/attack/steps": 5, ...}``.
+
+    Args:
+        config: As it is saved.
+    """
+    chosen: dict[str, Any] = {name: config.get(name) for name in COMPARED}
+    trainer = config.get("trainer") or {}
+    chosen["trainer"] = {name: trainer.get(name) for name in COMPARED_OF_TRAINER}
+    return dict(_flat(chosen, ""))
+
+
+def log_results(logger: TensorBoardLogger, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Show a run's hyper-parameters beside its last accuracies in TensorBoard's HPARAMS.
+
+    The accuracies are curves already; the logger's own method would add a point to each.
+    """
+    results = {name: float(value) for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+    for summary in hparams(hyper_parameters(config), results):  # type: ignore[no-untyped-call]
+        logger.experiment._get_file_writer().add_summary(summary)
+    logger.experiment.flush()
+
+
+def copy_curves(checkpoint: str, target: Path) -> None:
+    """Copy the curves of the run that saved a checkpoint up to its step, so that the run that resumes has no gap.
+
+    Args:
+        checkpoint: In its run's ``checkpoints``; the run's folder is only read.
+        target: The new run's folder, to which nothing has been logged yet.
+    """
+    step = int(read_checkpoint(checkpoint)["global_step"])
+    events = [event for event in _events(Path(checkpoint).resolve().parent.parent) if _belongs(event, step)]
+    if not events:
+        return
+    writer = EventFileWriter(str(target))
+    for event in events:
+        writer.add_event(event)
+    writer.close()
+
+
+def _events(folder: Path) -> Iterator[Event]:
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        for record in RawEventFileLoader(str(file)).Load():
+            yield Event.FromString(record)
+
+
+def _belongs(event: Event, step: int) -> bool:
+    """Tell curves from results; pictures of an epoch are drawn at the step of the checkpoint after it."""
+    tags = [value.tag for value in event.summary.value]
+    if not tags or any(tag.startswith(("_hparams_", "test/")) for tag in tags):
+        return False
+    return event.step < step or (event.step == step and tags == ["adversarial_images"])
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            path = name if key in ("class_path", "init_args") else f"{name}/{key}".lstrip("/")
+            yield from _flat(part, path)
+    elif value is not None:
+        yield name, value if isinstance(value, (bool, int, float, str)) else str(value)
