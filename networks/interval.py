@@ -90,6 +90,7 @@ class Interval:
         _no_operator("the comparison !="),
         _no_operator("bool"),
     )
+    __rpow__, __floordiv__, __mod__ = _no_operator("an exponent"), _no_operator("//"), _no_operator("%")
     __setitem__, __rtruediv__ = _no_operator("item assignment"), _no_operator("division by an interval")
     __float__, __int__ = _no_operator("float"), _no_operator("int")
     __hash__ = object.__hash__
@@ -169,8 +170,8 @@ def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return wrapped
 
 
-def _remember_affine(result: Interval, x: Interval, weight: Tensor, bias: Tensor | None = None) -> None:
-    result._last_affine = x.ends, weight, bias
+def _remember_affine(result: Interval, input: Interval, weight: Tensor, bias: Tensor | None = None) -> None:
+    result._last_affine = input.ends, weight, bias
 
 
 def _unwrap(value: Any) -> Any:

@@ -111,10 +111,12 @@ def _bent(function: Function, bend: float, x: Ends, *args: Any, **kwargs: Any) -
     return Ends(reduce(torch.minimum, values), reduce(torch.maximum, values))
 
 
-def _affine(function: Function, x: Ends, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Ends:
+def _affine(
+    function: Function, input: Ends, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Ends:
     """Bound what is linear in the input: the middle moves, and the weights' absolute values stretch the radius."""
-    middle = function(x.middle, weight, bias, *args, **kwargs)
-    return _around(middle, function(x.radius, weight.abs(), None, *args, **kwargs))
+    middle = function(input.middle, weight, bias, *args, **kwargs)
+    return _around(middle, function(input.radius, weight.abs(), None, *args, **kwargs))
 
 
 def _matmul(one: Any, other: Any) -> Ends:
@@ -136,6 +138,13 @@ def _div(x: Any, divisor: Any, **kwargs: Any) -> Ends:
     if isinstance(divisor, Ends):
         raise NoBoundError("no interval bound for division by an interval")
     return _at_corners(torch.div, x, divisor, **kwargs)
+
+
+def _extreme(function: Function, one: Any, *args: Any, **kwargs: Any) -> Any:
+    if kwargs or (args and isinstance(args[0], int)):
+        name = function.__name__
+        raise NoBoundError(f"no interval bound for {name} with a dimension, which returns indices too: take a{name}")
+    return _rising(function, one, *args)
 
 
 def _pow(x: Any, exponent: Any) -> Any:
@@ -221,6 +230,7 @@ _register(MONOTONE, lambda function: partial(_monotone, function))
 _register(AFFINE, lambda function: partial(_affine, function))
 _register(AT_CORNERS, lambda function: partial(_at_corners, function))
 _register(OF_SHAPE_ALONE, lambda function: lambda x, *args, **kwargs: function(x.lower, *args, **kwargs), torch, Tensor)
+_register("max min", lambda function: partial(_extreme, function))
 _register(DROPOUT, lambda _: _dropout)
 for valley in VALLEYS:
     _register(valley, lambda function: partial(_bent, function, VALLEYS[function.__name__]))

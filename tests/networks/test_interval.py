@@ -155,7 +155,7 @@ def test_dividing_by_a_negative_number_turns_the_interval() -> None:
     assert (normalized.lower.item(), normalized.upper.item()) == (-2, 2)
 
 
-@pytest.mark.parametrize("function", [torch.sin, F.log_softmax, torch.sort, torch.fft.fft, torch.max])
+@pytest.mark.parametrize("function", [torch.sin, F.log_softmax, torch.sort, torch.fft.fft])
 def test_functions_without_a_rule_are_refused_by_name(function: Any) -> None:
     with pytest.raises(NoBoundError, match=f"no interval bound for {function.__name__}"):
         function(Interval(torch.zeros(2, 2), torch.ones(2, 2)))

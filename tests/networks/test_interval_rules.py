@@ -31,6 +31,14 @@ def points(lower: Tensor, upper: Tensor) -> list[Tensor]:
     return [lower, upper, *(lower + (upper - lower) * share for share in (*inside, *(x.round() for x in inside)))]
 
 
+def in_place(x: Any) -> Any:
+    x -= 0.3
+    x /= -2
+    x *= torch.ones(4, 1, 1)
+    x += 1
+    return x
+
+
 ELEMENTWISE: dict[str, Callable[[Any], Any]] = {
     **{
         type(module).__name__ + str(number): module
@@ -49,6 +57,8 @@ ELEMENTWISE: dict[str, Callable[[Any], Any]] = {
     "methods": lambda x: x.relu().tanh().sigmoid().clamp(0.1, 0.6),
     "clamp": lambda x: torch.clamp(x, max=0.4),
     "in place": lambda x: x.clone().mul_(-2).add_(1).relu_(),
+    "operators in place": lambda x: in_place(x),
+    "largest": lambda x: torch.max(x, torch.ones(())).min(torch.full((), 2.0)),
     "abs": abs,
     "square": lambda x: x**2,
     "cube": lambda x: x.pow(3),
@@ -115,7 +125,7 @@ STRUCTURES: dict[str, Callable[[Any], Any]] = {
     "product": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     "matmul": lambda x: x.flatten(1) @ random(144, 3),
     "before": lambda x: torch.ones(2, 6).double() @ x @ torch.ones(6, 1).double(),
-    "conv1d": lambda x: F.conv1d(x.flatten(2), torch.ones(2, 4, 3).double(), stride=2),
+    "conv1d": lambda x: F.conv1d(input=x.flatten(2), weight=torch.ones(2, 4, 3).double(), stride=2),
     "transposed": nn.ConvTranspose2d(4, 2, 3, stride=2).double(),
     "padded convolution": nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect").double(),
     "block": Residual(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4).eval(), nn.ReLU(inplace=True)).double(),
@@ -200,6 +210,8 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "branch": (Uses(lambda x: x if x else -x), "bool"),
     "assignment": (Uses(lambda x: x.__setitem__(0, 1)), "item assignment"),
     "reciprocal": (Uses(lambda x: 1 / x), "division by an interval"),
+    "exponent": (Uses(lambda x: 2**x), "an exponent"),
+    "maximum": (Uses(lambda x: x.max(1)[0]), "max with a dimension, which returns indices too: take amax"),
     "root": (Uses(lambda x: x**0.5), "pow but with a whole number from 1, got 0.5"),
     "two": (Uses(lambda x: x @ x), "matmul of two intervals"),
     "indices": (nn.MaxPool2d(2, return_indices=True), "max_pool2d_with_indices"),
