@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
@@ -219,14 +220,22 @@ class RampartCLI(LightningCLI):
         check_images(sum(self.trainer.num_predict_batches), "images to predict")
 
     def after_fit(self) -> None:
-        """Test the best checkpoint and say what to do next."""
+        """Test the best checkpoint, if there are test images, and say what to do next."""
         check_images(self.trainer.num_training_batches, "training images")
         trainer, config, checkpoint = self.trainer, self.config_init.fit, self.config_init.fit.checkpoint
         best = "" if config.trainer.fast_dev_run else checkpoint.best_model_path or checkpoint.last_model_path
-        metrics = dict(trainer.callback_metrics)
-        if config.test_after_fit:
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
-        self._log_results(metrics | trainer.callback_metrics)
+        metrics, holder = dict(trainer.callback_metrics), self.datamodule or self.model
+        try:
+            if config.test_after_fit and is_overridden("test_dataloader", holder):
+                trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            elif config.test_after_fit:
+                rank_zero_info(f"No test: {type(holder).__name__} has no test_dataloader.")
+            self._log_results(metrics | trainer.callback_metrics)
+        finally:  # What was trained is there, however its test ends.
+            self._say_what_is_next(best)
+
+    def _say_what_is_next(self, best: str) -> None:
+        trainer = self.trainer
         if trainer.is_global_zero and best:
             print(f"\nCheckpoint: {best}\n\nNext:")
             for logger in _boards(trainer):
