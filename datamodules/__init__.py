@@ -1,6 +1,8 @@
 """LightningDataModules: float images in [0, 1] and labels, without normalisation."""
 
 from datamodules.digits import DigitsDataModule
+from datamodules.in_memory import ImageSet, InMemoryDataModule
 from datamodules.mnist import MNISTDataModule
+from datamodules.tensor_batches import TensorBatches
 
-__all__ = ["DigitsDataModule", "MNISTDataModule"]
+__all__ = ["DigitsDataModule", "ImageSet", "InMemoryDataModule", "MNISTDataModule", "TensorBatches"]

@@ -31,6 +31,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         split_seed: Of the choice of the held-out images.
         drop_last: Leave out a smaller last training batch.
         max_shift: Move training images by up to this many pixels in both directions, drawn anew each epoch.
+        num_classes: Labels are below it; the class's own ``num_classes`` if None, which is 10.
 
     Raises:
         ValueError: If a size is out of range.
@@ -40,19 +41,22 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     def __init__(
         self,
-        batch_size: int,
-        eval_batch_size: int,
-        val_size: int,
-        split_seed: int,
-        drop_last: bool,
-        max_shift: int,
+        batch_size: int = 64,
+        eval_batch_size: int = 250,
+        val_size: int = 0,
+        split_seed: int = 0,
+        drop_last: bool = False,
+        max_shift: int = 0,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_classes = self.num_classes if num_classes is None else num_classes
         for name, size, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("val_size", val_size, 0),
             ("max_shift", max_shift, 0),
+            ("num_classes", self.num_classes, 1),
         ):
             if size < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {size}")
@@ -73,7 +77,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
         """Read what the stage needs.
 
         Raises:
-            ValueError: If more images are to be held out than there are, or a label is no class.
+            ValueError: If more images are to be held out than there are, or the data are not what :class:`ImageSet`
+                says.
         """
         if self.trainer is not None:
             agree_on_run_seed(self.trainer)
@@ -129,6 +134,16 @@ class InMemoryDataModule(LightningDataModule, ABC):
         )
 
     def _checked(self, image_set: ImageSet) -> ImageSet:
+        images, labels = image_set
+        if images.ndim != 4 or images.dtype != torch.uint8 or images.numel() == 0:
+            raise ValueError(
+                f"images must be (N, C, H, W), uint8, N above 0; the data has {tuple(images.shape)}, {images.dtype}"
+            )
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be ({len(images)},), int64, one for each image; the data has {tuple(labels.shape)}, "
+                f"{labels.dtype}"
+            )
         low, high = int(image_set.labels.min()), int(image_set.labels.max())
         if low < 0 or high >= self.num_classes:
             raise ValueError(f"labels must be in [0, {self.num_classes}), the data has {low} to {high}")

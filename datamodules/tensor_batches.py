@@ -32,7 +32,7 @@ class TensorBatches:
         world_size: Number of processes; that of torch.distributed if None, or 1 without it.
 
     Raises:
-        ValueError: If the batch size is below 1 or there is no image for a rank.
+        ValueError: If the batch size is below 1, there is no image for a rank, or images would be shifted away.
     """
 
     def __init__(
@@ -49,6 +49,12 @@ class TensorBatches:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        height, width = images.shape[-2:]
+        if not 0 <= max_shift < min(height, width):
+            raise ValueError(
+                f"max_shift must be at least 0 and below the images' height and width, {height} x {width}, or nothing "
+                f"of an image would be left; got {max_shift}"
+            )
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.drop_last, self.max_shift, self.seed = shuffle, drop_last, max_shift, seed
         self._rank, self._world_size = rank, world_size

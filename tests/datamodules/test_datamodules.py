@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules import DigitsDataModule, MNISTDataModule
+from datamodules import DigitsDataModule, ImageSet, InMemoryDataModule, MNISTDataModule
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +128,55 @@ def test_labels_outside_the_classes_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(DigitsDataModule, "num_classes", 5)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 5\), the data has 0 to 9"):
         DigitsDataModule().setup("fit")
+
+
+class Own(InMemoryDataModule):
+    """A user's images."""
+
+    def __init__(self, images: Tensor, labels: Tensor, **settings: Any) -> None:
+        super().__init__(batch_size=2, **settings)
+        self.held = ImageSet(images, labels)
+
+    def read_train(self) -> ImageSet:
+        return self.held
+
+    read_test = read_train
+
+
+IMAGES, LABELS = torch.zeros(6, 3, 5, 4, dtype=torch.uint8), torch.arange(6) * 4
+
+
+def test_a_data_module_of_a_users_own_has_its_own_classes() -> None:
+    data = Own(IMAGES, LABELS, num_classes=21)
+    data.setup("fit")
+    data.setup("test")
+    assert data.num_classes == 21
+    assert len(data.train_dataloader()) == 3
+    assert next(iter(data.test_dataloader()))[1].tolist() == LABELS.tolist()
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 20\), the data has 0 to 20"):
+        Own(IMAGES, LABELS, num_classes=20).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "settings", "message"),
+    [
+        (IMAGES[:0], LABELS[:0], {}, r"N above 0; the data has \(0, 3, 5, 4\)"),
+        (IMAGES.float(), LABELS, {}, r"uint8, N above 0; the data has .*float32"),
+        (IMAGES[:, 0], LABELS, {}, r"must be \(N, C, H, W\)"),
+        (IMAGES, LABELS[:5], {}, r"labels must be \(6,\), int64"),
+        (IMAGES, LABELS.float(), {}, r"labels must be \(6,\), int64, .*float32"),
+        (IMAGES, LABELS, {"max_shift": 4}, "below the images' height and width, 5 x 4, .*; got 4"),
+        (IMAGES, LABELS, {"num_classes": 0}, r"data\.num_classes must be at least 1, got 0"),
+    ],
+)
+def test_data_that_can_not_be_used_are_refused_in_one_line(
+    images: Tensor, labels: Tensor, settings: dict[str, Any], message: str
+) -> None:
+    def use() -> None:
+        data = Own(images, labels, **({"num_classes": 21} | settings))
+        data.setup("fit")
+        data.train_dataloader()
+
+    with pytest.raises(ValueError, match=message) as caught:
+        use()
+    assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from attacks import PGD
+from cli import main
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from lightning_modules import AdversarialClassifier
 from tests.conftest import ROOT
@@ -126,6 +127,27 @@ def test_a_module_of_another_kind_keeps_the_datas_order_over_a_resume(tmp_path: 
 
     whole = order(1, max_epochs=2)
     assert order(1, max_epochs=1) + order(2, max_epochs=2, ckpt_path=tmp_path / "1.ckpt") == whole
+
+
+class SelfSeeded(nn.Sequential):
+    """A network of a user's that sets torch's seed as it is built."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+
+
+@pytest.mark.parametrize(("option", "seeds"), [("4", {4}), ("false", {3})])
+def test_the_command_lines_seed_is_the_runs(tmp_path: Path, option: str, seeds: set[int]) -> None:
+    main([
+        "fit", f"--config={ROOT / 'configs/quickstart.yaml'}", f"--runs_dir={tmp_path}",
+        "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--test_after_fit=false",
+        "--trainer.enable_progress_bar=false", "--data.batch_size=4", "--images.num_images=0", "--ramp.phases=null",
+        "--trainer.max_epochs=1",
+        "--model.attack.steps=1", f"--seed_everything={option}",
+        "--model.network=tests.lightning_modules.test_run_seed.SelfSeeded",
+    ])  # fmt: skip
+    assert {torch.load(file, weights_only=True)["run_seed"] for file in tmp_path.rglob("last.ckpt")} == seeds
 
 
 def test_measuring_a_checkpoint_does_not_take_its_seed(tmp_path: Path) -> None:
