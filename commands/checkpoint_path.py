@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.checkpoint_io import newest_whole
+from networks.weight_files import ordinary_file
 
 KEYWORDS = ("best", "last", "hpc", "registry")
 
@@ -34,10 +35,10 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
             "such as runs/NAME/fit-0/checkpoints/last.ckpt"
         )
     if Path(text).is_dir():
-        found = newest_whole(Path(text).rglob("*.ckpt"))
-        hint = f", such as {shlex.quote(str(found))}" if found else ""
-        raise ValueError(f"ckpt_path must be a file, got the folder {text}{hint}")
-    raise FileNotFoundError(f"checkpoint not found: {text}")
+        found = newest_whole(Path(text).rglob("*.ckpt")) if text else None
+        if found:
+            raise ValueError(f"ckpt_path must be a file, got the folder {text}, such as {shlex.quote(str(found))}")
+    return str(ordinary_file(text))
 
 
 @contextmanager

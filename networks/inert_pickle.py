@@ -10,7 +10,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -89,6 +89,11 @@ class Unpickler(pickle._Unpickler):
 
     Pickle's own Python form: the one in C sets up as much memory for its memo as a file of a few bytes tells it to.
     """
+
+    # No state_dict has a bytearray, for which a file of a few bytes could have any amount of memory set to zero.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: read for code, read in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return a builder or a class of unbuilt objects; nothing is imported."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from networks import inert_pickle
+from networks.weight_names import told
 
 ALLOWED = "allowed: a Lightning checkpoint, a state_dict (.pth), a TorchScript file, .safetensors or .npz"
 STATE_DICT = (
@@ -79,7 +80,7 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a file of weights, is damaged, or asks for the call of a function.
     """
-    path = _ordinary_file(path)
+    path = ordinary_file(path)
     needed = 0 if network is None else sum(_bytes(value) for value in network.state_dict().values())
     with path.open("rb") as file:
         start = file.read(32)
@@ -90,8 +91,8 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         return _read(path, needed)
     except inert_pickle.CallRefused as error:
         raise ValueError(
-            f"{path} holds a call of {error}, whose loading would execute code: refused, nothing was executed; "
-            f"if you trust it, {STATE_DICT}"
+            f"{path} holds a call of {told(str(error))}, whose loading would execute code: refused, nothing was "
+            f"executed; if you trust it, {STATE_DICT}"
         ) from error
     except NotReadError as error:
         raise ValueError(f"{path} {error}; {ALLOWED}") from error
@@ -126,7 +127,13 @@ class NotReadError(ValueError):
     """A file is known, and not read for the reason that the message gives."""
 
 
-def _ordinary_file(path: str | Path) -> Path:
+def ordinary_file(path: str | Path) -> Path:
+    """Return the path of a file that can be read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is a folder, an address, or nothing that can be read as a file; the message says what to do.
+    """
     if not str(path):
         raise ValueError(f"the path of the weights is empty; {ALLOWED}")
     if "://" in str(path):

@@ -80,10 +80,17 @@ def _walk(content: Any) -> Iterator[FileTensor]:
         items = list(value.items()) if isinstance(value, Mapping) else list(enumerate(value))
         if not isinstance(value, Unbuilt):
             named = [(key, part) for key, part in items if isinstance(key, str) or not isinstance(part, Tensor)]
-            inner = [(part, (*path, str(key)), len(path) + (not isinstance(part, Tensor))) for key, part in named]
+            inner = [(part, (*path, told(key)), len(path) + (not isinstance(part, Tensor))) for key, part in named]
         else:  # a module and the modules in it are one dictionary of tensors
-            inner = [(part, (*path, str(key)), root) for key, part in _parts(value).items()]
+            inner = [(part, (*path, told(key)), root) for key, part in _parts(value).items()]
         stack += reversed(inner)
+
+
+def told(key: Any) -> str:
+    """Return a key of a file as text for one line of a terminal, whatever the file holds."""
+    text = str(key) if isinstance(key, str | int) else type(key).__name__
+    text = "".join(character if character.isprintable() else "?" for character in text[:201])
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _parts(module: Unbuilt) -> dict[Any, Any]:

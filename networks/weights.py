@@ -19,7 +19,7 @@ from networks.weight_checks import (
     type_name,
 )
 from networks.weight_files import WeightsFile, read_checkpoint, read_file
-from networks.weight_names import FileTensor, Match, Wanted, choose, find_matches, tensors_of
+from networks.weight_names import FileTensor, Match, Wanted, choose, find_matches, tensors_of, told
 
 __all__ = [
     "LIGHTNING_KEY",
@@ -180,7 +180,7 @@ def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpo
     own = {name: value for name, value in named if str(name).startswith("network.") and isinstance(value, Tensor)}
     weights = {name.removeprefix("network."): value for name, value in own.items()}
     if not weights:
-        keys = ", ".join(map(str, list(checkpoint)[:5]))
+        keys = ", ".join(map(told, list(checkpoint)[:5]))
         raise ValueError(
             f"{source} holds no network's weights under state_dict: network.*, got the keys {keys}; --ramp.init_from "
             "takes weights from checkpoints of other modules"
@@ -233,7 +233,7 @@ def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str |
         if name in weights and weights[name].shape != tensor.shape
     ]
     problems += [f"{n} {shape(t)} is missing in the file" for n, t in expected.items() if n not in weights]
-    problems += [f"{n} {shape(t)} is unknown to the network" for n, t in weights.items() if n not in expected]
+    problems += [f"{told(n)} {shape(t)} is unknown to the network" for n, t in weights.items() if n not in expected]
     refuse(network, problems, source)
     check_values(network, weights, source)
 
@@ -243,14 +243,14 @@ def _what(file: WeightsFile) -> str:
     if file.kind == "TorchScript":
         return "TorchScript without any, as torch.jit.freeze makes it: save the module before it is frozen"
     if isinstance(content, Mapping):
-        return f"the keys {', '.join(map(str, list(content)[:5]))}"
+        return f"the keys {', '.join(map(told, list(content)[:5]))}"
     return f"a {type(content).__name__}"
 
 
 def _origin(file: WeightsFile) -> str:
     content = file.content
     if isinstance(content, Mapping) and LIGHTNING_KEY in content:
-        epoch, step = content.get("epoch", "?"), content.get("global_step", "?")
+        epoch, step = told(content.get("epoch", "?")), told(content.get("global_step", "?"))
         return f"a checkpoint after epoch {epoch} (zero-based), step {step}"
     kinds = {"objects": "a pickle of objects, of which the tensors alone were built", "TorchScript": "TorchScript"}
     return kinds.get(file.kind, "plain weights")

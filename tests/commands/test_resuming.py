@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_named_with_the_remedy(
         (["--ckpt_path=s3://bucket/a.ckpt"], "download it first"),
         (["--ckpt_path=hpc"], "must be a file, got 'hpc'"),
         (["--ckpt_path=registry:model"], "must be a file, got 'registry:model'"),
-        (["--ckpt_path=tests"], "got the folder tests"),
+        (["--ckpt_path=tests"], "tests is a folder: give one file"),
         (["--weights_only=false"], "nothing in a file is ever executed"),
     ],
 )

@@ -394,6 +394,22 @@ def test_a_file_that_holds_itself_or_grows_when_followed_is_read_at_once(tmp_pat
     assert_loaded(target, source.state_dict())
 
 
+@pytest.mark.parametrize("name", ["fc.\n\x1b[2Jweight", "long" * 1000])
+def test_names_in_a_file_leave_the_terminal_alone(tmp_path: Path, name: str) -> None:
+    torch.save(trained().state_dict() | {name: torch.ones(2)}, tmp_path / "weights")
+    with pytest.raises(ValueError, match="unknown to the network") as caught:
+        load_weights(Net(), tmp_path / "weights")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_a_few_bytes_can_not_ask_for_any_amount_of_memory(tmp_path: Path) -> None:
+    asked = (2**40).to_bytes(8, "little")
+    (tmp_path / "weights").write_bytes(b"\x80\x05" + pickle.BYTEARRAY8 + asked + b".")
+    with pytest.raises(ValueError, match="is damaged or truncated"):
+        load_weights(Net(), tmp_path / "weights")
+
+
 def test_what_a_pickle_sets_on_its_builders_stays_in_it(tmp_path: Path) -> None:
     # BUILD with a tuple sets attributes: here those of the function that rebuilds tensors.
     code = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__N\x86sX\x01\x00\x00\x00as\x86b."
