@@ -2,6 +2,7 @@
 
 from callbacks.adversarial_images import AdversarialImagesCallback
 from callbacks.epsilon_ramp import EpsilonRampCallback, Phase
+from callbacks.monitor_check import MonitorCheckCallback
 from callbacks.prediction_writer import PredictionWriterCallback
 from callbacks.progress_bar import RampartProgressBar
 from callbacks.results_table import ResultsTableCallback
@@ -11,6 +12,7 @@ from callbacks.run_checkpoint import RunCheckpoint
 __all__ = [
     "AdversarialImagesCallback",
     "EpsilonRampCallback",
+    "MonitorCheckCallback",
     "Phase",
     "PredictionWriterCallback",
     "RampartProgressBar",

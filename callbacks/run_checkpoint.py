@@ -174,7 +174,7 @@ class RunCheckpoint(ModelCheckpoint):
         by_epoch = self._every_n_epochs >= 1
         epoch_due = by_epoch and (trainer.current_epoch + 1) % self._every_n_epochs == 0
         if self.monitor is not None and self.monitor not in metrics:
-            if self._measured:
+            if self._measured or (epoch_end and not self.monitor.startswith("val")):
                 raise ValueError(
                     f"checkpoint.monitor must be a metric that the run logs, got {self.monitor!r}: "
                     f"there are {', '.join(sorted(set(metrics) - {'epoch', 'step'}))}"

@@ -1,10 +1,12 @@
 """The checkpoint that a command line names, checked before anything is computed."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_info
 
 from commands.checkpoint_io import newest_whole
 from networks.weight_files import ordinary_file
@@ -39,6 +41,22 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
         if found:
             raise ValueError(f"ckpt_path must be a file, got the folder {text}, such as {shlex.quote(str(found))}")
     return str(ordinary_file(text))
+
+
+def check_init_from(init_from: str | None, ckpt_path: str, typed: Sequence[str]) -> None:
+    """Say that a resumed run keeps its own weights; refuse a command line that asks for both.
+
+    Raises:
+        ValueError: If ``--ramp.init_from`` was typed: in a config it is how the resumed run began.
+    """
+    if init_from is None:
+        return
+    if any(word.partition("=")[0] == "--ramp.init_from" for word in typed):
+        raise ValueError(
+            f"ramp.init_from and ckpt_path exclude each other: --ckpt_path {shlex.quote(ckpt_path)} resumes a run with "
+            f"its own weights, --ramp.init_from {shlex.quote(init_from)} starts a new one from these"
+        )
+    rank_zero_info(f"ramp.init_from {init_from} is not used: the resumed run has its own weights, from {ckpt_path}")
 
 
 @contextmanager

@@ -19,13 +19,14 @@ import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no packa
 from callbacks import (
     AdversarialImagesCallback,
     EpsilonRampCallback,
+    MonitorCheckCallback,
     PredictionWriterCallback,
     ResultsTableCallback,
     RobustnessCurveCallback,
     RunCheckpoint,
 )
 from callbacks.outputs import run_folder
-from commands.checkpoint_path import check_ckpt_path, suggesting_whole_ones
+from commands.checkpoint_path import check_ckpt_path, check_init_from, suggesting_whole_ones
 from commands.config_files import check_configs
 from commands.ending import InterruptionCallback
 from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
@@ -128,6 +129,7 @@ class RampartCLI(LightningCLI):
         while words is not None:
             given = words
             try:
+                self.typed = given
                 check_configs(given)
                 self.config = parser.parse_args(given)
                 return
@@ -157,6 +159,7 @@ class RampartCLI(LightningCLI):
         own = [
             RunFolderCallback(self.folder),
             InterruptionCallback(),
+            MonitorCheckCallback(),
             *own,
             self.results_table,
             PredictionWriterCallback(),
@@ -198,6 +201,7 @@ class RampartCLI(LightningCLI):
             return arguments
         if subcommand == "fit":
             check_checkpoint(self.model.network, path)
+            check_init_from(self.config_init.fit.ramp.init_from, path, self.typed)
             if starts_run() and _boards(self.trainer):
                 copy_curves(path, self.folder)
         elif not is_checkpoint_of(self.model.network, path):

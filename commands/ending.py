@@ -65,7 +65,7 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
     if signum not in (SIGTERM, 2) and "SLURM_JOB_ID" in os.environ:
         path = str(_free_path(run_folder(trainer)))
         path = trainer.strategy.broadcast(path)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         queued = requeue() if trainer.is_global_zero else ""
         raise Interrupted(signum, f"saved {path}; {queued or f'resume with: {_resume_command(trainer, path)}'}")
     if checkpoint is not None:

@@ -210,6 +210,41 @@ def test_a_ckpt_path_that_is_no_file_is_explained(
     assert message in failure(capsys, command, *options, f"--runs_dir={tmp_path}", *arguments)
 
 
+def test_initial_weights_beside_a_resumed_run_are_refused(
+    whole: Path, tmp_path: Path, capsys: Any, caplog: Any
+) -> None:
+    last = whole / "checkpoints/last.ckpt"
+    options = [f"--runs_dir={tmp_path}", f"--ckpt_path={last}"]
+    assert "exclude each other" in failure(capsys, *COMMON, *options, "--ramp.init_from", str(last))
+    (tmp_path / "c.yaml").write_text(f"ramp: {{init_from: {last}}}\n")
+    main([COMMON[0], "--config", str(tmp_path / "c.yaml"), *COMMON[1:], *options])
+    assert f"ramp.init_from {last} is not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--checkpoint.monitor=val/nope"],
+        ["--checkpoint.monitor=train/nope"],
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/nope"],
+    ],
+)
+def test_a_metric_that_is_never_logged_is_refused_before_the_second_batch(
+    tmp_path: Path, capsys: Any, arguments: list[str]
+) -> None:
+    options = [option for option in COMMON if not option.startswith("--trainer.callbacks")]
+    line = failure(capsys, *options, f"--runs_dir={tmp_path}", *arguments)
+    assert "monitor must be a metric that the run logs, got" in line
+    assert "val/clean_acc, val/robust_acc" in line
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("monitor", ["val/clean_acc", "train/adv_acc", "train/adv_loss"])
+def test_a_metric_that_is_logged_is_taken(tmp_path: Path, monitor: str) -> None:
+    run = fit(tmp_path, f"--checkpoint.monitor={monitor}", epochs=1)
+    assert "epoch0-step2.ckpt" in names(run)
+
+
 def test_the_hpc_keyword_unpickles_nothing(tmp_path: Path, capsys: Any) -> None:
     class Payload:
         def __reduce__(self) -> Any:
