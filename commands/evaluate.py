@@ -1,7 +1,6 @@
 """The evaluate command: each test image's worst case over attacks, as a table and a report."""
 
 import json
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from callbacks.outputs import run_folder, save_figure
 from callbacks.pictures import warn_if_not_drawn
 from commands.any_network import brings_weights
 from commands.evaluation_progress import EvaluationProgress
+from commands.interruption import Interrupted
 from commands.lightning_batches import run_on_test_batches
 from evaluation import (
     Preset,
@@ -76,18 +76,18 @@ def evaluate(
         )
         shown = rank_zero_only.rank == 0 and trainer.progress_bar_callback is not None  # type: ignore[attr-defined]
         with EvaluationProgress(search, shown) as progress:
-            try:
-                found = search.run(progress)
-            except KeyboardInterrupt:  # which Lightning would answer with words of its own
-                progress.say(f"interrupted: the same command resumes, what is done is kept in {searches}")
-                raise SystemExit(128 + signal.SIGINT) from None
+            found = search.run(progress)
         # Not the trainer's rank: torchrun may start more processes than it knows of.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             target = model.target_eps if search.norm == model.attack.norm else 0.0
             _report(trainer, search, found, target or search.eps[-1], ckpt_path)
 
-    with full_float32(device.type):
-        run_on_test_batches(trainer, model, datamodule, search_and_report, searches / "data.lock", seed)
+    try:
+        with full_float32(device.type):
+            run_on_test_batches(trainer, model, datamodule, search_and_report, searches / "data.lock", seed)
+    except Interrupted as end:
+        end.advice = f"the same command resumes; what is done is kept in {searches}"
+        raise
 
 
 def choose_attacks(

@@ -59,10 +59,6 @@ class EvaluationProgress(Watcher):
         if self._bar is not None:
             self._bar.close()
 
-    def say(self, line: str) -> None:
-        """Write a line that stays, above the progress if there is any."""
-        tqdm.write(line, file=sys.stderr)
-
     def surveyed(self, images: int) -> None:
         """Show that the images are being looked at."""
         self._say(f"looking at the test images: {images:,}")

@@ -79,7 +79,8 @@ def test_an_attacks_calls_are_estimated(attack: Attack, calls: int) -> None:
     assert model_calls(attack, 0.1) == calls
 
 
-def test_ctrl_c_ends_an_evaluation_in_one_line_that_says_how_to_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_in_one_line_that_says_how_to_resume(tmp_path: Path, signum: int) -> None:
     command = [
         sys.executable, "cli.py", "evaluate", "--model=hubconf.mnist_cnn", "--model.network.weights=fast",
         "--data=DigitsDataModule", "--eps=[0.3]", "--num_images=60", "--batch_size=30", f"--runs_dir={tmp_path}",
@@ -91,9 +92,9 @@ def test_ctrl_c_ends_an_evaluation_in_one_line_that_says_how_to_resume(tmp_path:
     deadline = time.monotonic() + 200
     while not list(tmp_path.rglob("search.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     out, err = process.communicate(timeout=100)
-    assert process.returncode == 130
+    assert process.returncode == 128 + signum
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if "interrupt" in line.lower()]
     assert "same command resumes" in line
