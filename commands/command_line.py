@@ -38,7 +38,7 @@ from commands.requeue import checkpoint_of_job, record_job
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
-from commands.trainer_settings import check_images, check_settings, complete_settings
+from commands.trainer_settings import check_images, check_loaders, check_settings, complete_settings
 from lightning_modules import AdversarialClassifier
 from networks.weights import check_checkpoint, is_checkpoint_of, load_weights
 
@@ -153,6 +153,7 @@ class RampartCLI(LightningCLI):
         """Give the run a folder of its own, its logger, its callbacks and its config."""
         config = self.config_init[self.subcommand]
         check_settings(str(self.subcommand), config.trainer, config.test_after_fit)
+        check_loaders(str(self.subcommand), self.datamodule)
         self.folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
         self.results_table = ResultsTableCallback()
         own = [config[key] for key in self._parser(self.subcommand).callback_keys]

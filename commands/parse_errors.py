@@ -64,6 +64,11 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         return f"unrecognized arguments: {found[1]}{_nearest_option(found[1].split('=')[0], list(options))}"
     if found := re.match(r"argument (\S+): expected one argument", message):
         return f"{found[1]} needs a value, got none: {found[1]} VALUE"
+    if found := re.match(r"the following arguments are required: (.*)", message):
+        names = [f"--{name.partition('.')[2] or name}" for name in found[1].split(", ")]
+        return (
+            f"{' and '.join(names)} must be given: {names[0]} CLASS, or --config FILE (such as configs/quickstart.yaml)"
+        )
     if found := re.match(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
         return f"no command is called {found[1]!r}{_nearest(found[1], re.findall(r'[a-z]+', found[2]))}"
     if 'expected "subcommand"' in message:

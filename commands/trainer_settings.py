@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import RampartProgressBar
 
@@ -90,6 +91,18 @@ def check_settings(subcommand: str, trainer: Namespace, test_after_fit: bool) ->
             raise ValueError(f"trainer.{name} must be above 0 for {subcommand}, got {value}{hint}")
     if trainer.accumulate_grad_batches < 1:
         raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}")
+
+
+def check_loaders(subcommand: str, data: LightningDataModule | None) -> None:
+    """Refuse a data module without the loader that a command asks for, before anything is computed.
+
+    Raises:
+        ValueError: If the loader is missing.
+    """
+    loaders = {"fit": "train", "validate": "val", "predict": "predict", "test": "test", "evaluate": "test"}
+    name = f"{loaders.get(subcommand)}_dataloader"
+    if data is not None and subcommand in loaders and not is_overridden(name, data):
+        raise ValueError(f"data {type(data).__name__} has no {name}(), which {subcommand} needs: add one")
 
 
 def check_images(batches: float, kind: str) -> None:

@@ -135,6 +135,11 @@ def test_a_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command_line("test") == "python clone/cli.py test"
 
 
+def test_a_command_without_data_asks_for_it(cli: ParsesOnly) -> None:
+    with pytest.raises(ArgumentError, match="--data must be given: --data CLASS, or --config FILE"):
+        cli.parse_arguments(cli.parser, ["fit", "--model", "MNISTClassifier"])
+
+
 def test_without_a_command_they_are_listed(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["fitt"])

@@ -141,12 +141,16 @@ def test_strategies_that_cannot_work_are_refused_with_the_one_that_does(
     assert not list(tmp_path.iterdir())
 
 
+TRAIN_ONLY = "--data=tests.commands.toy.TrainOnly"
 NOTHING = [
     ("fit", "--trainer.max_epochs=0", "trainer.max_epochs must be above 0"),
     ("fit", "--trainer.max_steps=0", "trainer.max_steps must be above 0"),
     ("fit", "--trainer.limit_test_batches=0", "--test_after_fit false"),
     ("fit", "--trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1, got 0"),
     ("fit", "--data.images=0", "no training images"),
+    ("validate", TRAIN_ONLY, "TrainOnly has no val_dataloader(), which validate needs: add one"),
+    ("predict", TRAIN_ONLY, "TrainOnly has no predict_dataloader()"),
+    ("evaluate", TRAIN_ONLY, "TrainOnly has no test_dataloader()"),
     ("test", "--trainer.limit_test_batches=0", "limit_test_batches must be above 0 for test, got 0"),
     ("validate", "--trainer.limit_val_batches=0", "limit_val_batches must be above 0 for validate"),
     ("predict", "--trainer.limit_predict_batches=0", "limit_predict_batches must be above 0 for predict"),

@@ -24,6 +24,13 @@ class Toy(LightningDataModule):
     test_dataloader = predict_dataloader = val_dataloader
 
 
+class TrainOnly(LightningDataModule):
+    """A data module with training images alone."""
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return Toy().train_dataloader()
+
+
 class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(16, 2))
