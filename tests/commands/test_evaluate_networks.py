@@ -93,6 +93,12 @@ class Output:
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save their time: they are tested elsewhere."""
+    monkeypatch.setattr("commands.evaluate.worst_case_figures", lambda *_: {})
+
+
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "foreign_networks.py").write_text(FACTORY)
@@ -157,7 +163,6 @@ def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
         (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
         (["--model=no_such_module.Network", "--eps=[0.1]"], "No module named 'no_such_module'"),
         (["--model=foreign_networks.linear"], "eps must be given: --eps '[8/255]'"),
-        (["--model=foreign_networks.linear", "--eps=0.1"], "eps"),
         (["--model=foreign_networks.made", "--eps=[0.1]"], "must be a class or a function, got foreign_networks.made"),
         (["--model=foreign_networks.said", "--eps=[0.1]"], "does not fit Sequential"),
         (["--model=foreign_networks.text", "--eps=[0.1]"], "foreign_networks.text, which returns <class 'str'>"),

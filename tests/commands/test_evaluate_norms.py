@@ -63,6 +63,12 @@ def test_norms_that_contradict_each_other_are_refused(
         choose_attacks(model(norm, 0.5), preset, attacks, asked, None)
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save their time: they are tested elsewhere."""
+    monkeypatch.setattr("commands.evaluate.worst_case_figures", lambda *_: {})
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
