@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -53,7 +53,8 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
     """Check what can be checked of exports before the first file is written.
 
     Raises:
-        ValueError: If a suffix is unknown, or ONNX is asked for and nothing says the images' shape.
+        ValueError: If a suffix is unknown, or ONNX is asked for and nothing says the images' shape, or it is not the
+            network's.
         FileExistsError: If one of the files exists.
     """
     network = _unwrapped(network)
@@ -62,11 +63,20 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
             raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten: give another name")
-        if path.suffix == ".onnx" and not (image_shape or getattr(network, "image_shape", None)):
+    shape = image_shape or getattr(network, "image_shape", None)
+    if any(path.suffix == ".onnx" for path in paths):
+        if shape is None:
             raise ValueError(
                 f"image_shape must be given for ONNX, as {type(network).__name__} does not say what it takes: "
                 "(channels, height, width), such as [3, 32, 32]"
             )
+        try:
+            with _eval_mode(network), torch.no_grad():
+                network(_example(network, shape))
+        except RuntimeError as error:  # The exporter would tell the same in many lines.
+            raise ValueError(
+                f"image_shape {list(shape)} is not what {type(network).__name__} takes: {error}"
+            ) from error
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
@@ -101,35 +111,32 @@ def _onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
             f"ONNX needs a package that is not installed ({error.name}): pip install '.[onnx]'"
         ) from error
     assert image_shape is not None
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    example = torch.zeros(2, *image_shape, device=next(network.parameters()).device)
-    try:
-        _check_shape(network, example)
-        with contextlib.redirect_stdout(io.StringIO()):  # the exporter narrates
-            program = torch.onnx.export(
-                plain_form(network),
-                (example,),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with _eval_mode(network), contextlib.redirect_stdout(io.StringIO()):  # the exporter narrates
+        program = torch.onnx.export(
+            plain_form(network),
+            (_example(network, image_shape),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
 
 
-def _check_shape(network: nn.Module, images: Tensor) -> None:
+@contextlib.contextmanager
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
     try:
-        with torch.no_grad():
-            network(images)
-    except RuntimeError as error:  # The exporter would tell the same in many lines.
-        raise ValueError(
-            f"image_shape {list(images.shape[1:])} is not what {type(network).__name__} takes: {error}"
-        ) from error
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _example(network: nn.Module, image_shape: ImageShape) -> Tensor:
+    return torch.zeros(2, *image_shape, device=next(network.parameters()).device)
 
 
 WRITERS: dict[str, Callable[[nn.Module, ImageShape | None], bytes]] = {

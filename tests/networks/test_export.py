@@ -136,6 +136,8 @@ def test_no_export_begins_that_could_not_end(tmp_path: Path) -> None:
     (tmp_path / "network.onnx").touch()
     with pytest.raises(FileExistsError, match=r"network\.onnx exists"):
         check_export(MNISTCNN(), [tmp_path / "network.pth", tmp_path / "network.onnx"])
+    with pytest.raises(ValueError, match=r"image_shape \[3, 32, 32\] is not what MNISTCNN takes"):
+        check_export(MNISTCNN(), [tmp_path / "a.pth", tmp_path / "a.onnx"], CIFAR)
 
 
 def test_a_folder_is_not_overwritten(tmp_path: Path) -> None:
