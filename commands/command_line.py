@@ -4,6 +4,7 @@ import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,7 +204,7 @@ class RampartCLI(LightningCLI):
         if subcommand == "fit":
             check_checkpoint(self.model.network, path)
             check_init_from(self.config_init.fit.ramp.init_from, path, self.typed)
-            if starts_run() and _boards(self.trainer):
+            if starts_run() and any(Path(logger.log_dir) == self.folder for logger in _boards(self.trainer)):
                 copy_curves(path, self.folder)
         elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))

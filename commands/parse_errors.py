@@ -76,7 +76,10 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     problem = _innermost(message)
     if problem.keys and problem.causes:
         return _sentence(problem)
-    return " ".join(problem.causes) if "Does not validate against any" in message else message
+    if "Does not validate against any" not in message:
+        return message
+    specific = [cause for cause in problem.causes if not cause.startswith("Expected a <class")]
+    return " ".join(specific or problem.causes)
 
 
 def wrap_single(message: str, words: list[str]) -> list[str] | None:

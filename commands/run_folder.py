@@ -56,9 +56,11 @@ class RunFolderCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Take rank 0's folder; the first collective of the run."""
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         runner: Any = trainer
+        known, self.folder = self.folder, Path(trainer.strategy.broadcast(str(self.folder)))
         runner.run_folder = self.folder
+        if Path(trainer.default_root_dir) == known:
+            runner._default_root_dir = str(self.folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Bring the curves to the disk too, so that a run that resumes from the checkpoint finds them."""

@@ -121,6 +121,15 @@ def test_a_message_that_is_a_mere_value_gets_its_type() -> None:
     assert describe(error.value) == "test_dataloader is not implemented"
 
 
+def test_an_error_inside_an_object_is_told_without_the_types_that_were_tried(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SETTINGS, "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: a, mode: nope}}"])
+    assert stopped.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: `mode` can be")
+    assert "Expected" not in line
+
+
 def test_a_long_message_keeps_beginning_and_end() -> None:
     line = one_line("begin " + "x " * 10_000 + "end")
     assert len(line) <= 400

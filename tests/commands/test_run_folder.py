@@ -31,9 +31,12 @@ def test_a_process_that_another_starts_learns_it_at_set_up_and_makes_none(
     folder = new_run_folder(str(tmp_path), "a", "fit")
     assert folder.parent == tmp_path / "a"
     assert not list(tmp_path.iterdir())
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda _: str(tmp_path / "a" / "fit-7")))
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda _: str(tmp_path / "a" / "fit-7")), default_root_dir=str(folder)
+    )
     RunFolderCallback(folder).setup(trainer, trainer, "fit")
     assert trainer.run_folder == tmp_path / "a" / "fit-7"
+    assert trainer._default_root_dir == str(tmp_path / "a" / "fit-7")
 
 
 def test_the_first_process_of_another_machine_claims_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
