@@ -80,15 +80,15 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
-    while inner := getattr(network, "_orig_mod", None) or (
-        isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) and network.module
-    ):
-        network = inner
-    return network
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(network.module)
+    inner = getattr(network, "_orig_mod", None)
+    return network if inner is None else _unwrapped(inner)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
 def _pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:

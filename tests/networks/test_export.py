@@ -95,7 +95,7 @@ def test_onnx_holds_the_network_that_is_attacked(tmp_path: Path, labels: Tensor)
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "onnx"])
 def test_a_wrapped_network_is_written_without_its_wrapper(tmp_path: Path, suffix: str, images: Tensor) -> None:
     network = MNISTCNN().eval()
-    wrapped: Any = torch.compile(nn.DataParallel(network), backend="eager")
+    wrapped: Any = nn.DataParallel(torch.compile(nn.DataParallel(network), backend="eager"))
     export_network(wrapped, tmp_path / f"network.{suffix}")
     if suffix == "onnx":
         (logits,) = session(tmp_path / "network.onnx").run(["logits"], {"images": images.numpy()})
