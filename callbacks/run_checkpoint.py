@@ -75,6 +75,9 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after every epoch."""
         if not self._idle(trainer):
+            loop: Any = trainer.fit_loop.epoch_loop
+            if hasattr(loop, "settle_epoch"):
+                loop.settle_epoch()
             self._save(trainer, epoch_end=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class WholeFileIO(TorchCheckpointIO):
         weights_only: bool | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Read a checkpoint; whatever ``weights_only`` says, nothing is unpickled."""
+        remove_leftovers(Path(path).parent)
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -72,7 +74,8 @@ def remove_leftovers(folder: Path) -> None:
     for file in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
         found = re.search(r"\.(\d+)\.tmp$", file.name)
         if found and not _is_alive(int(found[1])):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # not ours to remove
+                file.unlink()
 
 
 def newest_whole(files: Iterable[Path]) -> Path | None:

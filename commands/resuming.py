@@ -45,12 +45,28 @@ def make_resumable(trainer: Trainer) -> None:
 class ResumableEpochLoop(_TrainingEpochLoop):
     """Lightning's loop over an epoch's batches, started at any of them, and ended between any two."""
 
+    _settled: int | None = None
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on a batch, unless the run is to end: all processes learn it here, before the same batch."""
         # Between the batches of one optimizer step there are gradients, which no checkpoint holds.
         if self._accumulated_batches_reached() and (signum := agreed_signal()):
             save_and_end(self.trainer, signum)
         super().advance(data_fetcher)
+
+    def settle_epoch(self) -> None:
+        """Step the schedules that watch a metric before the epoch is saved; Lightning would do it afterwards.
+
+        A run that is resumed from the end of an epoch would lack that step.
+        """
+        if self._num_ready_batches_reached():
+            super().update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            self._settled = self.trainer.current_epoch
+
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        """Leave out what :meth:`settle_epoch` has done."""
+        if not (interval == "epoch" and update_plateau_schedulers and self._settled == self.trainer.current_epoch):
+            super().update_lr_schedulers(interval, update_plateau_schedulers)
 
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: Lightning would ask rank 0 alone."""

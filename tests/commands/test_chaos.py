@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cli import main
 from networks.weights import read_checkpoint
 
-KILLS = int(os.environ.get("RAMPART_KILLS", "3"))
+KILLS = int(os.environ.get("RAMPART_KILLS", "2"))
 SEED = int(os.environ.get("RAMPART_CHAOS_SEED", "0"))
 
 
@@ -64,6 +64,11 @@ VARIANTS = {
     "by epochs": [],
     "every step": ["--checkpoint.every_n_train_steps=1", *ONE_CYCLE, "--model.lr_scheduler.total_steps=48"],
     "every second": ["--checkpoint.every_n_train_steps=2", "--trainer.val_check_interval=2"],
+    "plateau": [
+        "--model.lr_scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, "
+        "init_args: {mode: max, patience: 0}}",
+        "--model.lr_monitor=val/clean_acc",
+    ],
     "no monitor": ["--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=null"],
     "every third": ["--checkpoint.every_n_train_steps=3", *ONE_CYCLE, "--model.lr_scheduler.total_steps=48"],
     "accumulating": [
@@ -127,8 +132,8 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
 def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path, variant: str) -> None:
     whole, broken, chance = tmp_path / "whole", tmp_path / "broken", random.Random(f"{variant} {SEED}")  # noqa: S311
     assert run(whole, VARIANTS[variant])
-    kills = 0
-    while kills < KILLS and not run(broken, VARIANTS[variant], kill_after=chance.randint(1, 60)):
+    kills, longest = 0, max(28, 180 // KILLS)
+    while kills < KILLS and not run(broken, VARIANTS[variant], kill_after=chance.randint(1, longest)):
         kills += 1
         for file in broken.rglob("*.ckpt"):
             read_checkpoint(file)
