@@ -17,6 +17,8 @@ class MonitorCheckCallback(Callback):
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what validation logs; a monitored metric of validation must be among it."""
         self._of_validation = frozenset(trainer.callback_metrics)
+        if not self._of_validation:
+            return  # There is no validation, or it logs nothing.
         for option, monitor in _monitors(trainer):
             if monitor.startswith("val") and monitor not in self._of_validation:
                 _refuse(option, monitor, self._of_validation)
