@@ -46,7 +46,8 @@ class Phase:
         if (self.epochs is None) == (self.train_steps is None):
             raise ValueError(f"a phase needs either epochs or train_steps, got {self}")
         if self.length < 1:
-            raise ValueError(f"a phase's length must be at least 1, got {self.length}")
+            unit = "epochs" if self.train_steps is None else "train_steps"
+            raise ValueError(f"a phase's {unit} must be at least 1, got {self.length}")
         if self.interval == "epoch" and self.epochs is None:
             raise ValueError("interval: epoch needs a length in epochs, got train_steps")
         for name, allowed in (("shape", ("constant", "linear", "cosine")), ("interval", ("step", "epoch"))):

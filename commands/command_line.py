@@ -39,7 +39,14 @@ from commands.requeue import checkpoint_of_job, record_job
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
 from commands.trainer import RampartTrainer
-from commands.trainer_settings import check_images, check_loaders, check_settings, complete_settings
+from commands.trainer_settings import (
+    check_images,
+    check_loaders,
+    check_seed,
+    check_settings,
+    complete_settings,
+    naming_settings,
+)
 from lightning_modules import AdversarialClassifier
 from networks.weights import check_checkpoint, is_checkpoint_of, load_weights
 
@@ -133,6 +140,7 @@ class RampartCLI(LightningCLI):
                 self.typed = given
                 check_configs(given)
                 self.config = parser.parse_args(given)
+                check_seed(self.config[self.config.subcommand].seed_everything)
                 return
             except (ArgumentError, ValueError) as error:
                 words = wrap_single(str(error), given)
@@ -166,7 +174,8 @@ class RampartCLI(LightningCLI):
             self.results_table,
             PredictionWriterCallback(),
         ]
-        trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, own), **kwargs)
+        with naming_settings(config.trainer):
+            trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, own), **kwargs)
         trainer.run_folder = self.folder
         trainer._data_connector = LoaderConnector(trainer)
         if starts_run() and not config.trainer.fast_dev_run:

@@ -46,6 +46,10 @@ def _check(path: Path) -> None:
         raise ValueError(f"config {path} must hold options, such as `trainer: {{max_epochs: 3}}`, got {got}")
     if _size(root, {}) > LARGEST:
         raise ValueError(f"config {path} unfolds to more than {LARGEST:,} values through its aliases: refused")
+    try:
+        yaml.SafeLoader("").construct_document(root)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(f"config {path} holds what is no plain value: {error.problem}") from None
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:

@@ -1,6 +1,7 @@
 """Lightning's trainer, with the commands that judge a trained network and hand it on."""
 
 from pathlib import Path
+from typing import get_args
 
 from pytorch_lightning import LightningDataModule, Trainer
 
@@ -50,11 +51,13 @@ class RampartTrainer(Trainer):
             weights_only: Not used: a file is never read otherwise.
 
         Raises:
-            ValueError: If no ckpt_path is given, or neither argument nor network say the images' shape to ONNX.
+            ValueError: If no ckpt_path or no format is given, or nothing says the images' shape to ONNX.
             FileExistsError: If a file exists; then none is written.
         """
         if ckpt_path is None:
             raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
+        if not formats:
+            raise ValueError(f"formats must be at least one of {', '.join(get_args(ExportFormat))}, got none")
         paths = [run_folder(self) / f"network.{suffix}" for suffix in formats]
         check_export(model.network, paths, image_shape)
         print(load_weights(model.network, ckpt_path))

@@ -1,9 +1,13 @@
 """The trainer's settings: what a config says, completed by what every run of Rampart has."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -74,6 +78,28 @@ def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> 
     return settings | {"callbacks": callbacks}
 
 
+@contextmanager
+def naming_settings(trainer: Namespace) -> Iterator[None]:
+    """Add to an error of Lightning's trainer the settings that its message speaks of, with their values.
+
+    Raises:
+        ValueError: In place of the error, if it speaks of a setting.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        text = str(error)
+        blamed = [
+            f"trainer.{name} {value!r}"
+            for name, value in trainer.items()
+            if value is not None
+            and (re.search(rf"\b{name}\b", text) or (isinstance(value, str) and repr(value) in text))
+        ]
+        if not blamed:
+            raise
+        raise ValueError(f"{text} (given: {', '.join(blamed)})") from error
+
+
 def check_settings(subcommand: str, trainer: Namespace, test_after_fit: bool) -> None:
     """Refuse settings that contradict one another, can't work, or leave nothing to do.
 
@@ -103,6 +129,16 @@ def check_loaders(subcommand: str, data: LightningDataModule | None) -> None:
     name = f"{loaders.get(subcommand)}_dataloader"
     if data is not None and subcommand in loaders and not is_overridden(name, data):
         raise ValueError(f"data {type(data).__name__} has no {name}(), which {subcommand} needs: add one")
+
+
+def check_seed(seed: bool | int) -> None:
+    """Refuse a seed that NumPy's generator, which is seeded too, can't take.
+
+    Raises:
+        ValueError: If the seed is out of range.
+    """
+    if not 0 <= int(seed) < 2**32:
+        raise ValueError(f"--seed_everything must be from 0 to {2**32 - 1} or false, got {seed}")
 
 
 def check_images(batches: float, kind: str) -> None:

@@ -209,8 +209,15 @@ class AdversarialClassifier(JudgedClassifier):
         self._losses.check_losses(self.trainer, self.network)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and, if there are any, the learning rate's schedules."""
-        optimizer = self._optimizer(self.network.parameters())
+        """Build the optimizer and, if there are any, the learning rate's schedules.
+
+        Raises:
+            ValueError: If a setting of the optimizer is out of its range.
+        """
+        try:
+            optimizer = self._optimizer(self.network.parameters())
+        except ValueError as error:  # torch's own, which names no option: "Invalid learning rate: -1.0"
+            raise ValueError(f"model.optimizer can't be built: {error}") from error
         return [optimizer], self._schedules.configure(optimizer, self.trainer)  # type: ignore[return-value]
 
     def on_validation_end(self) -> None:

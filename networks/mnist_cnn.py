@@ -21,6 +21,9 @@ class MNISTCNN(nn.Module):
             is not trained: it holds gates against large perturbations of black and white, see :mod:`networks.gates`;
             such a network takes weights of its own kind alone, and they are taken by all.
 
+    Raises:
+        ValueError: If there are fewer than two classes.
+
     Attributes:
         image_shape: ``(C, H, W)`` of the images that it takes.
     """
@@ -28,6 +31,8 @@ class MNISTCNN(nn.Module):
     image_shape = (1, 28, 28)
 
     def __init__(self, num_classes: int = 10, init: Initialisation | Literal["gates"] = "default") -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         super().__init__()
         self.init_args = {"num_classes": num_classes, "init": init}
         gates = init == "gates"

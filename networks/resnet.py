@@ -27,6 +27,9 @@ class ResNet18(nn.Module):
         mean: One number a channel, pixel scale; CIFAR-10's by default.
         std: One number a channel, pixel scale, above 0; CIFAR-10's by default.
 
+    Raises:
+        ValueError: If there are fewer than two classes.
+
     Attributes:
         image_shape: ``(C, H, W)`` of the images that it takes.
     """
@@ -34,6 +37,8 @@ class ResNet18(nn.Module):
     def __init__(
         self, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
     ) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         super().__init__()
         self.init_args = {"num_classes": num_classes, "mean": tuple(mean), "std": tuple(std)}
         self.image_shape = (len(mean), 32, 32)

@@ -88,7 +88,7 @@ def test_every_update_of_a_phase_lies_between_its_ends(
     [
         ({"end_eps": 0.4}, "needs either epochs or train_steps"),
         ({"end_eps": 0.4, "epochs": 3, "train_steps": 3}, "needs either epochs or train_steps"),
-        ({"end_eps": 0.4, "epochs": 0}, "length must be at least 1"),
+        ({"end_eps": 0.4, "epochs": 0}, "epochs must be at least 1, got 0"),
         ({"end_eps": -0.1, "epochs": 1}, "end_eps must be at least 0"),
         ({"end_eps": "x", "epochs": 1}, "end_eps must be a number"),
         ({"end_eps": 0.4, "start_eps": "nan", "epochs": 1}, "start_eps must be a number"),
