@@ -47,7 +47,9 @@ def copy_curves(checkpoint: str, target: Path) -> None:
         checkpoint: In its run's ``checkpoints``; the run's folder is only read.
         target: The new run's folder, to which nothing has been logged yet.
     """
-    step = int(read_checkpoint(checkpoint)["global_step"])
+    step = read_checkpoint(checkpoint).get("global_step")
+    if not isinstance(step, int):  # The trainer refuses such a file and says why.
+        return
     events = [event for event in _events(Path(checkpoint).resolve().parent.parent) if _belongs(event, step)]
     if not events:
         return
