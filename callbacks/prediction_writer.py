@@ -68,7 +68,7 @@ class PredictionWriterCallback(Callback):
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(rows)
-        print(f"Predictions: {path}")
+        print(f"\nPredictions: {path}")
 
     def _places(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:
         """Places of a batch's images in their set, as Lightning has noted them; else counted, in one process."""

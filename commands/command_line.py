@@ -238,6 +238,8 @@ class RampartCLI(LightningCLI):
         """Test the best checkpoint, if there are test images, and say what to do next."""
         check_images(self.trainer.num_training_batches, "training images")
         trainer, config, checkpoint = self.trainer, self.config_init.fit, self.config_init.fit.checkpoint
+        if trainer.global_step == 0:
+            raise ValueError("nothing was trained: trainer.max_time is over before the first step")
         best = "" if config.trainer.fast_dev_run else checkpoint.best_model_path or checkpoint.last_model_path
         metrics, holder = dict(trainer.callback_metrics), self.datamodule or self.model
         try:

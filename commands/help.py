@@ -1,6 +1,8 @@
 """Help that begins with how the command line is used, and Rampart's own options before Lightning's hundreds."""
 
 import re
+import shutil
+import textwrap
 from argparse import Action, HelpFormatter
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,15 +15,19 @@ from evaluation import provenance
 USE = """\
 Rampart trains image classifiers that stay robust under large perturbations.
 
-  {program} fit --config configs/quickstart.yaml                 train and test: minutes on a CPU, no download
-  {program} fit --config FILE --ckpt_path RUN/checkpoints/last.ckpt        resume a run that was ended early
-  {program} test --config RUN/config.yaml --ckpt_path WEIGHTS              a table of clean and robust accuracy
-  {program} evaluate --config RUN/config.yaml --ckpt_path WEIGHTS          the worst case per image (AutoAttack)
-  {program} evaluate --model my_net.Net --data my_data.Data --eps 8/255 --ckpt_path WEIGHTS    a custom network
+  {program} fit --config configs/quickstart.yaml
+      train and test: minutes on a CPU, no download
+  {program} fit --config FILE --ckpt_path RUN/checkpoints/last.ckpt
+      resume a run that was ended early
+  {program} test --config RUN/config.yaml --ckpt_path WEIGHTS
+      a table of clean and robust accuracy; evaluate: the worst case per image
+  {program} evaluate --model my_net.Net --data my_data.Data --eps 8/255
+      AutoAttack on a custom network
 
-Any option overrides the config: --trainer.max_epochs 10, --model.eps 8/255, --data.batch_size 64.
-A run's files are in RUNS_DIR/NAME/COMMAND-N. --version tells versions, COMMAND --help lists a command's options,
---print_config shows all settings, --model.attack.help attacks.PGD those of one class."""
+Any option overrides the config: --trainer.max_epochs 10, --model.eps 8/255.
+A run's files are in RUNS_DIR/NAME/COMMAND-N. --version tells versions,
+COMMAND --help lists a command's options, --print_config shows all settings,
+--model.attack.help attacks.PGD those of one class."""
 
 COMMANDS = {
     "fit": "Train a network under attack, then test its best checkpoint.",
@@ -59,9 +65,11 @@ class RampartParser(LightningArgumentParser):
         super().__init__(*args, **{"formatter_class": RampartHelpFormatter} | kwargs)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Begin with the introduction."""
+        """Begin with the introduction; fit the groups' titles to the terminal, as the options are."""
         text = super().format_help() if formatter is None else super().format_help(formatter)
-        return f"{self.introduction}\n\n{text}".lstrip()
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, width) if line[:1].isalpha() else line for line in text.splitlines()]
+        return "\n".join([self.introduction, "", *lines, ""]).lstrip()
 
     def order_groups(self) -> None:
         """Put Rampart's own options first."""

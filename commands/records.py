@@ -44,13 +44,14 @@ def copy_curves(checkpoint: str, target: Path) -> None:
     """Copy the curves of the run that saved a checkpoint up to its step, so that the run that resumes has no gap.
 
     Args:
-        checkpoint: In its run's ``checkpoints``; the run's folder is only read.
+        checkpoint: Anywhere in its run's folder, which is only read.
         target: The new run's folder, to which nothing has been logged yet.
     """
     step = read_checkpoint(checkpoint).get("global_step")
     if not isinstance(step, int):  # The trainer refuses such a file and says why.
         return
-    events = [event for event in _events(Path(checkpoint).resolve().parent.parent) if _belongs(event, step)]
+    run = next((folder for folder in Path(checkpoint).resolve().parents if (folder / "config.yaml").is_file()), None)
+    events = [event for event in _events(run) if _belongs(event, step)] if run else []
     if not events:
         return
     writer = EventFileWriter(str(target))

@@ -43,6 +43,14 @@ LEAST = {
     "predict": ("limit_predict_batches",),
 }
 
+# Lightning divides by the first three, and takes a negative one of the fourth for none.
+RANGES = (
+    ("accumulate_grad_batches", "at least 1", 1),
+    ("check_val_every_n_epoch", "at least 1", 1),
+    ("val_check_interval", "above 0", 1e-9),
+    ("gradient_clip_val", "at least 0", 0),
+)
+
 
 def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> dict[str, Any]:
     """Complete a config's trainer settings by Rampart's callbacks, logger and folders.
@@ -87,13 +95,13 @@ def naming_settings(trainer: Namespace) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, MisconfigurationException) as error:
+    except (ImportError, ValueError, TypeError, MisconfigurationException) as error:
         text = str(error)
         blamed = [
             f"trainer.{name} {value!r}"
             for name, value in trainer.items()
             if value is not None
-            and (re.search(rf"\b{name}\b", text) or (isinstance(value, str) and repr(value) in text))
+            and (re.search(rf"\b{name}\b", text) or (isinstance(value, str) and _speaks_of(value, text)))
         ]
         if not blamed:
             raise
@@ -115,8 +123,10 @@ def check_settings(subcommand: str, trainer: Namespace, test_after_fit: bool) ->
         if isinstance(value, (int, float)) and value == 0 and not trainer.fast_dev_run:
             hint = ": --test_after_fit false leaves out the test" if name == "limit_test_batches" else ""
             raise ValueError(f"trainer.{name} must be above 0 for {subcommand}, got {value}{hint}")
-    if trainer.accumulate_grad_batches < 1:
-        raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}")
+    for name, allowed, lowest in RANGES:
+        value = trainer[name]
+        if isinstance(value, (int, float)) and value < lowest:
+            raise ValueError(f"trainer.{name} must be {allowed}, got {value}")
 
 
 def check_loaders(subcommand: str, data: LightningDataModule | None) -> None:
@@ -158,6 +168,11 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _speaks_of(value: str, text: str) -> bool:
+    whole = rf"(?<![a-z0-9]){re.escape(value)}(?![a-z0-9])"
+    return value != "auto" and re.search(whole, text, re.IGNORECASE) is not None
 
 
 def _left_on(trainer: Namespace) -> tuple[bool, bool]:

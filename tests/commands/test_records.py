@@ -1,6 +1,7 @@
 """TensorBoard's records: curves without a gap, settings beside results, and the time of all parts of a run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from commands.records import copy_curves
 from tests.commands.test_trainer_settings import run
 
 EVERY = ["--trainer.log_every_n_steps=1", "--images.num_images=2", "--images.every_n_epochs=1"]
@@ -38,6 +40,16 @@ def test_a_resumed_run_continues_the_curves_and_leaves_the_old_ones(runs: Any) -
     assert [step for step, _ in scalars(second, "val/robust_acc")] == [2, 5, 8]
     board = EventAccumulator(str(second), size_guidance={"images": 0}).Reload()
     assert [image.step for image in board.Images("adversarial_images")] == [3, 6, 9]
+
+
+def test_curves_are_found_from_a_checkpoint_anywhere_in_the_runs_folder(runs: Any, tmp_path: Path) -> None:
+    first = shutil.copytree(runs[0], tmp_path / "first")
+    # Where SLURM's signal saves, and where a filename with a folder in it does.
+    for place in ("hpc_ckpt_1.ckpt", "checkpoints/best/epoch.ckpt"):
+        (first / place).parent.mkdir(exist_ok=True)
+        shutil.copy(first / "checkpoints" / "last.ckpt", first / place)
+        copy_curves(str(first / place), tmp_path / place)
+        assert [step for step, _ in scalars(tmp_path / place, "train/adv_loss")] == list(range(6))
 
 
 def test_the_time_of_training_counts_all_parts(runs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
