@@ -19,6 +19,17 @@ def generator_for(device: torch.device | str, *purpose: str | int | float) -> to
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big", signed=True))
 
 
+def seed_torch(device: torch.device, *purpose: str | int | float) -> None:
+    """Set torch's own random state, on the host and the device, to one that depends on a purpose alone.
+
+    It is what dropout, and the loaders and augmentations of users draw from.
+    """
+    seed = generator_for("cpu", *purpose).initial_seed()
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":  # not torch.manual_seed, which is slow where it looks for all kinds of devices
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 def run_seed(trainer: Any) -> int:
     """Return the seed of a trainer's run; torch's initial seed until the run is set up."""
     seed = getattr(trainer, "run_seed", None)

@@ -1,9 +1,12 @@
 """Ordinary loaders, however they were made, where Lightning has to make them anew."""
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.connectors.data_connector import _DataConnector
 from pytorch_lightning.trainer.states import RunningStage
 from torch.utils.data import DataLoader, SequentialSampler
+
+from attacks.draws import run_seed, seed_torch
 
 
 class LoaderConnector(_DataConnector):
@@ -14,6 +17,8 @@ class LoaderConnector(_DataConnector):
     """
 
     def _prepare_dataloader(self, dataloader: object, shuffle: bool, mode: RunningStage) -> object:
+        if mode == RunningStage.TRAINING:
+            seed_epoch(self.trainer)
         if not isinstance(dataloader, DataLoader):
             return dataloader
         _name_arguments(dataloader)
@@ -28,6 +33,11 @@ class LoaderConnector(_DataConnector):
                 f"{mode.dataloader_prefix}_dataloader needs here: let its __init__ hand **kwargs on to DataLoader, "
                 "without batch_size, shuffle, sampler or drop_last of its own, or return a DataLoader"
             ) from error
+
+
+def seed_epoch(trainer: Trainer) -> None:
+    """Let the order of an epoch depend on seed and epoch alone: processes share it, and a resumed run repeats it."""
+    seed_torch(trainer.strategy.root_device, "loaders", run_seed(trainer), trainer.current_epoch)
 
 
 def _name_arguments(dataloader: object) -> None:

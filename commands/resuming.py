@@ -16,9 +16,11 @@ from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnect
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from attacks.draws import run_seed, seed_torch
 from commands.checkpoint_io import WholeFileIO
 from commands.ending import agreed_signal, save_and_end
 from commands.interruption import signals
+from commands.loaders import seed_epoch
 from commands.progress import resumed_progress
 
 CLASSES = "optimizer_classes"
@@ -68,6 +70,28 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         if not (interval == "epoch" and update_plateau_schedulers and self._settled == self.trainer.current_epoch):
             super().update_lr_schedulers(interval, update_plateau_schedulers)
 
+    def _on_before_fetch(self) -> None:
+        """Let what is drawn for a batch depend on its place alone, and an epoch's order be that of all ranks."""
+        super()._on_before_fetch()
+        if self.batch_progress.current.ready == 0:
+            seed_epoch(self.trainer)
+        else:
+            self._seed_batch("fetch")
+
+    def _on_after_fetch(self) -> None:
+        """Let what a network draws, as dropout does, depend on the batch's place alone."""
+        super()._on_after_fetch()
+        self._seed_batch("step")
+
+    def _seed_batch(self, purpose: str) -> None:
+        trainer, place = self.trainer, (self.trainer.current_epoch, self.batch_progress.current.ready)
+        seed_torch(trainer.strategy.root_device, purpose, run_seed(trainer), trainer.global_rank, *place)
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Begin an epoch; workers are started here, and the first batches of a loader without length are read."""
+        seed_epoch(self.trainer)
+        super().on_run_start(data_fetcher)
+
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: Lightning would ask rank 0 alone."""
 
@@ -82,6 +106,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
                 loop._combined_loader_states_to_load = []
                 iter(fetcher)
             if not all(isinstance(loader, _Stateful) for loader in loop._combined_loader.flattened):
+                seed_epoch(self.trainer)
                 for _ in range(done):
                     next(fetcher)
                 fetcher.fetched -= done  # Lightning adds them itself.

@@ -9,8 +9,10 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cli import main
+from datamodules import DigitsDataModule
 from networks.weights import read_checkpoint
 
 KILLS = int(os.environ.get("RAMPART_KILLS", "2"))
@@ -27,6 +29,26 @@ class Tiny(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.linear(nn.functional.avg_pool2d(images, 4).flatten(1))
         return logits
+
+
+class Dropping(Tiny):
+    """A network that draws random numbers in training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(images, 0.2, self.training))
+
+
+class Shuffled(DigitsDataModule):
+    """The digits in an ordinary loader, in an order and with noise that torch's global generator draws."""
+
+    def train_dataloader(self) -> Any:
+        images, labels = self._sets["train"]
+        return DataLoader(TensorDataset(images, labels), self.batch_size, shuffle=True, collate_fn=_with_noise)
+
+
+def _with_noise(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images = torch.stack([image for image, _ in batch]) / 255
+    return (images + 0.1 * torch.rand_like(images)).clamp(0, 1), torch.stack([label for _, label in batch])
 
 
 class Killed(BaseException):
@@ -74,6 +96,10 @@ VARIANTS = {
     "accumulating": [
         "--checkpoint.every_n_train_steps=3", "--trainer.accumulate_grad_batches=2", "--model.optimizer=SGD",
         "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9", *ONE_CYCLE, "--model.lr_scheduler.total_steps=24",
+    ],
+    "dropout and shuffled loaders": [
+        "--data=tests.commands.test_chaos.Shuffled", "--model.network=tests.commands.test_chaos.Dropping",
+        "--checkpoint.every_n_train_steps=4",
     ],
     "by steps": [
         "--trainer.max_epochs=-1", "--trainer.max_steps=45", "--checkpoint.every_n_train_steps=4",

@@ -2,12 +2,13 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler, TensorDataset
 
 from attacks import PGD
 from commands.loaders import LoaderConnector
+from commands.resuming import make_resumable
 from lightning_modules import AdversarialClassifier
 
 DATA = TensorDataset(torch.rand(7, 1, 4, 4), torch.arange(7) % 3)
@@ -83,3 +84,31 @@ def test_what_can_not_be_shared_or_completed_is_refused_in_one_line(monkeypatch:
     monkeypatch.setattr(Trainer, "world_size", 2)
     with pytest.raises(ValueError, match="test_dataloader needs here"):
         trainer().test(classifier(), datamodule=Given(LOADERS["closed"]))
+
+
+class Orders(Callback):
+    """Notes which images each epoch brings, and sets torch's seed as user code may."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.seen = seed, list[list[float]]()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        torch.manual_seed(self.seed)
+        self.seen.append([])
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen[-1] += batch[0][:, 0, 0, 0].tolist()
+
+
+def test_an_order_is_that_of_the_runs_seed_whatever_the_processes_own() -> None:
+    seen = []
+    for seed in (3, 4):
+        orders, made = Orders(seed), trainer()
+        made.callbacks.append(orders)  # type: ignore[attr-defined]
+        made.run_seed, made.fit_loop.max_epochs = 5, 2  # type: ignore[attr-defined]
+        make_resumable(made)
+        torch.manual_seed(seed)
+        made.fit(classifier(), datamodule=Given(lambda: DataLoader(DATA, 3, sampler=SubsetRandomSampler(range(7)))))
+        seen.append(orders.seen)
+    assert seen[0] == seen[1]
+    assert seen[0][0] != seen[0][1]
