@@ -19,13 +19,15 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is one of Lightning's keywords, an address on the net, or files are to be unpickled.
+        ValueError: If it is empty, one of Lightning's keywords, an address on the net, or files are to be unpickled.
     """
     if weights_only is False:
         raise ValueError("weights_only must be true or left out, got false: nothing in a file is ever executed here")
     if path is None:
         return None
     text = str(path)
+    if not text:
+        raise ValueError("ckpt_path must be a file's path, got an empty one: leave the option out, or name a file")
     if Path(text).is_file():
         # A file of the name `last` or `registry/...` would be taken for the keyword.
         return str(Path(text).absolute()) if text.lower().startswith(KEYWORDS) else text
@@ -37,7 +39,7 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
             "such as runs/NAME/fit-0/checkpoints/last.ckpt"
         )
     if Path(text).is_dir():
-        found = newest_whole(Path(text).rglob("*.ckpt")) if text else None
+        found = newest_whole(Path(text).rglob("*.ckpt"))
         if found:
             raise ValueError(f"ckpt_path must be a file, got the folder {text}, such as {shlex.quote(str(found))}")
     return str(ordinary_file(text))

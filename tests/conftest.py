@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def images() -> Tensor:
 @pytest.fixture
 def labels() -> Tensor:
     return torch.arange(12) % 10
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> None:
+    """Leave the other cores to the other test processes, here and in the processes that tests start."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

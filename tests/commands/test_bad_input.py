@@ -331,7 +331,7 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
     ("fit", ["--ramp.init_from={other}"], ["fc2.weight"]),
     ("fit", ["--ramp.init_from={weights}", "--ckpt_path={weights}"], ["init_from"]),
     # Model, objective, optimizer, schedule.
-    ("fit", ["--model=Classifier"], ["Classifier"]),
+    ("fit", ["--model=NoSuchClassifier"], ["NoSuchClassifier"]),
     ("fit", ["--model.network=networks.LeNet"], ["LeNet"]),
     ("fit", ["--model.network=networks.MNISTCNN", "--model.network.num_classes=0"], ["num_classes", "0"]),
     ("fit", ["--model.network=networks.MNISTCNN", "--model.network.num_classes=5"], ["[0, 5)"]),
@@ -351,7 +351,7 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
     ("fit", ["--model.test_attacks=[{eps: 0.1, attack: attacks.PGD}, {eps: 0.1, attack: attacks.PGD}]"],
      ["distinct names"]),
     # Data.
-    ("fit", ["--data=Imagenet"], ["Imagenet"]),
+    ("fit", ["--data=NoSuchData"], ["NoSuchData"]),
     ("fit", ["--data=torchvision.datasets.MNIST"], ["torchvision.datasets.MNIST"]),
     ("fit", ["--data=datamodules.MNISTDataModule", "--data.data_dir={text}"], ["data_dir"]),
     ("fit", ["--data.batch_size=0"], ["batch_size", "0"]),
