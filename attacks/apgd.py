@@ -152,7 +152,7 @@ class APGD(Search):
 
 @dataclass
 class _Climb:
-    """Where each image's search stands; the first dimension of every tensor is the images'."""
+    """State of each image's search; the first dimension of every tensor is the images'."""
 
     index: Tensor
     images: Tensor

@@ -31,8 +31,8 @@ class Attack(ABC):
         """Short name for tables."""
 
     def settings(self) -> dict[str, Any]:
-        """The class and every setting, in plain values, for a report."""
-        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        """The class and every setting, in plain values, for a report; of a class that is no dataclass, attributes."""
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else dict(getattr(self, "__dict__", {}))
         plain = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
         return {"class": type(self).__qualname__, "norm": self.norm, **plain}
 
@@ -124,17 +124,18 @@ def attack_active(
     Raises:
         ValueError: If ``active`` is not as stated, or for the attack's own reasons.
     """
+    given, labels = images.clone(), labels.clone()  # A custom attack may work in place.
     if active is None:
-        return attack(model, images, labels, eps, generator=generator)
+        return attack(model, given, labels, eps, generator=generator)
     check_active(active, images)
     parameters = inspect.signature(attack).parameters.values()
     if any(parameter.name == "active" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         chosen: Any = attack
-        adv: Tensor = chosen(model, images, labels, eps, generator=generator, active=active)
+        adv: Tensor = chosen(model, given, labels, eps, generator=generator, active=active)
         return adv
     if not bool(active.any()):
         return images
-    adv = attack(model, images, labels, eps, generator=generator)
+    adv = attack(model, given, labels, eps, generator=generator)
     return keep_active(adv, images, active)
 
 

@@ -108,7 +108,7 @@ class FAB(Search):
 
 
 def _lead(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
-    """How far the aim is ahead of the right class."""
+    """Return how far the aim is ahead of the right class."""
     right, aim = logits.gather(1, torch.stack([labels, aims], 1)).unbind(1)
     return aim - right
 

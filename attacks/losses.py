@@ -37,7 +37,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """How far a target class is ahead of the right one, blind to the logits' scale (Croce & Hein 2020, eq. 7).
+    """Return how far a target class is ahead of the right one, blind to the logits' scale (Croce & Hein 2020, eq. 7).
 
     Args:
         logits: ``(N, C)``.

@@ -40,7 +40,7 @@ class MixedPGD(Attack):
 
     @property
     def norm(self) -> NormName:  # type: ignore[override]
-        """That of all attacks."""
+        """Norm of all attacks."""
         return self.attacks[0].norm
 
     @property

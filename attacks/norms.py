@@ -10,7 +10,7 @@ from attacks.eps import NormName
 
 
 class Norm(ABC):
-    """What an attack asks of a norm; every method treats each image of the batch on its own."""
+    """The operations of a norm that attacks use; every method treats each image of the batch by itself."""
 
     @abstractmethod
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:

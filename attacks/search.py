@@ -14,7 +14,7 @@ from attacks.gradient import misclassified, predict
 
 
 class Found(NamedTuple):
-    """What one run found.
+    """Result of one run.
 
     Attributes:
         adv: ``(N, ...)``, inside ball and box: a fooling point, or where there is none the worst that the run saw; the

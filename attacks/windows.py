@@ -63,7 +63,7 @@ class Window:
 
 
 class Windows(ABC):
-    """Where Square starts, and how it goes on; every point is inside ball and box."""
+    """The start and the proposals of Square; every point is inside ball and box."""
 
     @abstractmethod
     def start(self, images: Tensor, eps: float, draws: Draws) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
@@ -73,7 +74,8 @@ class RampartProgressBar(TQDMProgressBar):
         super().on_test_start(trainer, pl_module)
         module: Any = pl_module
         self._passes = 0
-        layers = [layer for layer in module.network.modules() if not list(layer.children())]
+        plain = [layer for layer in module.network.modules() if not isinstance(layer, torch.jit.ScriptModule)]
+        layers = [layer for layer in plain if not list(layer.children())]
         if layers and not self.test_progress_bar.disable:
             self._counter = layers[-1].register_forward_pre_hook(self._count)
         expected = 1 + sum(_steps(named.attack.settings()) for named in module.test_attacks)

@@ -4,10 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pytorch_lightning import LightningDataModule, Trainer
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from attacks import Attack, Eps
 from attacks.draws import run_seed
@@ -79,8 +81,7 @@ def evaluate(
             found = search.run(progress)
         # Not the trainer's rank: torchrun may start more processes than it knows of.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            target = model.target_eps if search.norm == model.attack.norm else 0.0
-            _report(trainer, search, found, target or search.eps[-1], ckpt_path)
+            _report(trainer, model, search, found, ckpt_path)
 
     try:
         with full_float32(device.type):
@@ -141,7 +142,13 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
     if not isinstance(model.network, nn.Module):
         kind = type(model.network).__name__
         raise ValueError(f"model must be a network or a function that returns one, an nn.Module; it returned a {kind}")
-    network = model.network.float()
+    network = model.network
+    if isinstance(network, LightningModule):
+        network.configure_model()  # Some make their layers there; Lightning lets it be called again.
+    if any(map(is_lazy, network.parameters())):
+        raise ValueError(f"{type(network).__name__} has lazy layers without a shape: give the network an image first")
+    if torch.float64 not in {parameter.dtype for parameter in network.parameters()}:
+        network.float()
     if ckpt_path is not None:
         return str(load_weights(network, ckpt_path))
     if not brings_weights(model):
@@ -155,8 +162,9 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
 
 
 def _report(
-    trainer: Trainer, search: WorstCaseSearch, found: WorstCase, target_eps: float, ckpt_path: str | None
+    trainer: Trainer, model: AdversarialClassifier, search: WorstCaseSearch, found: WorstCase, ckpt_path: str | None
 ) -> None:
+    target_eps = (model.target_eps if search.norm == model.attack.norm else 0.0) or search.eps[-1]
     names = [attack.name for attack in search.attacks]
     signs = masking_signs(search.model, search.survey.probe, found, names)
     report = report_of(search, found, signs, str(trainer.precision))

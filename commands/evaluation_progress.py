@@ -1,10 +1,12 @@
 """The progress of an evaluation, in one line of the terminal."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from attacks import PGD, Attack
@@ -38,6 +40,7 @@ class EvaluationProgress(Watcher):
         self._search, self._shown = search, shown
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
+        self._hook: RemovableHandle | None = None
         self._next = 0.0
         self._stage: _Stage | None = None
         self._calls = 0  # of the network in this stage, each image counted
@@ -48,13 +51,14 @@ class EvaluationProgress(Watcher):
 
     def __enter__(self) -> "EvaluationProgress":
         if self._shown:
-            self._hook = self._search.model.register_forward_pre_hook(self._called)
+            with contextlib.suppress(RuntimeError):  # TorchScript takes no hooks.
+                self._hook = self._search.model.register_forward_pre_hook(self._called)
             if self._terminal:
                 self._bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._shown:
+        if self._hook is not None:
             self._hook.remove()
         if self._bar is not None:
             self._bar.close()

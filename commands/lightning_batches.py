@@ -93,13 +93,14 @@ class _HandingOver(SingleDeviceStrategy):
 
     def test_step(self, batch: Any, batch_idx: int, *_: Any) -> None:
         try:
-            images, labels, _index = read_batch(batch)
+            dtype = getattr(self.lightning_module, "image_dtype", torch.float32)
+            images, labels, _index = read_batch(batch, dtype=dtype)
         except ValueError as error:
             raise ValueError(f"{error} (batch {batch_idx + 1} of the test loader)") from error
         assert self.visit is not None
         assert labels is not None
         with isolate_rng():  # What is done with a batch must not change the next ones.
-            self.visit(images.float(), labels)
+            self.visit(images, labels)
 
 
 class _TestBatches(Trainer):

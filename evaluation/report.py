@@ -14,7 +14,7 @@ from evaluation.worst_case import WorstCaseSearch
 
 
 def contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
-    """What can't be, whatever the model: the evaluation is broken, and no number of it may be quoted.
+    """List numbers that are impossible for any model: the evaluation is broken, and none of them may be quoted.
 
     Args:
         images: Number of images.
@@ -36,7 +36,7 @@ def contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str
 
 
 def disagreements(rows: Sequence[tuple[dict[str, Any], float, int]], clean: int) -> list[str]:
-    """What can't be in attacks that were each run by themselves on all images, beyond what chance explains.
+    """List contradictions between attacks that were each run on all images, beyond what chance explains.
 
     A stronger attack leaves no more images standing: a larger eps, more restarts, more steps, and any attack rather
     than none.
@@ -86,7 +86,7 @@ def report_of(
     """All that ``report.json`` holds. Only what is under ``timings`` and ``made_on`` differs from run to run.
 
     Args:
-        search: Was run, in full float32.
+        search: Was run, without autocast or TF32.
         found: Its result.
         signs: Of masked gradients.
         trainer_precision: Of the command's trainer, which the search did not use; for the record.
@@ -98,6 +98,7 @@ def report_of(
     if problems := contradictions(images, clean, found.stages):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
     finite = found.eps[found.eps > 0].sort().values
+    probed = search.survey.probe.images
     median = float(finite[(len(finite) - 1) // 2]) if len(finite) else 0.0
     return {
         "images": images,
@@ -110,7 +111,7 @@ def report_of(
         ],
         "signs": [{"name": sign.name, "message": sign.message, "images": sign.images} for sign in signs],
         "search": search.identity,
-        "made_on": provenance(search.survey.probe.images.device, trainer_precision=trainer_precision),
+        "made_on": provenance(probed.device, probed.dtype, trainer_precision=trainer_precision),
         "timings": [round(stage.seconds, 1) for stage in found.stages],
     }
 

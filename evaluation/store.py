@@ -37,9 +37,9 @@ class Store:
             return None
 
     def read(self, name: str, device: str) -> dict[str, Tensor] | None:
-        """Read the tensors of that name; None if there are none, or their file is damaged."""
+        """Read the tensors of that name; None if there are none, or their file is damaged or can't be read."""
         if self.folder is not None and (path := self._path(name)).is_file():
-            with contextlib.suppress(SafetensorError):
+            with contextlib.suppress(SafetensorError, OSError):
                 return load_file(path, device=device)
         return None
 

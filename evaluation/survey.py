@@ -83,12 +83,7 @@ def survey_images(
     def look(batch: int, images: Tensor, labels: Tensor) -> None:
         nonlocal answers
         places = torch.arange(len(labels)) + starts[-1]
-        with _naming(batch):
-            # On the host: an accelerator would refuse them without a word of which they are.
-            check_images(images.cpu(), labels.cpu())
-        logits = finite_logits(network, images, places, f"on the clean images of batch {batch + 1}")
-        with _naming(batch):
-            check_labels(labels.cpu(), logits.cpu())
+        logits = _checked_logits(network, batch, images, labels, places)
         clean = logits.argmax(1)
         answers = answers or f"{fingerprint(clean)[:16]}, {logits.abs().mean().item():.4g}"
         labels_of.append(labels.cpu())
@@ -106,9 +101,22 @@ def survey_images(
         raise ValueError("the test data give no images: nothing can be evaluated")
     if num_images is not None and total < num_images:
         raise ValueError(f"num_images must be from 1 to the test images' number, {total}, got {num_images}")
+    return Survey(torch.cat(labels_of), torch.cat(clean_of), starts, names, answers, _join(probes))
+
+
+def _join(probes: list[Probe]) -> Probe:
     alike = [probe for probe in probes if probe.images.shape[1:] == probes[0].images.shape[1:]]
-    probe = Probe(*(torch.cat(tensors) for tensors in zip(*alike, strict=True)))
-    return Survey(torch.cat(labels_of), torch.cat(clean_of), starts, names, answers, probe)
+    return Probe(*(torch.cat(tensors) for tensors in zip(*alike, strict=True)))
+
+
+def _checked_logits(network: nn.Module, batch: int, images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+    with _naming(batch):
+        # On the host: an accelerator would refuse them without a word of which they are.
+        check_images(images.cpu(), labels.cpu())
+    logits = finite_logits(network, images, places, f"on the clean images of batch {batch + 1}")
+    with _naming(batch):
+        check_labels(labels.cpu(), logits.cpu())
+    return logits
 
 
 @contextmanager

@@ -73,7 +73,8 @@ def attack_some(
         parameters = inspect.signature(attack).parameters.values()
         if any(parameter.name == "active" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             active = torch.zeros_like(labels, dtype=torch.bool).index_fill_(0, index, True)
-            return attack_active(attack, model, images, labels, eps, generator, active)[index]
+            adv = attack_active(attack, model, images, labels, eps, generator, active)
+            return adv[index] if isinstance(adv, Tensor) else adv
         return attack(model, images[index], labels[index], eps, generator=generator)
 
 
@@ -82,12 +83,11 @@ def check_inside(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> Non
 
     Raises:
         ValueError: If an image is outside the ball or the box by more than rounding, or not a number, or if the images
-            are not as many, or of another shape.
+            are no tensor, not as many, or of another shape, dtype or device.
     """
-    if adv.shape != images.shape:
+    if _form(adv) != _form(images):
         raise ValueError(
-            f"{attack.name} returned images of shape {tuple(adv.shape)} for {tuple(images.shape)}: the attack is "
-            "broken, no number is reported"
+            f"{attack.name} returned {_form(adv)}, not {_form(images)}: the attack is broken, no number is reported"
         )
     outside = int((~_inside(adv, images, eps, attack.norm)).sum())
     if outside:
@@ -122,7 +122,7 @@ def is_fooled(
     """
     if set(found) != {"index", "adv", "adv_class", "seconds"} or found["seconds"].numel() != 1:
         return False
-    if not 0 <= float(found["seconds"]) < float("inf"):
+    if not found["seconds"].is_floating_point() or not 0 <= float(found["seconds"]) < float("inf"):
         return False
     index, adv, classes = found["index"], found["adv"], found["adv_class"]
     if index.dtype != torch.int64 or index.ndim != 1 or len(set(index.tolist())) < len(index):
@@ -150,6 +150,12 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"images of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')} on {value.device}"
 
 
 def _inside(adv: Tensor, images: Tensor, eps: float, norm: NormName) -> Tensor:

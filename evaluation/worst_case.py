@@ -9,13 +9,16 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
 
 from attacks import Attack, Eps, parse_eps
 from attacks.draws import generator_for
+from attacks.outputs import logits_of
 from evaluation.batches import Source, show_batches
+from evaluation.code import code_fingerprint
 from evaluation.network import finite_logits
 from evaluation.provenance import fingerprint
 from evaluation.results import Example, Stage, WorstCase, choose_examples
@@ -112,6 +115,9 @@ class WorstCaseSearch:
             ValueError: If the images are not as they must be, or an attack can't run on them.
         """
         survey = survey_images(self.model, self.source, self.batch_size, self.num_images, self.watcher.surveyed)
+        if len(survey.probe.places):  # The last robust image of a batch is attacked alone.
+            with torch.no_grad():
+                logits_of(self.model, survey.probe.images[:1])
         for attack in self.attacks:
             try_out(attack, self.model, survey.probe.images[:8], survey.probe.labels[:8], self.eps[0])
         return survey
@@ -124,7 +130,7 @@ class WorstCaseSearch:
             "network": repr(self.model),
             "answers": self.survey.answers,
             "images": hashlib.sha256("".join(self.survey.names).encode()).hexdigest(),
-            "code": _code_fingerprint(),
+            "code": code_fingerprint(self.attacks),
             "attacks": [attack.settings() for attack in self.attacks],
             "norm": self.norm,
             "eps": self.eps,
@@ -229,7 +235,7 @@ class WorstCaseSearch:
         Returns:
             ``index``, ``adv`` and ``adv_class`` of the fooled images; ``seconds`` that it took.
         """
-        name = f"{eps!r}-{attack.name}-{batch.number:05}-{batch.name}"
+        name = f"{eps!r}-{quote(attack.name, safe='')}-{batch.number:05}-{batch.name}"
         read = self.store.read(name, str(batch.images.device))
         if read is not None and is_fooled(read, self.model, batch.images, batch.labels, robust, eps, attack.norm):
             return read
@@ -242,8 +248,11 @@ class WorstCaseSearch:
             adv = attack_some(attack, self.model, batch.images, batch.labels, index, eps, seed)
         except ValueError as error:
             raise ValueError(f"{stage}: {error}") from error
+        except (AttributeError, LookupError, TypeError) as error:  # An attack is anyone's code.
+            raise ValueError(f"{stage}: {type(error).__name__}: {error}") from error
         seconds = time.perf_counter() - start
         check_inside(adv, images, eps, attack)
+        adv = adv.detach()
         with isolated_random_state(seed, images.device):
             classes = finite_logits(self.model, adv, batch.start + robust, f"after {stage}").argmax(1)
         fooled = classes != labels
@@ -269,11 +278,3 @@ def _changed(number: int) -> str:
         f"the test data change from one pass to the next (from batch {number + 1} on): no image could be told from "
         "another; take shuffling, random transforms and loaders that can be read only once out of the test data"
     )
-
-
-def _code_fingerprint() -> str:
-    """SHA-256 of the code that a fooled image depends on, so that no result outlives the attack that made it."""
-    root = Path(__file__).parent.parent
-    own = (Path(__file__), Path(__file__).with_name("trial.py"))
-    files = [*sorted(root.glob("attacks/*.py")), *sorted(root.glob("networks/*.py")), *own]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -43,9 +43,9 @@ class JudgedClassifier(LightningModule):
 
     @property
     def image_dtype(self) -> torch.dtype:
-        """That of the images which the network is given: float64 if its weights are, else float32."""
-        doubles = any(parameter.dtype == torch.float64 for parameter in self.network.parameters())
-        return torch.float64 if doubles else torch.float32
+        """Dtype of the images that the network is given: float64 if its first weights are, else float32."""
+        first = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
+        return torch.float64 if first == torch.float64 else torch.float32
 
     def on_validation_start(self) -> None:
         """Refuse several loaders, and count images from the first.

@@ -76,7 +76,7 @@ class Gates(nn.Conv2d):
         self.requires_grad_(False)
 
     def forward(self, images: Any) -> Any:
-        """What the gates answer, pooled; of an Interval, an Interval, as every gate rises with its pixels.
+        """Return the pooled output of the gates; of an Interval, an Interval, as every gate rises with its pixels.
 
         Args:
             images: ``(N, 1, H, W)``, float, in [0, 1]; N at least 1, H - K + 1 and W - K + 1 even.
@@ -155,7 +155,7 @@ def plain_form(network: nn.Module) -> nn.Module:
         plain.weight, plain.bias = network.weight, network.bias
         return plain.train(network.training)
     forms = {name: plain_form(child) for name, child in network.named_children()}
-    if all(form is network.get_submodule(name) for name, form in forms.items()):
+    if all(form is child for form, child in zip(forms.values(), network.children(), strict=True)):
         return network
     plain_network = copy.copy(network)
     plain_network._modules = {**network._modules, **forms}

@@ -38,7 +38,7 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def suits(conv: nn.Conv2d, images: Tensor | Interval) -> bool:
-    """Whether :func:`pooled_convolution` can stand for this convolution of these images (or of an interval of them)."""
+    """Tell whether :func:`pooled_convolution` computes this convolution of these images (or of an interval of them)."""
     return (
         may_bypass(images, conv)
         and isinstance(images, Tensor)
@@ -52,7 +52,7 @@ def suits(conv: nn.Conv2d, images: Tensor | Interval) -> bool:
 
 
 def _shifts(size: int, like: Tensor) -> Tensor:
-    """Which element of the weight meets which pixel of a window, for the four places of the weight in it.
+    """Return which element of the weight is multiplied with which pixel of a window, for its four places in it.
 
     Returns:
         ``(size^2, 4, (size - 1)^2)``, zeros and ones.
@@ -129,7 +129,7 @@ def _differentiable_backward(
 
 
 def _windows(images: Tensor, shifted: Tensor) -> Tensor:
-    """What each pooling window looks at, as a view: ``(N, H', W', k + 1, k + 1)``."""
+    """View the pixels of each pooling window: ``(N, H', W', k + 1, k + 1)``."""
     size = int(len(shifted) ** 0.5)
     return images[:, 0].unfold(1, size, 2).unfold(2, size, 2)
 

@@ -105,7 +105,7 @@ def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _folds(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
-    """Whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a pass of its own."""
+    """Tell whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a separate pass."""
     if not may_bypass(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
         return False
     outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])

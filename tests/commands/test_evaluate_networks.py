@@ -75,6 +75,30 @@ class Module(LightningModule):
     def forward(self, images):
         return self.model(images)
 
+class Late(Module):
+    def __init__(self):
+        LightningModule.__init__(self)
+
+    def configure_model(self):
+        self.model = trained()
+
+class Double(nn.Module):
+    def __init__(self, all: bool):
+        super().__init__()
+        self.net, self.all = trained(), all
+        self.head = nn.Linear(12, 12, bias=False).double()
+        nn.init.eye_(self.head.weight)
+        self.net.double() if all else None
+
+    def forward(self, images):
+        return self.head(self.net(images.double() if self.all else images).double())
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(12))
+
+def scripted():
+    return torch.jit.script(trained())
+
 made = linear()
 
 class Network(nn.Sequential):
@@ -252,3 +276,24 @@ def test_a_lightning_module_and_its_checkpoint_are_evaluated(foreign: list[str],
     assert own["stages"] == expected
     plain = report_of_run(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12", file)
     assert plain["stages"] == expected
+
+
+def test_a_network_in_another_form_gives_the_same_numbers(foreign: list[str], tmp_path: Path) -> None:
+    foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
+    expected = report_of_run(foreign, tmp_path, "foreign_networks.trained")["stages"]
+    assert report_of_run(foreign, tmp_path, "foreign_networks.scripted")["stages"] == expected
+    assert report_of_run(foreign, tmp_path, "foreign_networks.Late")["stages"] == expected
+    mixed, double = (
+        report_of_run(foreign, tmp_path / str(all), "foreign_networks.Double", f"--model.network.all={all}", runs)
+        for all in (False, True)
+        for runs in [f"--runs_dir={tmp_path / str(all)}"]
+    )
+    assert mixed["stages"] == double["stages"] == expected
+    assert (mixed["made_on"]["precision"], double["made_on"]["precision"]) == ("float32", "float64")
+
+
+def test_lazy_layers_are_refused_in_one_line(foreign: list[str], tmp_path: Path, capsys: Any) -> None:
+    foreign = [word for word in foreign if "ckpt_path" not in word]
+    with pytest.raises(SystemExit):
+        main([*foreign, "--model=foreign_networks.lazy", "--eps=[0.1]"])
+    assert "Sequential has lazy layers without a shape: give the network an image first" in capsys.readouterr().err

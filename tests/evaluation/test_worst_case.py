@@ -155,7 +155,8 @@ def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_pat
     (folder,) = tmp_path.iterdir()
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
     (folder / "0.1-PGD-2-00004.unfinished").write_bytes(b"half a batch")
-    resumed = WorstCaseSearch(model, in_memory(images, labels), attacks, eps, tmp_path, batch_size=8).run()
+    immortal = [Mortal(attack, 0) for attack in attacks]
+    resumed = WorstCaseSearch(model, in_memory(images, labels), immortal, eps, tmp_path, batch_size=8).run()
     assert same(whole, resumed)
     assert all(file.stat().st_mtime_ns == at for file, at in written.items())
     attackless = [Mortal(attack, 1) for attack in attacks]
