@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -37,10 +37,11 @@ class Store:
             return None
 
     def read(self, name: str, device: str) -> dict[str, Tensor] | None:
-        """Read the tensors of that name; None if there are none, or their file is damaged or can't be read."""
+        """Read the tensors of that name; None if there are none, or their file is damaged or another's."""
         if self.folder is not None and (path := self._path(name)).is_file():
-            with contextlib.suppress(SafetensorError, OSError):
-                return load_file(path, device=device)
+            with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt", device=device) as file:
+                if file.metadata() == self._place(name):
+                    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
         return None
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -49,10 +50,15 @@ class Store:
             path = self._path(name)
             unfinished = path.with_suffix(".unfinished")
             with unfinished.open("wb") as file:  # safetensors' own save_file lets no one but the user read it
-                file.write(save(tensors))
+                file.write(save(tensors, self._place(name)))
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+
+    def _place(self, name: str) -> dict[str, str]:
+        """Return what a file says of itself: one that found nothing is believed only where it was written."""
+        assert self.folder is not None
+        return {"search": self.folder.name, "name": name}
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None

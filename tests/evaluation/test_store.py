@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -106,10 +107,22 @@ def test_a_file_that_is_not_true_is_made_anew(tmp_path: Path, spoil: Callable[[d
     assert len(true["index"]) >= 2
     found = {name: tensor.clone() for name, tensor in true.items()}
     spoil(found)
-    save_file(found, path)
+    with safe_open(path, "pt") as file:
+        save_file(found, path, file.metadata())
     assert same(whole, search().run())
     made = load_file(path)
     assert all(torch.equal(made[name], true[name]) for name in ("index", "adv", "adv_class"))
+
+
+def test_a_file_of_another_place_is_made_anew(tmp_path: Path) -> None:
+    model, images, labels = case()
+    whole = WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path / "one", batch_size=20).run()
+    WorstCaseSearch(model, in_memory(images, labels), [Counting()], [0.1], tmp_path / "other", batch_size=20).run()
+    first, *_ = sorted((tmp_path / "other").rglob("*.safetensors"))
+    for path in (tmp_path / "one").rglob("*.safetensors"):
+        path.write_bytes(first.read_bytes())  # found nothing, which no image can contradict
+    again = WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path / "one", batch_size=20).run()
+    assert same(whole, again)
 
 
 def test_a_file_whose_image_fools_by_a_rounding_less_is_believed() -> None:
