@@ -68,7 +68,7 @@ class Phase:
 
     @property
     def needs_steps_per_epoch(self) -> bool:
-        """Whether eps depends on how many optimizer steps an epoch has."""
+        """True if eps depends on how many optimizer steps an epoch has."""
         start, end = self._ends()
         return self.epochs is not None and self.interval == "step" and start != end
 
@@ -98,8 +98,8 @@ class EpsilonRampCallback(Callback):
 
     Extended adversarial training and IAT (Shaeiri et al. 2020, sections 3.1 and 3.2) as data: a list of phases
     whose lengths sum to the run's. The eps is a function of the training's progress alone, so a resumed run
-    goes on where it was. Validation is not touched: it attacks at the module's target eps throughout. After the run,
-    however it ends, the module's eps and attack are again what they were before it.
+    repeats the uninterrupted one. Validation is not touched: it attacks at the module's target eps throughout. After
+    the run, however it ends, the module's eps and attack are again what they were before it.
 
     Args:
         phases: In order, all with lengths in epochs or all in optimizer steps; None leaves the module's eps.

@@ -104,7 +104,7 @@ class RampartProgressBar(TQDMProgressBar):
         self._stop_counting()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Name and order what the bar shows; the training's accuracy stands in where there is no validation."""
+        """Name and order what the bar shows; without validation the training's accuracy."""
         metrics = super().get_metrics(trainer, pl_module)
         shown: dict[str, Any] = {}
         for name, (short, form) in SHORT_NAMES.items():

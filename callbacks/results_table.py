@@ -58,7 +58,7 @@ class ResultsTableCallback(Callback):
         """Print the table and write ``test.json``.
 
         Raises:
-            ValueError: If a stronger attack leaves more images standing: then the evaluation is broken.
+            ValueError: If a stronger attack leaves more robust images: then the evaluation is broken.
         """
         module: Any = pl_module
         if trainer.is_global_zero:
@@ -138,12 +138,12 @@ def format_table(rows: list[tuple[str, float]], images: int | None, kind: str = 
 
 
 def _refuse_what_cannot_be(attacks: list[NamedAttack], rows: list[dict[str, Any]], images: int) -> None:
-    standing = [round(row["accuracy"] * images) for row in rows]
+    robust_counts = [round(row["accuracy"] * images) for row in rows]
     results = [
         (named.attack.settings(), parse_eps(named.eps, named.attack.norm), count)
-        for named, count in zip(attacks, standing[1:], strict=True)
+        for named, count in zip(attacks, robust_counts[1:], strict=True)
     ]
-    if problems := disagreements(results, standing[0]):
+    if problems := disagreements(results, robust_counts[0]):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
 
 

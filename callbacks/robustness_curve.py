@@ -57,7 +57,7 @@ class RobustnessCurveCallback(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         self._seen = 0
-        self._standing = torch.zeros(len(self._grid), dtype=torch.long, device=pl_module.device)
+        self._robust = torch.zeros(len(self._grid), dtype=torch.long, device=pl_module.device)
 
     def on_test_batch_end(
         self,
@@ -85,16 +85,16 @@ class RobustnessCurveCallback(Callback):
         with full_float32(images.device.type):
             smallest = fooling_eps(module.judged_network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
-        self._standing = self._standing + (smallest[:, None] > grid).sum(0)
+        self._robust = self._robust + (smallest[:, None] > grid).sum(0)
         self._seen += len(labels)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw the curve."""
-        standing: Any = trainer.strategy.reduce(self._standing, reduce_op="sum")
+        robust: Any = trainer.strategy.reduce(self._robust, reduce_op="sum")
         seen: Any = trainer.strategy.reduce(torch.tensor(self._seen, device=pl_module.device), reduce_op="sum")
         if int(seen) == 0 or not trainer.is_global_zero:
             return
-        accuracy = [count / int(seen) for count in standing.tolist()]
+        accuracy = [count / int(seen) for count in robust.tolist()]
         module: Any = pl_module
         with new_file(run_folder(trainer), "robustness_curve", ".csv").open("w", newline="") as file:
             writer = csv.writer(file)
