@@ -1,4 +1,7 @@
-"""Ends by signal: Ctrl-C, SIGTERM and, of SLURM, SIGUSR1. Imports nothing heavy, as start-up can be interrupted too."""
+"""Ends by signal: Ctrl-C, SIGTERM, SIGHUP and, of SLURM, SIGUSR1.
+
+Imports nothing heavy, as start-up can be interrupted too.
+"""
 
 import os
 import signal
@@ -11,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 15.0
-"""How long a process that is to end may take for it, outside training."""
+"""Time that a process that is to end may take for it, outside training."""
 
 REPEATED_SECONDS = 1.0
 """For how long the same signal counts as sent once."""
@@ -84,12 +87,12 @@ signals = _Signals()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise :class:`Interrupted` in the main thread."""
+    """Let SIGINT, SIGTERM and a closed terminal's SIGHUP raise :class:`Interrupted` in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     signals.__init__()  # type: ignore[misc]
-    caught = [signal.SIGINT, signal.SIGTERM]
+    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     if "SLURM_JOB_ID" in os.environ:
         caught.append(signal.SIGUSR1)
     # What the process was started with to ignore, as by nohup, stays ignored.

@@ -45,6 +45,7 @@ class Problem:
     class_path: str = ""
     subtypes: str = ""
     value: str | None = None
+    setting: str = ""
     causes: list[str] = field(default_factory=list)
 
     @property
@@ -70,7 +71,13 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
             f"{' and '.join(names)} must be given: {names[0]} CLASS, or --config FILE (such as configs/quickstart.yaml)"
         )
     if found := re.match(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
-        return f"no command is called {found[1]!r}{_nearest(found[1], re.findall(r'[a-z]+', found[2]))}"
+        commands = re.findall(r"[a-z]+", found[2])
+        hint = _nearest(found[1], commands) or f"; there are {', '.join(commands)}"
+        return f"no command is called {found[1]!r}{hint}"
+    if found := re.match(r"Subcommand '(\w+)' does not accept option '(.*)'", message):
+        return _unknown_key(found[1], found[2], options)
+    if found := re.match(r"Option '.*' is not accepted before subcommand '(\w+)'", message):
+        return f"the command comes first: {found[1]} --config FILE"
     if 'expected "subcommand"' in message:
         return "a command is needed: fit, validate, test, predict, evaluate or export (--help says what each does)"
     problem = _innermost(message)
@@ -80,6 +87,12 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         return message
     specific = [cause for cause in problem.causes if not cause.startswith("Expected a <class")]
     return " ".join(specific or problem.causes)
+
+
+def _unknown_key(command: str, key: str, options: Iterable[str]) -> str:
+    if key.startswith(f"{command}."):
+        return f"a config holds the options themselves, without the command: leave out `{command}:` in the file"
+    return f"{key} in the config is no option of {command}{_nearest(f'--{key}', options) or ': --help lists them'}"
 
 
 def wrap_single(message: str, words: list[str]) -> list[str] | None:
@@ -116,7 +129,9 @@ def _innermost(message: str) -> Problem:
         elif found := re.match(r"Subtypes: \[(.*)\]$", text):
             problem.subtypes = found[1]
         elif found := re.match(r"Given value: (.*)$", text):
-            problem.value = re.sub(r"^NestedArg\(key='.*?', val=(.*)\)$", r"\1", found[1])
+            problem.value = found[1]
+            if nested := re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", found[1]):
+                problem.setting, problem.value = nested[1], nested[2]
             break
         elif found := re.match(r"(.*)\. Got value: (.*)$", text):
             problem.causes, problem.value = [found[1]], found[2]
@@ -139,9 +154,13 @@ def _sentence(problem: Problem) -> str:
         if found := re.match(r"the following arguments are required: (.*)", cause):
             example = f"'[{ITEMS[short]}]'" if short in ITEMS else f"{problem.option}.{found[1].split(',')[0]} VALUE"
             return f"{problem.option}: {short} needs {found[1]}, such as {example}"
-        if found := re.match(r"Not a valid subclass of (\w+)", cause):
-            example = f": such as {problem.option} '[{ITEMS[found[1]]}]'" if found[1] in ITEMS else ""
-            return f"{problem.option} must be a {found[1]} or a list of them, got {value!r}{example}"
+        if problem.setting and cause.endswith(f": {problem.setting}") and "attack.Attack, ..." in problem.subtypes:
+            example = f"'[{{class_path: attacks.PGD, init_args: {{{problem.setting}: {value}}}}}]'"
+            return f"{problem.option} is a list, whose items hold their settings: {problem.option} {example}"
+        if found := re.match(r"Not a valid subclass of (\w+)|Subclasses are disabled for (NamedAttack)", cause):
+            kind = found[1] or found[2]
+            example = f": such as {problem.option} '[{ITEMS[kind]}]'" if kind in ITEMS else ""
+            return f"{problem.option} must be a {kind} or a list of them, got {value!r}{example}"
         if cause.startswith("Expected an instantiatable class"):
             return f"{problem.option} must be named before its own settings: {problem.option} CLASS"
         if cause.startswith("Import path does not correspond to a subclass of"):
@@ -151,7 +170,8 @@ def _sentence(problem: Problem) -> str:
         if "No module named" in cause or "has no attribute" in cause or cause.startswith("Expected a dot import path"):
             path = problem.class_path if "import path" not in cause else value or cause.rpartition(": ")[2]
             reason = f" ({cause})" if "import path" not in cause else ""
-            return f"{problem.option} must be a known name or an import path, got {path}{reason}{_nearest_class(path)}"
+            nearest = _nearest_class(path, KNOWN if problem.option != "--data" else ("datamodules",))
+            return f"{problem.option} must be a known name or an import path, got {path}{reason}{nearest}"
     accepted, example = _types(problem)
     if not accepted:
         got = "" if problem.value is None else f", got {value!r}"
@@ -206,10 +226,10 @@ def _nearest_option(option: str, options: list[str]) -> str:
     return f"; did you mean {ending[0]}?" if ending else _nearest(option, options) or ": --help lists the options"
 
 
-def _nearest_class(path: str) -> str:
+def _nearest_class(path: str, rooms: Iterable[str]) -> str:
     module, _, name = path.rpartition(".")
     paths: dict[str, str] = {}
-    for known in (module,) if module else KNOWN:
+    for known in (module,) if module else rooms:
         try:
             content = vars(pkgutil.resolve_name(known))
         except (ImportError, AttributeError, ValueError):

@@ -45,14 +45,12 @@ class AdversarialClassifier(JudgedClassifier):
             uses the last.
         objective: What training minimises; the adversarial loss if None.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning rate's schedule from the optimizer, if any; or several do, which rule it
-            together, or one after the other if there are milestones. Of torch's schedules that have a length
-            (``total_steps``, ``T_max``, ``total_iters``), -1 is that of the run.
-        lr_interval: Whether the schedule advances after each optimizer step or each epoch.
+        lr_scheduler: Makes the learning rate's schedule from the optimizer; several rule it together, or one after the
+            other if there are milestones. A length (``total_steps``, ``T_max``, ``total_iters``) of -1 is the run's.
+        lr_interval: When the schedule advances: after each optimizer step or each epoch.
         lr_milestones: Where one of several schedules ends and the next begins: whole numbers of steps or epochs, as the
             interval says, or shares of the run below 1. A warm-up of a twentieth: ``(0.05,)``.
-        lr_monitor: Metric that a ReduceLROnPlateau watches, such as ``val/robust_acc``; it acts after the epochs that
-            are validated.
+        lr_monitor: Metric that a ReduceLROnPlateau watches after each validated epoch, such as ``val/robust_acc``.
 
     Attributes:
         eps: Radius of the next training batch; an epsilon ramp sets it.
@@ -262,9 +260,7 @@ class AdversarialClassifier(JudgedClassifier):
         weights_only: bool | None = None,  # noqa: ARG003 - Lightning's argument
         **arguments: Any,
     ) -> Any:
-        """Build a trained module with its settings and weights.
-
-        Nothing in the file decides what code runs; see :mod:`lightning_modules.saved_settings`.
+        """Build a trained module with its settings and weights; the file decides nothing about what code runs.
 
         Args:
             checkpoint_path: A checkpoint that training has written.

@@ -13,7 +13,7 @@ import pytest
 from pytorch_lightning import Callback
 
 from cli import main
-from commands.interruption import interruptible, signals
+from commands.interruption import Interrupted, interruptible, signals
 from networks.weights import read_checkpoint
 from tests.commands.test_chaos import COMMON, assert_equal, end_of
 from tests.conftest import ROOT
@@ -205,3 +205,8 @@ def test_a_job_that_slurm_starts_again_resumes_by_itself(
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     interrupt(capsys, signal.SIGTERM, "batch", 1, *command)
     assert end_of(tmp_path)["global_step"] == 1
+
+
+def test_a_closed_terminal_ends_as_other_signals_do() -> None:
+    with interruptible(), pytest.raises(Interrupted, match="interrupted by SIGHUP"):
+        signal.raise_signal(signal.SIGHUP)

@@ -1,5 +1,6 @@
 """Errors in one line: the option as typed, the value got, what is allowed."""
 
+import re
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ WRONG = [
     (["evaluate", "--preset", "nope"], "--preset must be quick, paper, pgd or autoattack, got 'nope'"),
     (["export", "--formats", "foo"], "--formats must be pth, safetensors or onnx, got 'foo': such as"),
     (["fit", "--trainer.max_epochs", "ten"], "--trainer.max_epochs must be a whole number, got 'ten': such as"),
+    (["fit", "--data=MNIST"], "got MNIST; did you mean datamodules.MNISTDataModule?"),
+    (["fit", "--model.test_attacks=attacks.PGD"], "such as --model.test_attacks '[{eps: 0.3, attack: attacks.PGD}]'"),
+    (["evaluate", "--attacks", "PGD", "--attacks.steps", "2"], "'[{class_path: attacks.PGD, init_args: {steps: 2}}]'"),
     (["fit", "--trainer.max_epochs"], "--trainer.max_epochs needs a value, got none"),
     (["fit", "--seed_everything", "abc"], "--seed_everything must be true or false or a whole number, got 'abc'"),
     (["fit", "--model.attack.steps", "abc"], "--model.attack.steps must be a whole number or paper, got 'abc'"),
@@ -157,3 +161,24 @@ def test_without_a_command_they_are_listed(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["fitt"])
     assert "error: no command is called 'fitt'; did you mean fit?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ramp: {phase: []}", "ramp.phase in the config is no option of fit; did you mean --ramp.phases?"),
+        ("fit: {name: a}", "a config holds the options themselves, without the command: leave out `fit:`"),
+    ],
+)
+def test_an_unknown_option_of_a_config_is_told_with_the_right_one(
+    tmp_path: Path, cli: ParsesOnly, content: str, message: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        cli.parse_arguments(cli.parser, ["fit", *SETTINGS, f"--config={tmp_path / 'config.yaml'}"])
+
+
+def test_a_command_after_a_config_is_told_to_come_first(cli: ParsesOnly, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: a")
+    with pytest.raises(ArgumentError, match="the command comes first: fit --config FILE"):
+        cli.parse_arguments(cli.parser, [f"--config={tmp_path / 'config.yaml'}", "fit", *SETTINGS])
