@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.inert_pickle import Unbuilt
 from networks.weight_checks import (
     check_finite_weights,
     check_normalisation,
@@ -243,6 +244,8 @@ def _what(file: WeightsFile) -> str:
     if file.kind == "TorchScript":
         return "TorchScript without any, as torch.jit.freeze makes it: save the module before it is frozen"
     if isinstance(content, Mapping):
+        if any(isinstance(value, Unbuilt) and value.origin.startswith("numpy.") for value in content.values()):
+            return "a pickle of numpy arrays: save them with numpy.savez"
         return f"the keys {', '.join(map(told, list(content)[:5]))}"
     return f"a {type(content).__name__}"
 

@@ -327,6 +327,10 @@ REFUSED: dict[str, tuple[Callable[[Net, Path], Any], str]] = {
     ),
     "no tensors": (saved(lambda n: {"epoch": 3, "acc": 0.5}), "holds no network's weights.*the keys epoch, acc"),
     "tensors without names": (saved(lambda n: list(n.parameters())), "holds no network's weights.*got a list"),
+    "numpy arrays in a pickle": (
+        saved(lambda n: {name: value.numpy() for name, value in n.state_dict().items()}),
+        "a pickle of numpy arrays: save them with numpy.savez",
+    ),
     "frozen TorchScript": (write_torchscript("freeze"), "holds no network's weights.*as torch.jit.freeze makes it"),
     "torch.export (.pt2)": (
         lambda n, path: torch.export.save(torch.export.export(n, (torch.zeros(2, 1, 6, 6),)), path),
