@@ -1,5 +1,6 @@
 """Resuming a run from a checkpoint: its file is read, checked and taken up batch by batch."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
@@ -97,7 +99,13 @@ class ResumableEpochLoop(_TrainingEpochLoop):
 
     def reset(self) -> None:
         """Take up the loaders' places, after which nothing is special about a resumed epoch."""
-        super().reset()
+        if self.trainer.fit_loop.restarted_mid_epoch:
+            # Callbacks set here what holds for an epoch, as the number of batches to accumulate.
+            call._call_callback_hooks(self.trainer, "on_train_epoch_start")
+            call._call_lightning_module_hook(self.trainer, "on_train_epoch_start")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+            super().reset()
         loop = self.trainer.fit_loop
         done, fetcher = self.batch_progress.current.completed, loop._data_fetcher
         if self.restarting and done and fetcher is not None and loop._combined_loader is not None:
@@ -187,7 +195,9 @@ class RunConnector(_CheckpointConnector):
         if not checkpoint:
             return
         with self._part("optimizer's state"):
-            kinds = (("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers"))
+            kinds = [("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers")]
+            if _averages(self.trainer):
+                del kinds[1]  # The callback has put its own schedule in the place of the run's, and restores it too.
             for kind, key in kinds:
                 if key not in checkpoint:
                     raise ValueError(f"it has none of the {kind}: it holds weights alone (save_weights_only)")
@@ -237,6 +247,12 @@ def _drop_paths(states: dict[str, Any]) -> None:
                 state["best_k_models"] = {}
 
 
+def _averages(trainer: Trainer) -> bool:
+    """Tell whether the resumed run was averaging its weights (StochasticWeightAveraging)."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(each, StochasticWeightAveraging) and each._scheduler_state is not None for each in callbacks)
+
+
 def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:
     """Refuse the state of another class, of which only the settings' names are known."""
     here, there = _settings(own.state_dict()), _settings(state)
@@ -258,6 +274,10 @@ def _check_optimizer(state: Mapping[str, Any], optimizer: Any) -> None:
     ours, theirs = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
     if ours != theirs:
         raise ValueError(f"its optimizer holds groups of {theirs} parameters, this run's of {ours}")
+    for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name, value in theirs.items():
+            if isinstance(ours.get(name), (int, float)) and not isinstance(value, (int, float, Tensor)):
+                raise ValueError(f"its optimizer's {name} must be a number, got {value!r}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state["state"].items():
         shape = parameters[index].shape

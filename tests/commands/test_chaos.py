@@ -171,3 +171,22 @@ def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path, variant: str) -> 
     counts = [checkpoint["loops"]["fit_loop"]["epoch_progress"] for checkpoint in (one, other)]
     assert counts[0] == counts[1]
     assert best_of(one) == best_of(other)
+
+
+def test_an_epoch_that_is_resumed_within_begins_for_callbacks_too(tmp_path: Path) -> None:
+    callbacks = "--trainer.callbacks+={class_path: pytorch_lightning.callbacks."
+    arguments = [
+        f"{callbacks}GradientAccumulationScheduler, init_args: {{scheduling: {{0: 3, 1: 2}}}}}}",
+        f"{callbacks}StochasticWeightAveraging, init_args: {{swa_lrs: 0.01, swa_epoch_start: 1}}}}",
+        "--checkpoint.every_n_train_steps=1", "--trainer.max_epochs=3",
+        "--ramp.phases=[{epochs: 3, start_eps: 0, end_eps: 0.4}]",
+    ]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(whole, arguments)
+    # Within the first epoch, and within the second, whose weights are averaged.
+    assert [run(broken, arguments, kill_after=moments) for moments in (13, 26, None)] == [False, False, True]
+    one, other = end_of(whole), end_of(broken)
+    for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(one[key], other[key], key)
+    averages = [checkpoint["callbacks"]["StochasticWeightAveraging"] for checkpoint in (one, other)]
+    assert_equal(*averages)

@@ -168,6 +168,7 @@ MISMATCHES = [
     (lambda c: c.pop("loops"), [], "loops"),
     (lambda c: c["loops"].pop("fit_loop"), [], "fit_loop"),
     (lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed="x"), [], "must be a number"),
+    (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr="x"), [], "lr must be a number, got 'x'"),
     (lambda c: c["loops"]["fit_loop"].pop("epoch_loop.batch_progress"), [], "epoch_loop.batch_progress"),
     (lambda c: c.pop("optimizer_states"), [], "save_weights_only"),
     (lambda c: c.pop("lr_schedulers"), [], "save_weights_only"),
