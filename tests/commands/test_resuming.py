@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_named_with_the_remedy(
     line = failure(capsys, *COMMON, f"--runs_dir={tmp_path}", f"--ckpt_path={path}", *arguments)
     assert message in line
     assert str(path) in line
-    assert "--ramp.init_from" in line or "max_epochs" in line
+    assert "init_from" in line or "max_epochs" in line  # The middle of a long line is left out.
 
 
 @pytest.mark.parametrize(
