@@ -259,8 +259,11 @@ class RampartCLI(LightningCLI):
             print(f"\nCheckpoint: {best}\n\nNext:")
             for logger in _boards(trainer):
                 print(f"  {shlex.join(['tensorboard', '--logdir', logger.root_dir])}")
-            saved = str(run_folder(trainer) / "config.yaml")
-            print(f"  {command_line('predict', '--config', saved, '--ckpt_path', best)}")
+            saved, holder = str(run_folder(trainer) / "config.yaml"), self.datamodule or self.model
+            for command in ("predict", "test"):
+                if is_overridden(f"{command}_dataloader", holder):
+                    print(f"  {command_line(command, '--config', saved, '--ckpt_path', best)}")
+                    break
 
     def _log_results(self, metrics: Mapping[str, Any]) -> None:
         if self.trainer.is_global_zero:

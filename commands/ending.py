@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from signal import SIGUSR1
+from signal import Signals
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -62,7 +62,7 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
     """
     spare_from_observer()
     checkpoint, advice = _own_checkpoint(trainer), NO_CHECKPOINTS
-    if signum == SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+    if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
         path = str(_free_path(run_folder(trainer)))
         path = trainer.strategy.broadcast(path)
         trainer.save_checkpoint(path, weights_only=False)

@@ -92,7 +92,8 @@ def interruptible() -> Iterator[None]:
         yield
         return
     signals.__init__()  # type: ignore[misc]
-    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP.
+    caught = [signal.Signals[name] for name in names if hasattr(signal, name)]
     if "SLURM_JOB_ID" in os.environ:
         caught.append(signal.SIGUSR1)
     # What the process was started with to ignore, as by nohup, stays ignored.

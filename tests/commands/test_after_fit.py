@@ -19,6 +19,11 @@ class TrainOnly(LightningDataModule):
         return DataLoader(TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) % 3), 4)
 
 
+class WithTest(TrainOnly):
+    def test_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
 class TwoTestSets(TrainOnly):
     def test_dataloader(self) -> Any:
         return [self.train_dataloader(), self.train_dataloader()]
@@ -38,6 +43,13 @@ def test_a_training_without_test_images_ends_well(tmp_path: Path, capsys: Any, c
     fit(tmp_path, TrainOnly)
     assert "No test: TrainOnly has no test_dataloader." in caplog.text + capsys.readouterr().err
     assert list(tmp_path.rglob("last.ckpt"))
+
+
+def test_the_next_command_is_one_that_the_data_can_serve(tmp_path: Path, capsys: Any) -> None:
+    fit(tmp_path, WithTest)
+    shown = capsys.readouterr().out
+    assert "cli.py test --config" in shown
+    assert "cli.py predict" not in shown
 
 
 def test_a_test_that_fails_does_not_hide_what_was_trained(tmp_path: Path, capsys: Any) -> None:
