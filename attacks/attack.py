@@ -1,4 +1,4 @@
-"""What the rest of the repository knows of an attack, and an attack with the eps it is run at."""
+"""The attack interface, and an attack paired with an eps."""
 
 import inspect
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What image sets that fit into memory have in common."""
+"""The data module of image sets that fit into memory."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a model withstands, with torch alone, and how it is shown."""
+"""Robustness evaluation: attacks, reports and figures, with torch alone."""
 
 from evaluation.batches import Source, in_memory
 from evaluation.curve import fooling_eps

@@ -1,4 +1,4 @@
-"""Where a number comes from: weights, code, versions and machine."""
+"""Origin of a number: weights, code, versions and machine."""
 
 import hashlib
 import os

@@ -16,8 +16,8 @@ from attacks.eps import NormName
 from attacks.outputs import logits_of
 
 ROUNDING = 1e-4
-"""How far behind the largest logit, as a share of it, that of a file's class may be: batches of other sizes and other
-machines round otherwise."""
+"""Share of the largest logit by which that of a file's class may be below it: other batch sizes and machines round
+otherwise."""
 
 
 def try_out(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> None:

@@ -27,7 +27,7 @@ SchedulerFactories: TypeAlias = tuple[SchedulerFactory, ...] | SchedulerFactory 
 Interval: TypeAlias = Literal["step", "epoch"]
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
-"""What torch's schedules call their length; -1 stands for that of the run."""
+"""Names of the length in torch's schedules; -1 is that of the run."""
 
 
 @dataclass(frozen=True)

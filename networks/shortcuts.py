@@ -1,4 +1,4 @@
-"""When a network may compute what its layers compute without calling them."""
+"""Tell whether a network may compute its layers' results without calling them."""
 
 import torch
 from torch import nn

@@ -34,7 +34,7 @@ class Objective(ABC):
 
     @property
     def accumulates(self) -> bool:
-        """Whether gradients of several batches may be summed before an update."""
+        """True if gradients of several batches may be summed before an update."""
         return True
 
     def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: B027 - most objectives take all
