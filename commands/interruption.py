@@ -106,6 +106,7 @@ def interruptible() -> Iterator[None]:
     finally:
         if signals.timer is not None:
             signals.timer.cancel()
+        signals.received, signals.deferred = 0, False  # A later run in this process is another's.
         for each, handler in before.items():
             if handler is not None:
                 signal.signal(each, handler)
