@@ -122,7 +122,7 @@ PEERS: dict[str, Any] = {
 
 
 def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What runs, by name; the paper's loop first."""
+    """Contestants by name; the paper's loop first."""
     eps, step, steps = EPS[kind], STEP_SIZE[kind], STEPS[kind]
     runs: dict[str, Any] = {"paper's loop": partial(paper, plain, images, labels, eps, step, steps)}
     for name, peer in PEERS.items():
@@ -142,7 +142,7 @@ def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, la
 
 
 def gradients(run: Callable[[], object], networks: tuple[nn.Module, ...]) -> int:
-    """How many gradients of a batch one run asks of the networks."""
+    """Number of gradients of a batch that one run asks of the networks."""
     count = 0
 
     def note(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:

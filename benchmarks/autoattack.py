@@ -37,7 +37,7 @@ BATCH_SIZE = 250
 
 
 class PeerLog(logging.Handler):
-    """What pyautoattack says: the share that stands after each attack, the seconds so far, and its warnings."""
+    """Collect pyautoattack's log: the robust share after each attack, the seconds so far, and its warnings."""
 
     AFTER = re.compile(r"robust accuracy after (\S+): ([\d.]+)% \(total time ([\d.]+) s\)")
 

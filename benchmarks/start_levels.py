@@ -1,4 +1,4 @@
-"""What PGD finds from random points of the ball, and what it finds from mid-gray, on MNIST weights.
+"""Compare PGD from random points of the ball with PGD from mid-gray, on MNIST weights.
 
     python benchmarks/start_levels.py OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
 

@@ -21,7 +21,7 @@ class Times:
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> float:
-        """How many times as long ``name`` takes as ``other``: the median over rounds of the ratio within a round."""
+        """Time of ``name`` as a multiple of that of ``other``: the median over rounds of the ratio within a round."""
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Which MNIST test images an evaluation's attacks fool: of which digit, taken for which, with how gray strokes.
+"""Count the MNIST test images that an evaluation's attacks fool: by digit, by prediction, by gray of their strokes.
 
     python benchmarks/which_images.py per_image.csv OUT.json --data-dir DIR
 
@@ -73,7 +73,7 @@ def gray_share(images: Tensor) -> Tensor:
 
 
 def counts(rows: Iterable[dict[str, str]]) -> dict[str, Any]:
-    """How many images there are, how many stand, and how many fall to which attack."""
+    """Count the images, those that are robust, and those that each attack fools."""
     by = Counter(row["fooled_by"] or "nothing" for row in rows)
     images, standing = by.total(), by.pop("nothing", 0)
     return {
