@@ -8,8 +8,8 @@ pretrained/README.md.
 
 from pathlib import Path
 
-from networks import MNISTCNN
-from networks.weights import load_weights
+from rampart.files.weights import load_weights
+from rampart.networks import MNISTCNN
 
 dependencies = ["torch", "safetensors"]
 

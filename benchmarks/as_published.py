@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import MNISTCNN, ResNet18
+from rampart.networks import MNISTCNN, ResNet18
 
 
 class PlainMNISTCNN(MNISTCNN):

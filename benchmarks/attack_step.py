@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from as_published import PlainMNISTCNN, PlainResNet18, papers_loop
 from timing import PEAK_SIZE, in_turn, matrix_product
 
-from attacks import PGD
-from evaluation import provenance
-from networks import MNISTCNN, ResNet18
+from rampart.attacks import PGD
+from rampart.evaluation import provenance
+from rampart.networks import MNISTCNN, ResNet18
 
 STEPS = {"MNIST CNN": 5, "ResNet-18": 2}
 EPS = {"MNIST CNN": 0.4, "ResNet-18": 8 / 255}

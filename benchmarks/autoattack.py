@@ -29,9 +29,9 @@ from as_published import PlainMNISTCNN
 from timing import in_turn
 from worst_case import images_of
 
-from evaluation import WorstCaseSearch, in_memory, preset_attacks, provenance
-from networks import MNISTCNN
-from networks.weights import load_weights
+from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks, provenance
+from rampart.files.weights import load_weights
+from rampart.networks import MNISTCNN
 
 BATCH_SIZE = 250
 

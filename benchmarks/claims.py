@@ -34,10 +34,10 @@ SMALLER = {  # trained at a smaller eps: where the extended schedule starts from
     ],
 }
 LEFTOVER = [
-    "--model.objective=objectives.AdversarialTraining",
+    "--model.objective=rampart.objectives.AdversarialTraining",
     "--model.objective.init_args.leftover_gradient=true",
 ]
-INIT = "--model.network=networks.MNISTCNN", "--model.network.init_args.init={}"
+INIT = "--model.network=rampart.networks.MNISTCNN", "--model.network.init_args.init={}"
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.01",
        "--model.optimizer.init_args.momentum=0.9"]  # fmt: skip
 FROM_SMALLER = "trained at 0.3"

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from attacks import PGD
 from datamodules import DigitsDataModule
-from evaluation import provenance
-from networks import MNISTCNN
+from rampart.attacks import PGD
+from rampart.evaluation import provenance
+from rampart.networks import MNISTCNN
 
 ROUNDS = 3
 

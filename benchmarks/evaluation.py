@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from as_published import PlainMNISTCNN, papers_loop
 from timing import in_turn
 
-from attacks import PGD, NamedAttack
 from datamodules import DigitsDataModule, MNISTDataModule
-from evaluation import provenance
 from lightning_modules import MNISTClassifier
-from networks.weights import load_weights
+from rampart.attacks import PGD, NamedAttack
+from rampart.evaluation import provenance
+from rampart.files.weights import load_weights
 
 EPS, STEP_SIZE, STEPS = 0.4, 0.005, 200
 

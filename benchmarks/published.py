@@ -30,7 +30,7 @@ from published_networks import TradesSmallCNN, wong_kolter_cnn
 from torch import nn
 from worst_case import images_of
 
-from networks.weights import load_weights
+from rampart.files.weights import load_weights
 
 ROOT = Path(__file__).parent.parent
 

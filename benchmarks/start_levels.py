@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from worst_case import images_of
 
-from attacks import PGD
-from attacks.gradient import loss_gradient
-from evaluation import provenance
-from networks import MNISTCNN
-from networks.weights import load_weights
+from rampart.attacks import PGD
+from rampart.attacks.input_gradient import loss_gradient
+from rampart.evaluation import provenance
+from rampart.files.weights import load_weights
+from rampart.networks import MNISTCNN
 
 ATTACKS = {
     "random point": PGD(relative_step_size=0.5, step_schedule="linear"),

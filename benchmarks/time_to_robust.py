@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from attacks import PGD
 from commands.command_line import RampartCLI
-from evaluation import provenance
-from networks.interval import Interval
+from rampart.attacks import PGD
+from rampart.bounds.interval import Interval
+from rampart.evaluation import provenance
 
 EPS = 0.4
 ATTACKS = {

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from timing import Times
 
-from attacks import PGD
 from callbacks import EpsilonRampCallback, Phase, RampartProgressBar
 from datamodules import DigitsDataModule
-from evaluation import provenance
 from lightning_modules import MNISTClassifier
-from networks import MNISTCNN
+from rampart.attacks import PGD
+from rampart.evaluation import provenance
+from rampart.networks import MNISTCNN
 
 BATCH_SIZE = 128
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from worst_case import images_of
 
-from evaluation import provenance
+from rampart.evaluation import provenance
 
 EPS = 0.4
 GROUPS = 5  # by how gray the strokes are, equal in size

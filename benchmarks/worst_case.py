@@ -23,11 +23,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from attacks import PGD
 from datamodules import MNISTDataModule
-from evaluation import provenance
-from networks import MNISTCNN
-from networks.weights import load_weights
+from rampart.attacks import PGD
+from rampart.evaluation import provenance
+from rampart.files.weights import load_weights
+from rampart.networks import MNISTCNN
 
 
 def images_of(data_dir: str, split: str, count: int) -> tuple[Tensor, Tensor]:

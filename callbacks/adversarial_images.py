@@ -6,14 +6,14 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from attacks.batch import read_batch
-from attacks.context import attack_context
-from attacks.draws import generator_for
-from attacks.outputs import logits_of
-from attacks.precision import full_float32
 from callbacks.outputs import save_figure
 from callbacks.pictures import warn_if_not_drawn
-from evaluation import adversarial_figure, can_be_drawn
+from rampart.attacks.context import attack_context
+from rampart.attacks.logits import logits_of
+from rampart.attacks.random import generator_for
+from rampart.data.batch import read_batch
+from rampart.evaluation import adversarial_figure, can_be_drawn
+from rampart.kernels.precision import full_float32
 
 
 class AdversarialImagesCallback(Callback):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from attacks.eps import Eps, exact, parse_eps, parse_number
-from networks.weights import load_weights
+from rampart.attacks.eps import Eps, exact, parse_eps, parse_number
+from rampart.files.weights import load_weights
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from attacks import NamedAttack, parse_eps
-from attacks.precision import full_float32
 from callbacks.outputs import new_file, run_folder
-from evaluation import disagreements, fingerprint, provenance
+from rampart.attacks import NamedAttack, parse_eps
+from rampart.evaluation import disagreements, fingerprint, provenance
+from rampart.kernels.precision import full_float32
 
 
 class ResultsTableCallback(Callback):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from attacks import PGD, Attack, Eps, parse_eps
-from attacks.batch import Batch, read_batch
-from attacks.draws import generator_for
-from attacks.precision import full_float32
 from callbacks.outputs import new_file, run_folder, save_figure
 from callbacks.pictures import warn_if_not_drawn
-from evaluation import fooling_eps, robustness_figure
+from rampart.attacks import PGD, Attack, Eps, parse_eps
+from rampart.attacks.random import generator_for
+from rampart.data.batch import Batch, read_batch
+from rampart.evaluation import fooling_eps, robustness_figure
+from rampart.kernels.precision import full_float32
 
 
 class RobustnessCurveCallback(Callback):

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_modules import AdversarialClassifier
 
-OWN_ROOMS = ("lightning_modules", "networks")
+OWN_ROOMS = ("lightning_modules", "rampart")
 
 
 class AnyNetwork(AdversarialClassifier):

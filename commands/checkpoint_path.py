@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_info
 
 from commands.checkpoint_io import newest_whole
-from networks.weight_files import ordinary_file
+from rampart.files.weight_files import ordinary_file
 
 KEYWORDS = ("best", "last", "hpc", "registry")
 

@@ -48,7 +48,7 @@ from commands.trainer_settings import (
     naming_settings,
 )
 from lightning_modules import AdversarialClassifier
-from networks.weights import check_checkpoint, is_checkpoint_of, load_weights
+from rampart.files.weights import check_checkpoint, is_checkpoint_of, load_weights
 
 # A loss's class weights are a list in a config: [1, 1, 2.5].
 register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
@@ -187,7 +187,7 @@ class RampartCLI(LightningCLI):
             self._dump_config()
             for logger in _boards(trainer):
                 logger.hparams.update(hyper_parameters(self.config_dump))
-        # Set before user code can change torch's seed. A training run without one gets it from rank 0 (attacks.draws);
+        # Set before user code can change torch's seed. A training run without one gets it from rank 0;
         # measurements get 0, for processes that share an evaluation, or take it up again, are not connected.
         given = config.seed_everything
         if given is not False:

@@ -11,17 +11,17 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from attacks import Attack, Eps
-from attacks.draws import run_seed
-from attacks.eps import NormName
-from attacks.precision import full_float32
 from callbacks.outputs import run_folder, save_figure
 from callbacks.pictures import warn_if_not_drawn
 from commands.any_network import brings_weights
 from commands.evaluation_progress import EvaluationProgress
 from commands.interruption import Interrupted
 from commands.lightning_batches import run_on_test_batches
-from evaluation import (
+from lightning_modules import AdversarialClassifier
+from rampart.attacks import Attack, Eps
+from rampart.attacks.eps import NormName
+from rampart.attacks.random import run_seed
+from rampart.evaluation import (
     Preset,
     Source,
     WorstCase,
@@ -35,8 +35,8 @@ from evaluation import (
     worst_case_figures,
     write_per_image,
 )
-from lightning_modules import AdversarialClassifier
-from networks.weights import load_weights
+from rampart.files.weights import load_weights
+from rampart.kernels.precision import full_float32
 
 
 def evaluate(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from attacks import PGD, Attack
-from evaluation import Watcher, WorstCase, WorstCaseSearch
+from rampart.attacks import PGD, Attack
+from rampart.evaluation import Watcher, WorstCase, WorstCaseSearch
 
 WIDTH = 79
 

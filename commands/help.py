@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningArgumentParser
 
-from evaluation import provenance
+from rampart.evaluation import provenance
 
 USE = """\
 Rampart trains image classifiers that stay robust under large perturbations.
@@ -27,7 +27,7 @@ Rampart trains image classifiers that stay robust under large perturbations.
 Any option overrides the config: --trainer.max_epochs 10, --model.eps 8/255.
 A run's files are in RUNS_DIR/NAME/COMMAND-N. --version tells versions,
 COMMAND --help lists a command's options, --print_config shows all settings,
---model.attack.help attacks.PGD those of one class."""
+--model.attack.help rampart.attacks.PGD those of one class."""
 
 COMMANDS = {
     "fit": "Train a network under attack, then test its best checkpoint.",

@@ -16,9 +16,9 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from attacks.batch import read_batch
-from evaluation import Source
-from evaluation.batches import Visitor
+from rampart.data.batch import read_batch
+from rampart.evaluation import Source
+from rampart.evaluation.batches import Visitor
 
 Result = TypeVar("Result")
 

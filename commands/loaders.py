@@ -6,7 +6,7 @@ from pytorch_lightning.trainer.connectors.data_connector import _DataConnector
 from pytorch_lightning.trainer.states import RunningStage
 from torch.utils.data import DataLoader, SequentialSampler
 
-from attacks.draws import run_seed, seed_torch
+from rampart.attacks.random import run_seed, seed_torch
 
 
 class LoaderConnector(_DataConnector):

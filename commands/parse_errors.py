@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 # Modules whose classes are given by their name alone, or nearly so.
 KNOWN = (
-    "lightning_modules", "datamodules", "attacks", "objectives", "networks", "callbacks", "torch.optim",
+    "lightning_modules", "datamodules", "rampart.attacks", "rampart.objectives", "rampart.networks", "callbacks",
+    "torch.optim",
     "torch.optim.lr_scheduler", "pytorch_lightning.callbacks", "pytorch_lightning.loggers",
 )  # fmt: skip
 
@@ -27,8 +28,8 @@ TYPES = {
 
 ITEMS = {
     "Phase": "{epochs: 1, end_eps: 0.4}",
-    "NamedAttack": "{eps: 0.3, attack: attacks.PGD}",
-    "Attack": "attacks.PGD",
+    "NamedAttack": "{eps: 0.3, attack: rampart.attacks.PGD}",
+    "Attack": "rampart.attacks.PGD",
 }
 
 DATA = (
@@ -155,7 +156,7 @@ def _sentence(problem: Problem) -> str:
             example = f"'[{ITEMS[short]}]'" if short in ITEMS else f"{problem.option}.{found[1].split(',')[0]} VALUE"
             return f"{problem.option}: {short} needs {found[1]}, such as {example}"
         if problem.setting and cause.endswith(f": {problem.setting}") and "attack.Attack, ..." in problem.subtypes:
-            example = f"'[{{class_path: attacks.PGD, init_args: {{{problem.setting}: {value}}}}}]'"
+            example = f"'[{{class_path: rampart.attacks.PGD, init_args: {{{problem.setting}: {value}}}}}]'"
             return f"{problem.option} is a list, whose items hold their settings: {problem.option} {example}"
         if found := re.match(r"Not a valid subclass of (\w+)|Subclasses are disabled for (NamedAttack)", cause):
             kind = found[1] or found[2]

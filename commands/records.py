@@ -10,7 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard.summary import hparams
 
-from networks.weight_files import read_checkpoint
+from rampart.files.weight_files import read_checkpoint
 
 # Of the config, what makes a difference to results; the rest says where and how it was computed.
 COMPARED = ("seed_everything", "data", "model", "ramp")

@@ -18,12 +18,12 @@ from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnect
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from attacks.draws import run_seed, seed_torch
 from commands.checkpoint_io import WholeFileIO
 from commands.ending import agreed_signal, save_and_end
 from commands.interruption import signals
 from commands.loaders import seed_epoch
 from commands.progress import resumed_progress
+from rampart.attacks.random import run_seed, seed_torch
 
 CLASSES = "optimizer_classes"
 SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "min_momentum", "base_momentum"}

@@ -5,14 +5,14 @@ from typing import get_args
 
 from pytorch_lightning import LightningDataModule, Trainer
 
-from attacks import Attack, Eps
-from attacks.eps import NormName
 from callbacks.outputs import run_folder
 from commands.evaluate import choose_attacks, evaluate
-from evaluation import Preset
 from lightning_modules import AdversarialClassifier
-from networks.export import ExportFormat, check_export, export_network
-from networks.weights import load_weights
+from rampart.attacks import Attack, Eps
+from rampart.attacks.eps import NormName
+from rampart.evaluation import Preset
+from rampart.files.export import ExportFormat, check_export, export_network
+from rampart.files.weights import load_weights
 
 
 class RampartTrainer(Trainer):
@@ -20,7 +20,7 @@ class RampartTrainer(Trainer):
 
     Attributes:
         run_folder: Gets all that the run makes, whatever the loggers; the trainer's default folder if None.
-        run_seed: The run's seed; see `attacks.draws`.
+        run_seed: The run's seed; see `rampart.attacks.random`.
     """
 
     run_folder: Path | None = None

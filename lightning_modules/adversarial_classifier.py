@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from attacks.batch import read_batch
-from attacks.draws import agree_on_run_seed, generator_for, resume_run_seed, run_seed
 from lightning_modules.held import held_modules, match_held
 from lightning_modules.judged_classifier import JudgedClassifier
 from lightning_modules.loaders import check_one_loader, warn_of_stream
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.saved_settings import build_module, settings_of
 from lightning_modules.schedules import Interval, SchedulerFactories, Schedules, check_monitors, check_schedules
-from networks.weight_files import read_checkpoint
-from networks.weights import LIGHTNING_KEY, check_match, network_weights
-from objectives import AdversarialTraining, Objective
+from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
+from rampart.attacks.random import agree_on_run_seed, generator_for, resume_run_seed, run_seed
+from rampart.data.batch import read_batch
+from rampart.files.weight_files import read_checkpoint
+from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
+from rampart.objectives import AdversarialTraining, Objective
 
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 
@@ -33,7 +33,7 @@ class AdversarialClassifier(JudgedClassifier):
 
     A batch is ``(images, labels)`` or ``(images, labels, index)``: images ``(N, C, H, W)``, float, in [0, 1];
     labels ``(N,)``, int64; index ``(N,)``, each image's place in its set. Others that mean the same are read too, see
-    :func:`attacks.batch.read_batch`. Training runs in the trainer's precision, everything else in float32.
+    :func:`rampart.data.batch.read_batch`. Training runs in the trainer's precision, everything else in float32.
 
     Args:
         network: Images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer.
@@ -153,7 +153,7 @@ class AdversarialClassifier(JudgedClassifier):
 
     @property
     def run_seed(self) -> int:
-        """The seed of the run that the module is in, the same in all processes: see :mod:`attacks.draws`."""
+        """The seed of the run that the module is in, the same in all processes: see :mod:`rampart.attacks.random`."""
         return run_seed(self._trainer)
 
     def forward(self, images: Tensor) -> Tensor:

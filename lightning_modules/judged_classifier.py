@@ -8,13 +8,13 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from attacks import Attack, NamedAttack
-from attacks.batch import Batch, read_batch
-from attacks.checks import check_finite, check_labels
-from attacks.outputs import logits_of
-from attacks.precision import full_float32
 from lightning_modules.loaders import Repeats, check_one_loader, warn_of_stream
-from networks.gates import plain_form
+from rampart.attacks import Attack, NamedAttack
+from rampart.attacks.logits import logits_of
+from rampart.attacks.validation import check_finite, check_labels
+from rampart.data.batch import Batch, read_batch
+from rampart.kernels.precision import full_float32
+from rampart.networks.gates import plain_form
 
 
 class JudgedClassifier(LightningModule):
@@ -78,7 +78,7 @@ class JudgedClassifier(LightningModule):
         """Measure clean accuracy and, under each test attack, robust accuracy: correct both without it and under it.
 
         Returns:
-            The batch that was counted, without repeated images; an :class:`attacks.batch.Batch`.
+            The batch that was counted, without repeated images; an :class:`rampart.data.batch.Batch`.
 
         Raises:
             ValueError: If the batch is of another form, or the network's logits are not finite.

@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from networks.finite import first_nonfinite
+from rampart.files.finite import first_nonfinite
 
 INTERVAL = 50
 """Steps between two looks where the trainer has no interval for logging."""

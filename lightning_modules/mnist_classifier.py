@@ -3,11 +3,11 @@
 from torch import nn
 from torch.optim import Adam
 
-from attacks import PGD, Attack, Eps, NamedAttack
 from lightning_modules.adversarial_classifier import AdversarialClassifier, OptimizerFactory
 from lightning_modules.schedules import Interval, SchedulerFactories
-from networks import MNISTCNN
-from objectives import Objective
+from rampart.attacks import PGD, Attack, Eps, NamedAttack
+from rampart.networks import MNISTCNN
+from rampart.objectives import Objective
 
 
 class MNISTClassifier(AdversarialClassifier):

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from attacks import Attack, NamedAttack
-from objectives import Objective
+from rampart.attacks import Attack, NamedAttack
+from rampart.objectives import Objective
 
-ROOMS = ("attacks", "networks", "objectives", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
+ROOMS = ("rampart", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
 KINDS = (nn.Module, Attack, NamedAttack, Objective, Optimizer, LRScheduler)
 
 

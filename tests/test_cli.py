@@ -16,8 +16,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import main
-from evaluation import fingerprint
-from networks import MNISTCNN
+from rampart.evaluation import fingerprint
+from rampart.networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.datamodules.test_datamodules import mnist_root  # noqa: F401 (a fixture)
 
@@ -35,9 +35,9 @@ SMALL = [
     "--data.val_size=50",
     "--trainer.limit_test_batches=2",
     "--trainer.limit_predict_batches=2",
-    "--model.val_attack=attacks.PGD",
+    "--model.val_attack=rampart.attacks.PGD",
     "--model.val_attack.init_args.steps=2",
-    "--model.test_attacks=[{eps: 0.1, attack: {class_path: attacks.PGD, init_args: {steps: 2}}}]",
+    "--model.test_attacks=[{eps: 0.1, attack: {class_path: rampart.attacks.PGD, init_args: {steps: 2}}}]",
     "--ramp.phases=[{epochs: 1, end_eps: 0.1}, {epochs: 1, end_eps: 8/255}]",
     "--curve.num_images=20",
     "--images.num_images=3",
@@ -150,7 +150,7 @@ def test_the_next_commands_are_printed_and_work(tmp_path: Path, capsys: Any, mon
 
 def test_the_command_line_rules_over_the_checkpoints_hyper_parameters(fitted: Path, tmp_path: Path) -> None:
     last = fitted / "checkpoints" / "last.ckpt"
-    attacks = "--model.test_attacks=[{eps: 0, attack: {class_path: attacks.PGD}, name: mine}]"
+    attacks = "--model.test_attacks=[{eps: 0, attack: {class_path: rampart.attacks.PGD}, name: mine}]"
     run(tmp_path, "test", f"--ckpt_path={last}", attacks)
     report = json.loads((tmp_path / "quickstart/test-0/test.json").read_text())
     assert [row["name"] for row in report["results"]] == ["clean", "mine"]
@@ -191,7 +191,10 @@ BAD = [
     (["--ramp.init_from=nowhere.pth"], "checkpoint not found: nowhere.pth"),
     (["--ckpt_path=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt"),
     (["--data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
-    (["--model.network=networks.MNISTCNN", "--model.network.init_args.num_classes=5"], "labels must be in [0, 5)"),
+    (
+        ["--model.network=rampart.networks.MNISTCNN", "--model.network.init_args.num_classes=5"],
+        "labels must be in [0, 5)",
+    ),
     (["--name=../elsewhere"], "name must be"),
     (["--curve.eps_grid=[0.4, 0.1]"], "curve.eps_grid must hold at least one eps and rise"),
     (["--curve.eps_grid=[2]"], "curve.eps_grid must be in [0, 1]"),
@@ -261,7 +264,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_executed(tmp_path: 
 def test_a_checkpoint_of_another_architecture_names_tensors_and_shapes(
     fitted: Path, tmp_path: Path, capsys: Any, option: str
 ) -> None:
-    other = ["--model.network=networks.MNISTCNN", "--model.network.init_args.num_classes=12"]
+    other = ["--model.network=rampart.networks.MNISTCNN", "--model.network.init_args.num_classes=12"]
     line, _ = failure(capsys, tmp_path, "fit", f"{option}={fitted / 'checkpoints' / 'last.ckpt'}", *other)
     assert "fc2.weight is (10, 1024) in the file and (12, 1024) in the network" in line
 
@@ -331,7 +334,8 @@ def test_every_config_runs(tmp_path: Path, config: str, mnist_root: Path) -> Non
     main([
         "fit", "--config", str(ROOT / config), f"--runs_dir={tmp_path}", "--trainer.fast_dev_run=true", *data,
         "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.batch_size=4",
-        "--data.eval_batch_size=4", "--model.val_attack=attacks.PGD", "--model.test_attacks=[]", "--curve.num_images=2",
+        "--data.eval_batch_size=4", "--model.val_attack=rampart.attacks.PGD", "--model.test_attacks=[]",
+        "--curve.num_images=2",
     ])  # fmt: skip
 
 

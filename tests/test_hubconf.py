@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import hubconf
-from attacks import PGD
 from datamodules import DigitsDataModule
-from evaluation import fingerprint
-from networks import MNISTCNN
+from rampart.attacks import PGD
+from rampart.evaluation import fingerprint
+from rampart.networks import MNISTCNN
 from tests.conftest import ROOT
 
 SHIPPED = sorted(file.parent.name for file in (ROOT / "pretrained").glob("mnist/*/weights.safetensors"))

@@ -6,10 +6,10 @@ import torch
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from attacks import PGD
 from callbacks import AdversarialImagesCallback
-from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier
+from rampart.attacks import PGD
+from rampart.data.tensor_batches import TensorBatches
 from tests.conftest import small_network
 
 

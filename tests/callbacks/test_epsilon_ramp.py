@@ -12,13 +12,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from attacks import PGD, Attack, MixedPGD, Square
 from callbacks import EpsilonRampCallback, Phase
 from callbacks.epsilon_ramp import eps_schedule
-from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier, MNISTClassifier
-from networks import MNISTCNN
-from objectives import AdversarialTraining
+from rampart.attacks import PGD, Attack, MixedPGD, Square
+from rampart.data.tensor_batches import TensorBatches
+from rampart.networks import MNISTCNN
+from rampart.objectives import AdversarialTraining
 from tests.conftest import small_network
 
 IAT = [Phase(epochs=40, start_eps=0.01, end_eps=0.4, interval="epoch")]

@@ -11,9 +11,9 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from attacks import PGD
 from callbacks import PredictionWriterCallback
 from lightning_modules import AdversarialClassifier
+from rampart.attacks import PGD
 
 IMAGES = torch.rand(7, 1, 4, 4)
 LABELS = torch.arange(7) % 3

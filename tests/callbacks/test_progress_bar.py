@@ -30,7 +30,7 @@ def test_the_bar_shows_epoch_time_left_and_both_accuracies(
 
 
 def test_the_bar_of_a_test_moves_within_a_batch(tmp_path: Path, capsys: Any) -> None:
-    attack = "{class_path: attacks.PGD, init_args: {steps: 4000}}"
+    attack = "{class_path: rampart.attacks.PGD, init_args: {steps: 4000}}"
     run(tmp_path, "test", f"--model.test_attacks=[{{eps: 0.1, attack: {attack}}}]", "--data.batch_size=12")
     percentages = {int(found[1]) for line in shown(capsys) if (found := re.match(r"Testing +(\d+)% .*<\d", line))}
     assert len(percentages) > 2

@@ -9,11 +9,11 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from attacks import PGD, Attack, Eps
-from attacks.context import Model
 from callbacks import ResultsTableCallback
 from cli import main
 from lightning_modules import AdversarialClassifier
+from rampart.attacks import PGD, Attack, Eps
+from rampart.attacks.context import Model
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
 

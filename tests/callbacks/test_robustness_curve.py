@@ -8,10 +8,10 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attacks import PGD
 from callbacks import RobustnessCurveCallback
 from lightning_modules import AdversarialClassifier
 from lightning_modules.loaders import Repeats
+from rampart.attacks import PGD
 
 IMAGES = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(9) % 3

@@ -33,7 +33,7 @@ def fit(folder: Path, data: type) -> None:
     here = "tests.commands.test_after_fit"
     main([
         "fit", "--model=AdversarialClassifier", f"--model.network={here}.network", "--model.eps=0.1",
-        "--model.attack=attacks.PGD", "--model.attack.steps=1", f"--data={here}.{data.__name__}",
+        "--model.attack=rampart.attacks.PGD", "--model.attack.steps=1", f"--data={here}.{data.__name__}",
         "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
         "--images.num_images=0", f"--runs_dir={folder}", "--checkpoint.monitor=null",
     ])  # fmt: skip

@@ -41,7 +41,7 @@ class Net(nn.Module):
         return self.layers(x)
 '''
 
-PGD_1 = "{class_path: attacks.PGD, init_args: {steps: 1}}"
+PGD_1 = "{class_path: rampart.attacks.PGD, init_args: {steps: 1}}"
 ARGUMENTS = [
     "--data=rampart_setup_user.Data", "--model=AdversarialClassifier", "--model.network=rampart_setup_user.Net",
     "--model.eps=0.1", f"--model.attack={PGD_1}", f"--model.val_attack={PGD_1}",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cli import main
 from datamodules import DigitsDataModule
-from networks.weights import read_checkpoint
+from rampart.files.weights import read_checkpoint
 
 KILLS = int(os.environ.get("RAMPART_KILLS", "2"))
 SEED = int(os.environ.get("RAMPART_CHAOS_SEED", "0"))
@@ -78,7 +78,8 @@ COMMON = [
     "--trainer.max_epochs=8", "--trainer.callbacks=tests.commands.test_chaos.Killer", "--curve.num_images=0",
     "--images.num_images=0", "--data=DigitsDataModule", "--data.batch_size=8", "--data.val_size=16",
     "--data.max_shift=1", "--model=AdversarialClassifier", "--model.network=tests.commands.test_chaos.Tiny",
-    "--model.eps=0.4", "--model.attack=attacks.PGD", "--model.attack.steps=1", "--model.val_attack=attacks.PGD",
+    "--model.eps=0.4", "--model.attack=rampart.attacks.PGD", "--model.attack.steps=1",
+    "--model.val_attack=rampart.attacks.PGD",
     "--model.val_attack.steps=1", "--ramp.phases=[{epochs: 8, start_eps: 0, end_eps: 0.4}]",
 ]  # fmt: skip
 ONE_CYCLE = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1"]

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import main
-from networks import MNISTCNN
+from rampart.networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
 
@@ -63,14 +63,14 @@ def test_figures_that_fail_cost_no_report(weights: Path, tmp_path: Path, monkeyp
         raise ImportError("no matplotlib")
 
     monkeypatch.setattr("commands.evaluate.worst_case_figures", broken)
-    few = ("--attacks=[{class_path: attacks.PGD, init_args: {steps: 1}}]", "--num_images=4")
+    few = ("--attacks=[{class_path: rampart.attacks.PGD, init_args: {steps: 1}}]", "--num_images=4")
     with pytest.warns(UserWarning, match="the figures could not be drawn"):
         main(arguments(weights, tmp_path, *few))
     assert (tmp_path / "quickstart/evaluate-0/report.html").is_file()
 
 
 def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Path) -> None:
-    main(arguments(weights, tmp_path, "--attacks=[{class_path: attacks.PGD, init_args: {steps: 1}}]"))
+    main(arguments(weights, tmp_path, "--attacks=[{class_path: rampart.attacks.PGD, init_args: {steps: 1}}]"))
     report = json.loads((tmp_path / "quickstart/evaluate-0/report.json").read_text())
     assert {stage["attack"] for stage in report["stages"]} == {"PGD-1"}
 
@@ -98,8 +98,8 @@ def test_a_wrong_command_is_one_line(weights: Path, tmp_path: Path, capsys: Any,
 
 def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(weights: Path, tmp_path: Path) -> None:
     attacks = (
-        "--attacks=[{class_path: attacks.Square, init_args: {queries: 200}}, "
-        "{class_path: attacks.FAB, init_args: {targets: 3, steps: 30}}]"
+        "--attacks=[{class_path: rampart.attacks.Square, init_args: {queries: 200}}, "
+        "{class_path: rampart.attacks.FAB, init_args: {targets: 3, steps: 30}}]"
     )
     command = [sys.executable, "cli.py", *arguments(weights, tmp_path / "killed", attacks)]
     searches = tmp_path / "killed" / "quickstart" / "searches"

@@ -193,9 +193,9 @@ def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
         (["--model=foreign_networks.some_text", "--eps=[0.1]"], "an nn.Module; it returned a str"),
         (["--model=foreign_networks.Output", "--eps=[0.1]"], "got the class foreign_networks.Output"),
         (["--model=foreign_networks.system", "--eps=[0.1]"], "foreign_networks.system of Python's own library"),
-        (["--model=networks.MNISTCNN", "--eps=[0.1]", "--ckpt_path=null"], "evaluate needs --ckpt_path"),
+        (["--model=rampart.networks.MNISTCNN", "--eps=[0.1]", "--ckpt_path=null"], "evaluate needs --ckpt_path"),
         (
-            ["--model=foreign_networks.linear", "--eps=[0.1]", "--preset=quick", "--attacks=[attacks.PGD]"],
+            ["--model=foreign_networks.linear", "--eps=[0.1]", "--preset=quick", "--attacks=[rampart.attacks.PGD]"],
             "preset and attacks exclude each other",
         ),
     ],
@@ -219,7 +219,7 @@ def test_nothing_of_pythons_own_library_is_called(foreign: list[str], tmp_path: 
 
 
 def report_of_run(foreign: list[str], tmp_path: Path, name: str, *more: str) -> dict[str, Any]:
-    main([*foreign, f"--model={name}", "--eps=[0.02]", f"--name={name}", "--attacks=[attacks.PGD]", *more])
+    main([*foreign, f"--model={name}", "--eps=[0.02]", f"--name={name}", "--attacks=[rampart.attacks.PGD]", *more])
     return json.loads((tmp_path / name / "evaluate-0" / "report.json").read_text())  # type: ignore[no-any-return]
 
 

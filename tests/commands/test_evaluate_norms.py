@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import PGD, Attack, Square
-from attacks.eps import NormName
 from cli import main
 from commands.evaluate import choose_attacks
-from evaluation import preset_attacks
-from evaluation.presets import Preset
 from lightning_modules import AdversarialClassifier
-from networks import MNISTCNN
+from rampart.attacks import PGD, Attack, Square
+from rampart.attacks.eps import NormName
+from rampart.evaluation import preset_attacks
+from rampart.evaluation.presets import Preset
+from rampart.networks import MNISTCNN
 
 
 def model(norm: NormName, eps: float) -> AdversarialClassifier:
@@ -107,7 +107,7 @@ def test_a_model_for_l2_is_attacked_in_l2_and_table_and_files_say_so(
 def test_without_a_seed_the_same_command_is_the_same_search(weights: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
         torch.manual_seed(len(name))
-        attack = "--attacks=[attacks.PGD]"
+        attack = "--attacks=[rampart.attacks.PGD]"
         evaluate(weights, tmp_path, "--eps=[0.5]", attack, "--model.attack.norm=Linf", "--seed_everything=false")
     reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "unnamed").glob("evaluate-*/report.json"))]
     assert reports[0]["search"] == reports[1]["search"]

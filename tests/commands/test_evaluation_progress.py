@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from attacks import APGD, FAB, PGD, Attack, Square
 from commands.evaluation_progress import EvaluationProgress, model_calls
-from evaluation import WorstCaseSearch
+from rampart.attacks import APGD, FAB, PGD, Attack, Square
+from rampart.evaluation import WorstCaseSearch
 from tests.conftest import ROOT
-from tests.evaluation.test_worst_case import Counting, shown
+from tests.rampart.evaluation.test_worst_case import Counting, shown
 
 
 class Terminal(io.StringIO):

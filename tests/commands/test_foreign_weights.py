@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from networks import MNISTCNN
+from rampart.networks import MNISTCNN
 from tests.test_cli import failure, run
 
 FAST = ("--trainer.limit_test_batches=1", "--curve.num_images=0")

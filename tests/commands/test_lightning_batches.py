@@ -10,11 +10,11 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from attacks import PGD
 from commands.any_network import AnyLightningModule
 from commands.lightning_batches import run_on_test_batches
-from evaluation import Source, WorstCaseSearch
 from lightning_modules import AdversarialClassifier
+from rampart.attacks import PGD
+from rampart.evaluation import Source, WorstCaseSearch
 
 IMAGES = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(10) % 3

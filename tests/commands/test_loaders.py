@@ -6,10 +6,10 @@ from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler, TensorDataset
 
-from attacks import PGD
 from commands.loaders import LoaderConnector
 from commands.resuming import make_resumable
 from lightning_modules import AdversarialClassifier
+from rampart.attacks import PGD
 
 DATA = TensorDataset(torch.rand(7, 1, 4, 4), torch.arange(7) % 3)
 

@@ -43,11 +43,11 @@ def test_one_value_is_a_list_of_one(cli: ParsesOnly) -> None:
     assert parse(cli, "evaluate", "--eps", "0.3").eps == (0.3,)
     assert parse(cli, "evaluate", "--eps=8/255").eps == ("8/255",)
     assert parse(cli, "evaluate", "--eps", "0.3, 8/255").eps == (0.3, "8/255")
-    assert parse(cli, "evaluate", "--attacks", "attacks.PGD").attacks[0].class_path == "attacks.PGD"
+    assert parse(cli, "evaluate", "--attacks", "rampart.attacks.PGD").attacks[0].class_path == "rampart.attacks.PGD"
     assert parse(cli, "export", "--formats", "pth").formats == ("pth",)
     phase = "{epochs: 1, end_eps: 0.1}"
     both = parse(
-        cli, "fit", "--ramp.phases", phase, "--model.init_args.test_attacks", "{eps: 0.1, attack: attacks.PGD}"
+        cli, "fit", "--ramp.phases", phase, "--model.init_args.test_attacks", "{eps: 0.1, attack: rampart.attacks.PGD}"
     )
     assert "end_eps=0.1" in str(both.ramp.phases)
     assert "eps=0.1" in str(both.model.init_args.test_attacks)
@@ -58,8 +58,14 @@ WRONG = [
     (["export", "--formats", "foo"], "--formats must be pth, safetensors or onnx, got 'foo': such as"),
     (["fit", "--trainer.max_epochs", "ten"], "--trainer.max_epochs must be a whole number, got 'ten': such as"),
     (["fit", "--data=MNIST"], "got MNIST; did you mean datamodules.MNISTDataModule?"),
-    (["fit", "--model.test_attacks=attacks.PGD"], "such as --model.test_attacks '[{eps: 0.3, attack: attacks.PGD}]'"),
-    (["evaluate", "--attacks", "PGD", "--attacks.steps", "2"], "'[{class_path: attacks.PGD, init_args: {steps: 2}}]'"),
+    (
+        ["fit", "--model.test_attacks=rampart.attacks.PGD"],
+        "such as --model.test_attacks '[{eps: 0.3, attack: rampart.attacks.PGD}]'",
+    ),
+    (
+        ["evaluate", "--attacks", "PGD", "--attacks.steps", "2"],
+        "'[{class_path: rampart.attacks.PGD, init_args: {steps: 2}}]'",
+    ),
     (["fit", "--trainer.max_epochs"], "--trainer.max_epochs needs a value, got none"),
     (["fit", "--seed_everything", "abc"], "--seed_everything must be true or false or a whole number, got 'abc'"),
     (["fit", "--model.attack.steps", "abc"], "--model.attack.steps must be a whole number or paper, got 'abc'"),
@@ -69,7 +75,7 @@ WRONG = [
     (["fit", "--data", "torchvision.datasets.MNIST"], "a data module is a class of LightningDataModule whose train_da"),
     (["fit", "--data", "Digits"], "got Digits; did you mean datamodules.DigitsDataModule?"),
     (["fit", "--model", "MNISTClasifier"], "did you mean lightning_modules.MNISTClassifier?"),
-    (["fit", "--model.attack", "attacks.PDG"], "did you mean attacks.PGD?"),
+    (["fit", "--model.attack", "rampart.attacks.PDG"], "did you mean rampart.attacks.PGD?"),
     (["fit", "--model.network", "nowhere.Net"], "got nowhere.Net (No module named 'nowhere')"),
     (["fit", "--model.optimizer", "Adamm"], "got Adamm; did you mean torch.optim.Adam?"),
     (["fit", "--trainer.callbacks", "Nope"], "--trainer.callbacks must be a known name or an import path, got Nope"),

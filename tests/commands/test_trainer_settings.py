@@ -121,7 +121,7 @@ def test_every_command_writes_into_the_runs_folder_whatever_the_logger(
     assert {file, "config.yaml"} <= {file.name for file in folder.iterdir()}
 
 
-PGD = "{class_path: attacks.PGD, init_args: {steps: 2}}"
+PGD = "{class_path: rampart.attacks.PGD, init_args: {steps: 2}}"
 
 
 def test_a_quick_try_names_no_file_that_is_not_there(tmp_path: Path, capsys: Any) -> None:

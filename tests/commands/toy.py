@@ -36,7 +36,7 @@ class Net(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(16, 2))
 
 
-ATTACK = "{class_path: attacks.PGD, init_args: {steps: 1}}"
+ATTACK = "{class_path: rampart.attacks.PGD, init_args: {steps: 1}}"
 SETTINGS = [
     "--data=tests.commands.toy.Toy",
     "--model=AdversarialClassifier",

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
 
-from attacks import PGD, NamedAttack
-from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier, MNISTClassifier
-from networks import MNISTCNN
-from objectives import MTLIBP, AdversarialTraining, Objective
+from rampart.attacks import PGD, NamedAttack
+from rampart.data.tensor_batches import TensorBatches
+from rampart.networks import MNISTCNN
+from rampart.objectives import MTLIBP, AdversarialTraining, Objective
 from tests.conftest import small_network
 
 

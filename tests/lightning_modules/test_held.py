@@ -7,11 +7,11 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from attacks import PGD, NamedAttack
-from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier
-from networks.weights import load_weights
-from objectives import MTLIBP, TRADES, AdversarialTraining
+from rampart.attacks import PGD, NamedAttack
+from rampart.data.tensor_batches import TensorBatches
+from rampart.files.weights import load_weights
+from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from attacks import PGD, NamedAttack
 from lightning_modules import AdversarialClassifier
 from lightning_modules.loaders import Repeats, warn_of_stream
+from rampart.attacks import PGD, NamedAttack
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3

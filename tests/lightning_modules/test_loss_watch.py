@@ -8,10 +8,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attacks import PGD
 from lightning_modules import AdversarialClassifier
 from lightning_modules.loss_watch import LossWatch
-from networks.finite import first_nonfinite
+from rampart.attacks import PGD
+from rampart.files.finite import first_nonfinite
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LOADER: Any = DataLoader(TensorDataset(IMAGES, torch.arange(12) % 3), batch_size=3)

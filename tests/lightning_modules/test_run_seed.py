@@ -13,10 +13,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from attacks import PGD
 from cli import main
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from lightning_modules import AdversarialClassifier
+from rampart.attacks import PGD
 from tests.conftest import ROOT
 
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
-from attacks import APGD, FAB, PGD, MixedPGD, NamedAttack, Square
-from attacks.losses import margin
 from cli import main
-from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier, MNISTClassifier
 from lightning_modules.saved_settings import NotPlainError, build, describe
-from networks import MNISTCNN, Normalize, ResNet18
-from objectives import MTLIBP, TRADES, AdversarialTraining
+from rampart.attacks import APGD, FAB, PGD, MixedPGD, NamedAttack, Square
+from rampart.attacks.losses import margin
+from rampart.data.tensor_batches import TensorBatches
+from rampart.networks import MNISTCNN, Normalize, ResNet18
+from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
 from tests.conftest import ROOT, small_network
 
 
@@ -185,12 +185,12 @@ def test_a_checkpoint_without_settings_says_so(tmp_path: Path, module: str | Non
         {"network": {"class_path": "os.system", "init_args": {"command": "touch TRACE"}}},
         {"network": {"class_path": "subprocess.Popen", "args": ["touch TRACE"]}},
         {"network": {"class_path": "torch.nn.modules.module.torch.hub.load", "args": ["x"]}},
-        {"network": {"class_path": "networks.export.importlib", "args": []}},
+        {"network": {"class_path": "rampart.files.export.importlib", "args": []}},
         {"optimizer": {"factory": "os.system", "init_args": {}}},
-        {"objective": {"class_path": "objectives.TRADES", "init_args": {"beta": {"factory": "builtins.eval"}}}},
+        {"objective": {"class_path": "rampart.objectives.TRADES", "init_args": {"beta": {"factory": "builtins.eval"}}}},
         {"network": {"class_path": "evil_module.Net"}},
         {"class_path": "evil_module.Net", "network": {"class_path": "evil_module.Net"}},
-        {"network": {"class_path": "networks.MNISTCNN", "init_args": {"nothing": 1}}},
+        {"network": {"class_path": "rampart.networks.MNISTCNN", "init_args": {"nothing": 1}}},
         {"network": {"class_path": 7}},
     ],
 )

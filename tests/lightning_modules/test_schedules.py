@@ -23,11 +23,11 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import DataLoader, IterableDataset
 
-from attacks import PGD
 from cli import main
-from datamodules.tensor_batches import TensorBatches
 from lightning_modules import AdversarialClassifier
 from lightning_modules.schedules import build_schedules
+from rampart.attacks import PGD
+from rampart.data.tensor_batches import TensorBatches
 from tests.conftest import ROOT
 
 ONE_CYCLE = partial(OneCycleLR, max_lr=1.0, div_factor=1, pct_start=0.5, anneal_strategy="linear", cycle_momentum=False)

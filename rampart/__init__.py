@@ -1,0 +1,23 @@
+"""Robust image classifiers with torch alone: attacks, networks, objectives, bounds and evaluation.
+
+Import ``rampart`` and use its rooms by name, such as ``rampart.attacks.PGD``; each is imported when it is first used.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rampart import attacks, bounds, data, evaluation, files, kernels, networks, objectives
+
+__all__ = ["attacks", "bounds", "data", "evaluation", "files", "kernels", "networks", "objectives"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"rampart.{name}")
+    raise AttributeError(f"module 'rampart' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,27 @@
+"""Attacks on any network, with torch alone: ``attack(model, images, labels, eps=...) -> images``."""
+
+from rampart.attacks.apgd import APGD
+from rampart.attacks.attack import Attack, NamedAttack, attack_active
+from rampart.attacks.eps import Eps, parse_eps
+from rampart.attacks.fab import FAB
+from rampart.attacks.mixed import MixedPGD
+from rampart.attacks.norms import L2, NORMS, Linf, Norm
+from rampart.attacks.pgd import PGD
+from rampart.attacks.square import Square
+
+__all__ = [
+    "APGD",
+    "FAB",
+    "L2",
+    "NORMS",
+    "PGD",
+    "Attack",
+    "Eps",
+    "Linf",
+    "MixedPGD",
+    "NamedAttack",
+    "Norm",
+    "Square",
+    "attack_active",
+    "parse_eps",
+]

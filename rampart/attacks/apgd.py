@@ -1,0 +1,206 @@
+"""Auto-PGD: projected gradient ascent with momentum that chooses its own step sizes (Croce and Hein 2020)."""
+
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.context import Model
+from rampart.attacks.eps import NormName
+from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
+from rampart.attacks.losses import LOSSES, AttackLoss, LossName, targeted_dlr
+from rampart.attacks.norms import NORMS
+from rampart.attacks.search import Found, Search, ranked_class
+from rampart.attacks.validation import one_of
+
+MOMENTUM = 0.25  # section 3.1: 1 - alpha, what is kept of the step before
+RISES = 0.75  # rho, the share of steps that must raise the loss for the step size to be kept
+
+
+@dataclass(frozen=True)
+class APGD(Search):
+    """APGD (Croce and Hein 2020, algorithm 1), the first two members of AutoAttack.
+
+    Steps begin at 2 eps. At checkpoints that come ever closer, an image whose loss has not risen often enough goes back
+    to its best point with half the step size.
+
+    ``APGD()`` is AutoAttack's APGD-CE, ``APGD(targets=9)`` its APGD-T. Departures from the published code: an image
+    that is fooled is left alone, which changes no robust accuracy; runs start at a uniform random point of the ball,
+    where the code scales it to the surface; and the first checkpoint counts the rises of its interval against the
+    starting point's loss, where the code counts the first one against zero.
+
+    Attributes:
+        norm: The ball's norm.
+        steps: Gradient steps of a run.
+        restarts: Runs from new random points; with targets, for each of them.
+        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``. Left alone with targets.
+        targets: Aim at each of so many wrong classes in turn, the likeliest first, with the targeted DLR loss (section
+            4.2 and eq. 7); None for an untargeted attack. Classes beyond those there are, are left out.
+
+    Raises:
+        ValueError: If a setting is out of its range; when called, if the model has fewer classes than the loss needs.
+    """
+
+    norm: NormName = "Linf"
+    steps: int = 100
+    restarts: int = 1
+    loss: LossName | AttackLoss = "cross_entropy"
+    targets: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, list(NORMS))
+        if not callable(self.loss):
+            one_of("loss", self.loss, list(LOSSES))
+        if self.targets is not None and self.loss != "cross_entropy":
+            raise ValueError(f"with targets the loss is the targeted DLR loss: leave loss out, got {self.loss!r}")
+        for name in ("steps", "restarts", "targets"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``APGD-CE`` or ``APGD-T``."""
+        if self.targets is not None:
+            kind = "T"
+        else:
+            kind = {"cross_entropy": "CE", "margin": "margin", "dlr": "DLR"}.get(str(self.loss), "custom")
+        norm = "" if self.norm == "Linf" else f"-{self.norm}"
+        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
+        return f"APGD{norm}-{kind}{restarts}"
+
+    def with_loss(self, loss: LossName | AttackLoss) -> "APGD":
+        """See :meth:`rampart.attacks.Attack.with_loss`.
+
+        Raises:
+            TypeError: If there are targets, which have a loss of their own.
+        """
+        if self.targets is not None:
+            raise TypeError(
+                "APGD with targets maximises the targeted DLR loss, which can't be replaced: leave targets out"
+            )
+        return replace(self, loss=loss)
+
+    @property
+    def runs(self) -> int:
+        """Restarts, for each target."""
+        return self.restarts * (self.targets or 1)
+
+    def checkpoints(self) -> list[int]:
+        """The numbers of steps after which step sizes are looked at (section 3.2), in whole steps as published."""
+        interval, least, shrink = (max(int(share * self.steps), 1) for share in (0.22, 0.06, 0.03))
+        points = []
+        step = interval
+        while step <= self.steps:
+            points.append(step)
+            interval = max(interval - shrink, least)
+            step += interval
+        return points
+
+    def run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        active: Tensor,
+        eps: float,
+        run: int,
+        generator: torch.Generator | None,
+    ) -> Found | None:
+        """See :meth:`rampart.attacks.search.Search.run`."""
+        norm, checkpoints = NORMS[self.norm], [0, *self.checkpoints()]
+        start = norm.random_start(images, eps, generator)[active]
+        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        images, labels = images[active], labels[active]
+        aims = labels
+        if self.targets is not None:
+            logits = predict(model, images)
+            rank = run // self.restarts
+            if rank >= logits.shape[1] - 1:
+                return None
+            aims = ranked_class(logits, labels, rank)
+        now = _Climb.at(active, images, labels, aims, start, 2 * eps)
+        for step in range(self.steps + 1):
+            logits, loss, grad = loss_gradient(model, now.adv, partial(self._loss, labels=now.labels, aims=now.aims))
+            now.see(loss, grad)
+            fooled = misclassified(logits, now.labels)
+            if bool(fooled.any()):
+                found.adv[now.index[fooled]] = now.adv[fooled]
+                found.fooled[now.index[fooled]] = True
+                now = now.only(~fooled)
+                if len(now.index) == 0:
+                    return found
+            if step == self.steps:
+                break
+            if step > 0 and step in checkpoints:
+                now.shorten(interval=step - checkpoints[checkpoints.index(step) - 1])
+            step_taken = norm.steepest_step(now.grad, 1.0).mul_(now.length)
+            adv = norm.project(step_taken.add_(now.adv), now.images, eps)
+            if step > 0:
+                mixed = now.adv + (1 - MOMENTUM) * (adv - now.adv) + MOMENTUM * (now.adv - now.previous)
+                adv = norm.project(mixed, now.images, eps)
+            now.previous, now.adv = now.adv, adv
+        found.adv[now.index] = now.best
+        return found
+
+    def _loss(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+        if self.targets is not None:
+            return targeted_dlr(logits, labels, aims)
+        return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(logits, labels)
+
+
+@dataclass
+class _Climb:
+    """State of each image's search; the first dimension of every tensor is the images'."""
+
+    index: Tensor
+    images: Tensor
+    labels: Tensor
+    aims: Tensor
+    adv: Tensor
+    previous: Tensor
+    grad: Tensor
+    loss: Tensor
+    best: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    length: Tensor
+    rises: Tensor
+    best_at_checkpoint: Tensor
+    was_shortened: Tensor
+
+    @classmethod
+    def at(cls, index: Tensor, images: Tensor, labels: Tensor, aims: Tensor, adv: Tensor, length: float) -> "_Climb":
+        """Before the first look at the model."""
+        lowest = images.new_full((len(images),), -torch.inf)
+        return cls(
+            index, images, labels, aims, adv, previous=adv, grad=torch.zeros_like(adv), loss=-lowest, best=adv.clone(),
+            best_grad=torch.zeros_like(adv), best_loss=lowest.clone(),
+            length=images.new_full((len(images), *[1] * (images.ndim - 1)), length),
+            rises=torch.zeros_like(labels), best_at_checkpoint=lowest,
+            was_shortened=torch.ones_like(labels, dtype=torch.bool),  # so that condition 2 has no say at the first
+        )  # fmt: skip
+
+    def only(self, rows: Tensor) -> "_Climb":
+        """Go on with some images."""
+        return _Climb(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def see(self, loss: Tensor, grad: Tensor) -> None:
+        """Take note of the loss and the gradient at ``adv``."""
+        loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
+        self.rises = self.rises + (loss > self.loss)
+        self.loss, self.grad = loss, grad
+        better = loss > self.best_loss
+        self.best[better], self.best_grad[better], self.best_loss[better] = self.adv[better], grad[better], loss[better]
+
+    def shorten(self, interval: int) -> None:
+        """Halve the steps of images that rose too seldom (condition 1) or not at all (condition 2), from their best."""
+        seldom = self.rises <= RISES * interval
+        not_at_all = ~self.was_shortened & (self.best_at_checkpoint >= self.best_loss)
+        stuck = seldom | not_at_all
+        self.length[stuck] /= 2
+        self.adv = torch.where(stuck.view_as(self.length), self.best, self.adv)
+        self.grad = torch.where(stuck.view_as(self.length), self.best_grad, self.grad)
+        self.was_shortened, self.best_at_checkpoint = stuck, self.best_loss.clone()
+        self.rises = torch.zeros_like(self.rises)

@@ -1,0 +1,178 @@
+"""The attack interface, and an attack paired with an eps."""
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.context import Model
+from rampart.attacks.eps import Eps, NormName, parse_eps
+from rampart.attacks.losses import AttackLoss, LossName
+from rampart.attacks.validation import check_active
+
+AnyAttack = TypeVar("AnyAttack", bound="Attack")
+
+
+class Attack(ABC):
+    """Immutable settings that, called, return adversarial images; :class:`rampart.attacks.PGD` is one.
+
+    To attack some images of a batch only, call :func:`attack_active`. The attacks of this package take its ``active``
+    as a further argument; a custom attack may leave it out.
+    """
+
+    norm: NormName
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables."""
+
+    def settings(self) -> dict[str, Any]:
+        """The class and every setting, in plain values, for a report; of a class that is no dataclass, attributes."""
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else dict(getattr(self, "__dict__", {}))
+        plain = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
+        return {"class": type(self).__qualname__, "norm": self.norm, **plain}
+
+    def with_settings(
+        self: AnyAttack, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None
+    ) -> AnyAttack:
+        """Return the same attack with other steps; None keeps a setting.
+
+        Args:
+            steps: Number of gradient steps.
+            step_size: Length of a step on the pixel scale; takes the place of a relative step size.
+
+        Raises:
+            TypeError: If the attack has no such setting.
+            ValueError: If a setting is out of its range.
+        """
+        changes: dict[str, Any] = {} if steps is None else {"steps": steps}
+        if step_size is not None:
+            changes |= {"step_size": step_size}
+            if hasattr(self, "relative_step_size"):
+                changes |= {"relative_step_size": None}
+        return self._replace(changes)
+
+    def with_loss(self: AnyAttack, loss: LossName | AttackLoss) -> AnyAttack:
+        """Return the same attack with another loss to maximise.
+
+        Args:
+            loss: A name or a function ``(logits, labels) -> (N,)``.
+
+        Raises:
+            TypeError: If the attack has no loss that could be replaced.
+            ValueError: If there is no loss of that name.
+        """
+        return self._replace({"loss": loss})
+
+    def _replace(self: AnyAttack, changes: dict[str, Any]) -> AnyAttack:
+        known: set[str] = {field.name for field in fields(self) if field.init} if is_dataclass(self) else set()
+        for name in changes:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__} has no {name} to set: leave it out, or use another attack, as PGD"
+                )
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return adversarial images inside the ball of radius ``eps`` and the box [0, 1].
+
+        Args:
+            model: Maps images to logits ``(N, C)``.
+            images: ``(N, ...)``, float32 or float64, in [0, 1].
+            labels: ``(N,)``, int64, in [0, C).
+            eps: Radius on the pixel scale.
+            generator: Source of the random draws, on the images' device; the global one if None.
+        """
+
+
+def attack_active(
+    attack: Attack,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    eps: Eps,
+    generator: torch.Generator | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """Attack some images of a batch; the others come back unchanged.
+
+    Random numbers are drawn for the whole batch, so an image's result does not depend on which others are active. An
+    attack whose ``__call__`` has no ``active`` attacks the whole batch, of which the active ones are kept.
+
+    Args:
+        attack: Any attack.
+        model: Maps images to logits ``(N, C)``.
+        images: ``(N, ...)``, float32 or float64, in [0, 1].
+        labels: ``(N,)``, int64, in [0, C).
+        eps: Radius on the pixel scale.
+        generator: Source of the random draws, on the images' device; the global one if None. One for each call: how
+            much is drawn depends on how early the images are fooled.
+        active: ``(N,)``, bool; all if None.
+
+    Raises:
+        ValueError: If ``active`` is not as stated, or for the attack's own reasons.
+    """
+    given, labels = images.clone(), labels.clone()  # A custom attack may work in place.
+    if active is None:
+        return attack(model, given, labels, eps, generator=generator)
+    check_active(active, images)
+    parameters = inspect.signature(attack).parameters.values()
+    if any(parameter.name == "active" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        chosen: Any = attack
+        adv: Tensor = chosen(model, given, labels, eps, generator=generator, active=active)
+        return adv
+    if not bool(active.any()):
+        return images
+    adv = attack(model, given, labels, eps, generator=generator)
+    return keep_active(adv, images, active)
+
+
+def keep_active(adv: Tensor, images: Tensor, active: Tensor) -> Tensor:
+    """Take the adversarial image where ``active``, and elsewhere the image."""
+    return torch.where(active.view(-1, *[1] * (images.ndim - 1)), adv, images)
+
+
+@dataclass(frozen=True)
+class NamedAttack:
+    """An attack at one eps, as a row of a results table.
+
+    Attributes:
+        attack: The attack.
+        eps: Radius on the pixel scale, such as ``0.3`` or ``"8/255"``.
+        name: Row title; by default the attack's name and eps, such as ``PGD-200 @ 0.3``.
+
+    Raises:
+        ValueError: If eps is out of the norm's range.
+    """
+
+    attack: Attack
+    eps: Eps
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        parse_eps(self.eps, self.attack.norm)
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.attack.name} @ {self.eps}")
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        active: Tensor | None = None,
+    ) -> Tensor:
+        """Run the attack at its eps; see :func:`attack_active`."""
+        return attack_active(self.attack, model, images, labels, self.eps, generator, active)

@@ -1,0 +1,68 @@
+"""Ask a model for its logits, and check what it returns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.context import Model
+
+
+def logits_of(model: Model, images: Tensor) -> Tensor:
+    """Return a model's logits ``(N, C)``, at least float32.
+
+    The model is given a copy, so one that works on its input in place neither changes the images nor meets a leaf of
+    the graph. Logits may come in a tuple of one, or under the name ``logits``, as from Hugging Face's models.
+
+    Args:
+        model: A network, or any function of a batch of images.
+        images: ``(N, ...)``.
+
+    Raises:
+        ValueError: If the model can't take the images, or returns anything else, in one line that says what it is.
+    """
+    try:
+        output = _logits_in(model(images.clone()))
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # Of the device, as where its memory is full.
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        kind = f"{tuple(images.shape)} {_dtype(images)}"
+        raise ValueError(f"{_name(model)} failed on images of shape {kind}: {reason}") from error
+    n = len(images)
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2 or len(output) != n:
+        raise ValueError(f"{_name(model)} must return logits of shape ({n}, classes) for {n} images, {_got(output)}")
+    if output.shape[1] < 2:
+        raise ValueError(
+            f"{_name(model)} must return at least two logits per image, one for each class, {_got(output)}"
+        )
+    return output if output.dtype == torch.float64 else output.float()
+
+
+def _logits_in(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(output, (tuple, list)) and len(output) == 1:
+        return output[0]
+    return getattr(output, "logits", output)
+
+
+def _got(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"got shape {tuple(output.shape)}, {_dtype(output)}"
+    kind, advice = type(output).__name__, "wrap it so that it returns the logits alone"
+    if isinstance(output, Mapping):
+        return f"got a {kind} with the keys {', '.join(map(str, output))}: {advice}"
+    size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
+    return f"got a {kind}{size}: {advice}"
+
+
+def _name(model: Model) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def _dtype(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")

@@ -1,0 +1,80 @@
+"""A different attack for every batch."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.attack import Attack
+from rampart.attacks.context import Model
+from rampart.attacks.eps import Eps, NormName
+from rampart.attacks.losses import AttackLoss, LossName
+from rampart.attacks.pgd import PGD
+
+
+@dataclass(frozen=True)
+class MixedPGD(Attack):
+    """One of several PGDs for each batch, for training: a network learns to stand against the one attack it meets.
+
+    After training against one step length, another length of the same attack fools more; the same holds for blocks.
+
+    Attributes:
+        attacks: Each is drawn with the same probability; all of one norm.
+        steps: Number of steps of each; their own if None.
+
+    Raises:
+        ValueError: If there is no attack, or they are of several norms.
+    """
+
+    attacks: tuple[PGD, ...]
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        norms = {attack.norm for attack in self.attacks}
+        if len(norms) != 1:
+            got = ", ".join(sorted(norms)) or "none"
+            raise ValueError(f"attacks must be at least one and of one norm, got {got}")
+        if self.steps is not None:
+            object.__setattr__(self, "attacks", tuple(replace(attack, steps=self.steps) for attack in self.attacks))
+
+    @property
+    def norm(self) -> NormName:  # type: ignore[override]
+        """Norm of all attacks."""
+        return self.attacks[0].norm
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``one of PGD-4, PGD-10``."""
+        return f"one of {', '.join(dict.fromkeys(attack.name for attack in self.attacks))}"
+
+    def with_settings(self, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None) -> "MixedPGD":
+        """See :meth:`rampart.attacks.Attack.with_settings`: the steps of every attack; each keeps its own step size.
+
+        Raises:
+            TypeError: If a step size is given, which would make the attacks alike.
+            ValueError: If the steps are out of their range.
+        """
+        if step_size is not None:
+            raise TypeError(
+                f"MixedPGD has a step size for each of its {len(self.attacks)} attacks, got step_size {step_size} for "
+                "all: leave it out, or give the attacks relative_step_size"
+            )
+        return replace(self, attacks=tuple(attack.with_settings(steps) for attack in self.attacks), steps=None)
+
+    def with_loss(self, loss: LossName | AttackLoss) -> "MixedPGD":
+        """See :meth:`rampart.attacks.Attack.with_loss`: the loss of every attack."""
+        return replace(self, attacks=tuple(attack.with_loss(loss) for attack in self.attacks))
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        generator: torch.Generator | None = None,
+        active: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`rampart.attacks.PGD.__call__`; one attack is drawn, whichever images are active."""
+        drawn = torch.randint(len(self.attacks), (), generator=generator, device=images.device)
+        return self.attacks[int(drawn)](model, images, labels, eps, generator=generator, active=active)

@@ -1,0 +1,300 @@
+"""Projected gradient descent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.attack import Attack, keep_active
+from rampart.attacks.blocks import block_means
+from rampart.attacks.context import BatchNormMode, Model, attack_context
+from rampart.attacks.eps import Eps, NormName, exact, parse_number
+from rampart.attacks.input_gradient import loss_gradient, loss_gradient_of_weights, misclassified, predict
+from rampart.attacks.losses import LOSSES, AttackLoss, LossName
+from rampart.attacks.norms import NORMS
+from rampart.attacks.steps import Step, StepSchedule, plan_steps
+from rampart.attacks.validation import check_labels, one_of, read_inputs
+from rampart.attacks.worst_iterate import Worst
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """PGD (Madry et al. 2018, section 2.1) with the choices that papers differ in.
+
+    ``PGD(steps=1, relative_step_size=1.0, random_start=False)`` is FGSM (Goodfellow et al. 2015).
+
+    Attributes:
+        norm: The ball's norm.
+        steps: Number of gradient steps (0 leaves the start as it is), or ``"paper"`` for int(2.5 eps / step_size),
+            the rule of Shaeiri et al. 2020, in exact arithmetic (their floats give 44 steps at eps 0.18 where the
+            rule gives 45). The rule gives no step where eps < 0.4 step_size.
+        step_size: Length of a step on the pixel scale, such as ``0.01`` or ``"2/255"``.
+        relative_step_size: Length of a step as a multiple of eps; at most one of the two may be given. With
+            neither, a step is 2.5 eps / steps, the proportion that Madry et al. chose.
+        step_schedule: ``"constant"``, or ``"linear"``: step k of n (from zero) has 1 - k / n of the length. Long first
+            steps leave the flat regions that a network trained at a large eps puts around the images, where small
+            ones find no gradient (the reason for the 2 eps that APGD begins with; Croce and Hein 2020).
+        block_sides: Sides of the square blocks of pixels that move as one, over a run from the first to the last:
+            ``(7, 5, 3, 2, 1)`` goes from coarse to fine. A network trained at a large eps stands against changes of
+            single pixels and falls to those of whole patches, which Square finds (Andriushchenko et al. 2020) and the
+            gradients of single pixels hardly show; that of a block does. Above 1, images are ``(N, C, H, W)``.
+        random_start: Start at a uniform random point of the ball; otherwise at the image.
+        start_levels: Start at the point of the ball that is nearest to a constant image, whose level is drawn for each
+            image between these two: ``(0.5, 0.5)`` is mid-gray. Training at a large eps turns a first layer into
+            thresholds, just above the brightest that a black pixel can become and just below the darkest that a
+            white one can. Away from them there is no gradient, and from a random point of the ball most pixels are
+            away from them; from mid-gray every pixel that the attack may move has one. Takes the place of the random
+            start, and wants short steps: a tenth of eps.
+        restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
+        iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
+        stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
+            iterate that fooled it, and the batch shrinks to the images still active. For evaluations: robust accuracy
+            is that of the worst iterate, at a lower cost. Each step waits for the device. Needs ``batchnorm="eval"``.
+        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``.
+        batchnorm: How BatchNorm behaves while attacking; see :func:`rampart.attacks.context.attack_context`.
+
+    Raises:
+        ValueError: If a setting is out of its range or two contradict each other.
+    """
+
+    norm: NormName = "Linf"
+    steps: int | Literal["paper"] = 40
+    step_size: Eps | None = None
+    relative_step_size: float | str | None = None
+    step_schedule: StepSchedule = "constant"
+    block_sides: tuple[int, ...] = (1,)
+    random_start: bool = True
+    start_levels: tuple[float, float] | None = None
+    restarts: int = 1
+    iterate: Literal["last", "best"] = "last"
+    stop_when_fooled: bool = False
+    loss: LossName | AttackLoss = "cross_entropy"
+    batchnorm: BatchNormMode = "eval"
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, list(NORMS))
+        one_of("step_schedule", self.step_schedule, ["constant", "linear"])
+        one_of("iterate", self.iterate, ["last", "best"])
+        one_of("batchnorm", self.batchnorm, ["eval", "train", "train_and_update"])
+        if not callable(self.loss):
+            one_of("loss", self.loss, list(LOSSES))
+        if self.steps != "paper" and (not isinstance(self.steps, int) or self.steps < 0):
+            raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
+        if not self.block_sides or not all(isinstance(side, int) and side >= 1 for side in self.block_sides):
+            raise ValueError(f"block_sides must be whole numbers from 1, at least one, got {self.block_sides!r}")
+        if self.start_levels is not None and not 0 <= self.start_levels[0] <= self.start_levels[1] <= 1:
+            raise ValueError(f"start_levels must be two rising numbers in [0, 1], got {self.start_levels!r}")
+        if not isinstance(self.restarts, int) or self.restarts < 1:
+            raise ValueError(f"restarts must be a whole number from 1, got {self.restarts!r}")
+        if self.stop_when_fooled and self.batchnorm != "eval":
+            raise ValueError(
+                f"stop_when_fooled needs batchnorm 'eval', got {self.batchnorm!r}: statistics move as a batch shrinks"
+            )
+        if self.step_size is not None and self.relative_step_size is not None:
+            raise ValueError("step_size and relative_step_size exclude each other: give one of them")
+        if self.steps == "paper" and self.step_size is None and self.relative_step_size is None:
+            raise ValueError("steps 'paper' follows from the step: give step_size or relative_step_size")
+        for name in ("step_size", "relative_step_size"):
+            value = getattr(self, name)
+            if value is not None and parse_number(value, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``PGD-200`` or ``PGD-40x10`` with ten restarts."""
+        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
+        kind = "PGD" if self.norm == "Linf" else f"PGD-{self.norm}"
+        steps = "paper" if self.steps == "paper" else f"{self.steps}"
+        return f"{kind}-{steps}{restarts}"
+
+    def steps_at(self, eps: float) -> int:
+        """Number of gradient steps of one run at this eps."""
+        if self.steps != "paper":
+            return self.steps
+        step_size = exact(self.step_size_at(eps))
+        return int(exact(2.5) * exact(eps) / step_size) if step_size else 0
+
+    def step_size_at(self, eps: float) -> float:
+        """Length of one step at this eps, pixel scale; of the first where steps shrink."""
+        if self.step_size is not None:
+            return parse_number(self.step_size, "step_size")
+        if self.relative_step_size is not None:
+            return parse_number(self.relative_step_size, "relative_step_size") * eps
+        assert self.steps != "paper"
+        return 2.5 * eps / max(self.steps, 1)
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+        active: Tensor | None = None,
+    ) -> Tensor:
+        """Search the ball around each image for the point where the model's loss is highest.
+
+        Nothing stays behind in the model, no gradient of its weights is computed, and the result is inside ball and box
+        whatever the model returns. At ``eps = 0`` the images come back.
+
+        Args:
+            model: See :meth:`rampart.attacks.Attack.__call__`, as for the other arguments that are not here.
+            images: ``(N, ...)``.
+            labels: ``(N,)``.
+            eps: Radius on the pixel scale.
+            generator: Source of the random starts.
+            start: Begin here, like ``images`` in shape, instead of at a random point or at the images.
+            active: ``(N,)``, bool, the images to attack; see :func:`rampart.attacks.attack_active`. With ``batchnorm``
+            other
+                than ``"eval"``, where images depend on one another, all are attacked and the active ones kept.
+
+        Returns:
+            Adversarial images, like ``images`` in shape and dtype, without a graph.
+
+        Raises:
+            TypeError, ValueError: See :func:`rampart.attacks.validation.read_inputs`.
+        """
+        images, labels, eps = read_inputs(self.norm, model, images, labels, eps, generator, active)
+        if eps == 0 or len(images) == 0 or (active is not None and not bool(active.any())):
+            return images
+        with attack_context(model, self.batchnorm, images.device.type):
+            start = None if start is None else start.detach().clone()
+            chosen: Tensor | slice = slice(None)
+            if active is not None and self.batchnorm == "eval":
+                chosen = active.nonzero().squeeze(1)
+            adv = self._restart(model, images, labels, eps, generator, start, chosen)
+            if isinstance(chosen, Tensor):
+                return images.index_copy(0, chosen, adv)
+            return adv if active is None else keep_active(adv, images, active)
+
+    def with_weight_gradient(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: Eps,
+        weights: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Attack, and differentiate the last step's loss with respect to the model's weights too, in the same pass.
+
+        The images are those of :meth:`__call__`, and the model sees as many batches.
+
+        Args:
+            model: See :meth:`__call__`, as for the other arguments that are not here.
+            images: ``(N, ...)``.
+            labels: ``(N,)``.
+            eps: Radius on the pixel scale.
+            weights: Parameters of the model.
+            generator: Source of the random start.
+
+        Returns:
+            The adversarial images; for each weight the gradient of the mean loss at the last but one iterate, None
+            where the loss does not depend on it or no step is made.
+
+        Raises:
+            TypeError: If the attack has several runs, stops when fooled or does not return its last iterate.
+            ValueError: See :meth:`__call__`.
+        """
+        if self.restarts > 1 or self.iterate != "last" or self.stop_when_fooled:
+            raise TypeError(f"with_weight_gradient needs a PGD of one run that returns its last iterate, got {self}")
+        images, labels, eps = read_inputs(self.norm, model, images, labels, eps, generator)
+        steps = self._steps(eps)
+        if eps == 0 or len(images) == 0 or not steps:
+            return self(model, images, labels, eps, generator), (None,) * len(weights)
+        with attack_context(model, self.batchnorm, images.device.type):
+            adv = self._begin(images, eps, generator, None)
+            adv = self._run(model, images, labels, eps, adv, generator, steps[:-1]).adv
+            for weight in weights:
+                weight.requires_grad_()  # The context froze them, and puts them back.
+            loss = partial(self._loss, labels=labels, check=len(steps) == 1)
+            grad, gradients = loss_gradient_of_weights(model, adv, loss, weights)
+            return self._move(adv, grad, images, eps, steps[-1], generator), gradients
+
+    def _restart(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        generator: torch.Generator | None,
+        start: Tensor | None,
+        chosen: Tensor | slice,
+    ) -> Tensor:
+        """Run as often as there are restarts, on the chosen rows of a batch; return these."""
+        # Starts are drawn for all images, so that no image's start depends on how the others fare.
+        begin = self._begin(images, eps, generator, start)[chosen]
+        chosen_images, chosen_labels, steps = images[chosen], labels[chosen], self._steps(eps)
+        worst = self._run(model, chosen_images, chosen_labels, eps, begin, generator, steps)
+        everyone = torch.arange(len(chosen_images), device=images.device)
+        for _ in range(self.restarts - 1):
+            begin = self._begin(images, eps, generator, start)[chosen]
+            left = everyone[~worst.fooled] if self.stop_when_fooled else everyone
+            if len(left):
+                run = self._run(model, chosen_images[left], chosen_labels[left], eps, begin[left], generator, steps)
+                worst.keep(left, run.adv, run.fooled, run.loss)
+        return worst.adv
+
+    def _begin(self, images: Tensor, eps: float, generator: torch.Generator | None, start: Tensor | None) -> Tensor:
+        norm = NORMS[self.norm]
+        if start is not None:
+            return norm.project(start, images, eps)
+        if self.start_levels is not None:
+            low, high = self.start_levels
+            shape = (len(images), *[1] * (images.ndim - 1))
+            level = torch.rand(shape, generator=generator, dtype=images.dtype, device=images.device)
+            return norm.project((low + (high - low) * level).expand_as(images), images, eps)
+        return norm.random_start(images, eps, generator) if self.random_start else images.clone()
+
+    def _run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        adv: Tensor,
+        generator: torch.Generator | None,
+        steps: Sequence[Step],
+    ) -> Worst:
+        worst = Worst.at(adv)
+        active = torch.arange(len(images), device=images.device)
+        for number, step in enumerate(steps):
+            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=number == 0))
+            if self.iterate == "best" or self.stop_when_fooled:
+                fooled = misclassified(logits, labels)
+            if self.iterate == "best":
+                worst.keep(active, adv, fooled, loss)
+            if self.stop_when_fooled and bool(fooled.any()):
+                if self.iterate == "last":
+                    worst.keep(active[fooled], adv[fooled], fooled[fooled], loss[fooled])
+                left = ~fooled
+                active, images, labels, adv, grad = (x[left] for x in (active, images, labels, adv, grad))
+                if len(active) == 0:
+                    return worst
+            adv = self._move(adv, grad, images, eps, step, generator)
+        if self.iterate == "last":
+            worst.adv.index_copy_(0, active, adv)
+        if self.iterate == "best" or self.restarts > 1:
+            logits = predict(model, adv)
+            worst.keep(active, adv, misclassified(logits, labels), self._loss(logits, labels))
+        return worst
+
+    def _steps(self, eps: float) -> list[Step]:
+        return plan_steps(self.steps_at(eps), self.step_size_at(eps), self.step_schedule, self.block_sides)
+
+    def _move(
+        self, adv: Tensor, grad: Tensor, images: Tensor, eps: float, step: Step, generator: torch.Generator | None
+    ) -> Tensor:
+        norm = NORMS[self.norm]
+        grad = grad if step.side == 1 else block_means(grad, step.side, generator)
+        return norm.project(norm.steepest_step(grad, step.length).add_(adv), images, eps)
+
+    def _loss(self, logits: Tensor, labels: Tensor, check: bool = False) -> Tensor:
+        if check:
+            check_labels(labels, logits)
+        loss_function = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+        return loss_function(logits, labels)

@@ -1,0 +1,114 @@
+"""Square: random search for squares that fool the model, with no gradient (Andriushchenko et al. 2020)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.context import Model
+from rampart.attacks.eps import NormName
+from rampart.attacks.input_gradient import misclassified, predict
+from rampart.attacks.losses import margin
+from rampart.attacks.norms import NORMS
+from rampart.attacks.search import Found, Search
+from rampart.attacks.square_windows import WINDOWS, Draws
+from rampart.attacks.validation import one_of
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area halves (section 3)
+
+
+@dataclass(frozen=True)
+class Square(Search):
+    """Square (Andriushchenko et al. 2020, algorithms 1 to 3), the last member of AutoAttack.
+
+    In l-inf, starts at vertical stripes of -eps and eps; each query moves one square of each channel to -eps or eps and
+    keeps what lowers the right class's lead. In L2, starts at a grid of bumps, and each query moves length from one
+    square to another; see :class:`rampart.attacks.square_windows.L2Windows`. It uses no gradients, so gradient masking
+    does not affect
+    it. As in AutoAttack, the squares shrink after fixed numbers of queries, whatever ``queries`` is. The published code
+    never places a square in the last row and column and lets all images of a batch share one square; here each image
+    has its own, and every place is possible.
+
+    Attributes:
+        queries: Forward passes, the start's included.
+        area: Of the first squares, as a share of the image's (p).
+        restarts: Runs from new random points.
+        norm: The ball's norm.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    queries: int = 5000
+    area: float = 0.8
+    restarts: int = 1
+    norm: NormName = "Linf"
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, list(NORMS))
+        for name in ("queries", "restarts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if not 0 < self.area <= 1:
+            raise ValueError(f"area must be above 0 and at most 1, got {self.area}")
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``Square-5000``."""
+        kind = "Square" if self.norm == "Linf" else f"Square-{self.norm}"
+        return f"{kind}-{self.queries}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+
+    @property
+    def runs(self) -> int:
+        """Restarts."""
+        return self.restarts
+
+    def side(self, query: int, height: int, width: int) -> int:
+        """Side of the square that a query moves, in pixels.
+
+        Args:
+            query: Number of queries before, the start not counted.
+            height: Of the image.
+            width: Of the image.
+        """
+        share = self.area / 2 ** sum(query > after for after in HALVINGS)
+        return WINDOWS[self.norm].side(share, height, width)
+
+    def run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        active: Tensor,
+        eps: float,
+        run: int,  # noqa: ARG002 - all are alike
+        generator: torch.Generator | None,
+    ) -> Found:
+        """See :meth:`rampart.attacks.search.Search.run`. Images are ``(N, C, H, W)``."""
+        if images.ndim != 4:
+            raise ValueError(f"Square needs images of shape (N, C, H, W), got {tuple(images.shape)}")
+        windows, (height, width) = WINDOWS[self.norm], images.shape[2:]
+        draws = Draws(generator, len(images), active)
+        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        images, labels = images[active], labels[active]
+        adv = trial = windows.start(images, eps, draws)
+        lead = torch.full_like(labels, -torch.inf, dtype=images.dtype)
+        for query in range(self.queries):
+            logits = predict(model, trial)
+            fooled = misclassified(logits, labels)
+            loss = margin(logits, labels).to(lead.dtype)
+            better = (loss > lead) | fooled
+            lead = torch.where(better, loss, lead)
+            adv = torch.where(better.view(-1, 1, 1, 1), trial, adv)
+            if bool(fooled.any()):
+                found.adv[draws.active[fooled]] = adv[fooled]
+                found.fooled[draws.active[fooled]] = True
+                left = ~fooled
+                draws.active, images, labels, adv, lead = (x[left] for x in (draws.active, images, labels, adv, lead))
+                if len(images) == 0:
+                    return found
+            if query + 1 < self.queries:
+                trial = windows.move(adv, images, eps, self.side(query, height, width), draws)
+        found.adv[draws.active] = adv
+        return found

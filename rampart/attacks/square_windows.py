@@ -1,0 +1,171 @@
+"""The perturbations that Square tries: square windows of each image, in l-inf and in L2."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.eps import NormName
+from rampart.attacks.norms import NORMS
+
+
+@dataclass
+class Draws:
+    """Random numbers that are drawn for a whole batch, and of which the active images get theirs.
+
+    Attributes:
+        generator: Their source; the global one if None.
+        batch: Number of images in the whole batch.
+        active: ``(M,)``, int64: the images that get any.
+    """
+
+    generator: torch.Generator | None
+    batch: int
+    active: Tensor
+
+    def below(self, end: int, *shape: int) -> Tensor:
+        """Draw whole numbers in [0, end); ``(M, *shape)``, int64."""
+        shape = (self.batch, *shape)
+        return torch.randint(end, shape, generator=self.generator, device=self.active.device)[self.active]
+
+    def signs(self, *shape: int) -> Tensor:
+        """Draw -1 or 1; ``(M, *shape)``, int64."""
+        return self.below(2, *shape).mul_(2).sub_(1)
+
+    def window(self, side: int, height: int, width: int) -> "Window":
+        """Place a window of this side in each image."""
+        return Window(self.below(height - side + 1, 1), self.below(width - side + 1, 1), side, height, width)
+
+
+class Window:
+    """A square window in each image.
+
+    Attributes:
+        rows: ``(M, H)``, int64: where each row of the image is in the window, from 0; outside it below 0 or too large.
+        columns: ``(M, W)``, the same.
+        inside: ``(M, 1, H, W)``, bool: the pixels in the window.
+    """
+
+    def __init__(self, top: Tensor, left: Tensor, side: int, height: int, width: int) -> None:
+        self.rows = torch.arange(height, device=top.device) - top
+        self.columns = torch.arange(width, device=top.device) - left
+        rows, columns = ((at >= 0) & (at < side) for at in (self.rows, self.columns))
+        self.inside = rows[:, None, :, None] & columns[:, None, None, :]
+
+    def place(self, pattern: Tensor) -> Tensor:
+        """Put a pattern of each image, ``(M, side, side)``, into its window; ``(M, 1, H, W)``."""
+        last = pattern.shape[-1] - 1
+        rows, columns = self.rows.clamp(0, last)[:, :, None], self.columns.clamp(0, last)[:, None, :]
+        image = torch.arange(len(pattern), device=rows.device)[:, None, None]
+        return pattern[image, rows, columns][:, None] * self.inside
+
+
+class Windows(ABC):
+    """The start and the proposals of Square; every point is inside ball and box."""
+
+    @abstractmethod
+    def start(self, images: Tensor, eps: float, draws: Draws) -> Tensor:
+        """Draw the first point of each image."""
+
+    @abstractmethod
+    def side(self, share: float, height: int, width: int) -> int:
+        """Side in pixels of a window that covers about this share of the image."""
+
+    @abstractmethod
+    def move(self, adv: Tensor, images: Tensor, eps: float, side: int, draws: Draws) -> Tensor:
+        """Change a window of each image at random.
+
+        Args:
+            adv: ``(M, C, H, W)``, the best point so far.
+            images: Like ``adv``.
+            eps: Radius, pixel scale.
+            side: Of the window.
+            draws: Give random numbers to these images.
+        """
+
+
+class LinfWindows(Windows):
+    """Vertical stripes, then windows of one sign per channel (Andriushchenko et al. 2020, algorithm 2)."""
+
+    def start(self, images: Tensor, eps: float, draws: Draws) -> Tensor:
+        _, channels, _, width = images.shape
+        stripes = draws.signs(channels, 1, width).to(images.dtype)
+        return NORMS["Linf"].project(images + eps * stripes, images, eps)
+
+    def side(self, share: float, height: int, width: int) -> int:
+        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+
+    def move(self, adv: Tensor, images: Tensor, eps: float, side: int, draws: Draws) -> Tensor:
+        inside = draws.window(side, *images.shape[2:]).inside
+        signs = draws.signs(images.shape[1], 1, 1).to(images.dtype)
+        return torch.where(inside, NORMS["Linf"].project(images + eps * signs, images, eps), adv)
+
+
+class L2Windows(Windows):
+    """Tiles of two bumps, then windows that take over another window's length (the same paper, algorithm 3).
+
+    A query adds two bumps of opposite signs to one window of the perturbation, gives it the length that this window,
+    a second one and the unused part of eps have together, and empties the second.
+    """
+
+    def start(self, images: Tensor, eps: float, draws: Draws) -> Tensor:
+        _, channels, height, width = images.shape
+        side = max(min(height, width) // 5, 1)
+        delta = torch.zeros_like(images)
+        top, left = height % side // 2, width % side // 2
+        for row in range(top, height - side + 1, side):
+            for column in range(left, width - side + 1, side):
+                tile = draws.signs(channels, 1, 1) * _bumps(side, images, draws)
+                delta[:, :, row : row + side, column : column + side] = tile
+        return self._full_length(delta, images, eps)
+
+    def side(self, share: float, height: int, width: int) -> int:
+        return min(max(round(math.sqrt(share * height * width)), 3) | 1, height, width)
+
+    def move(self, adv: Tensor, images: Tensor, eps: float, side: int, draws: Draws) -> Tensor:
+        channels, height, width = images.shape[1:]
+        delta = adv - images
+        filled, emptied = draws.window(side, height, width), draws.window(side, height, width)
+        old = delta * filled.inside
+        signed = draws.signs(channels, 1, 1) * filled.place(_bumps(side, images, draws)[:, 0])
+        new = signed + old / _lengths(old).clamp_min(1e-12)
+        unused = (eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / channels
+        length = (unused + (delta * (filled.inside | emptied.inside)).square().sum((2, 3), keepdim=True)).sqrt()
+        new = new / _lengths(new).clamp_min(1e-12) * length
+        delta = torch.where(filled.inside, new, torch.where(emptied.inside, 0, delta))
+        return self._full_length(delta, images, eps)
+
+    @staticmethod
+    def _full_length(delta: Tensor, images: Tensor, eps: float) -> Tensor:
+        norm = NORMS["L2"]
+        return norm.project(norm.steepest_step(delta, eps).add_(images), images, eps)
+
+
+def _lengths(delta: Tensor) -> Tensor:
+    """Euclidean length of each channel; ``(M, C, 1, 1)``."""
+    lengths: Tensor = torch.linalg.vector_norm(delta, dim=(2, 3), keepdim=True)
+    return lengths
+
+
+def _bumps(side: int, like: Tensor, draws: Draws) -> Tensor:
+    """Two bumps of opposite signs beside or above one another, as each image's coin falls; ``(M, 1, side, side)``."""
+    upper, lower = side // 2, side - side // 2
+    pattern = torch.cat([_bump(upper, side, like), -_bump(lower, side, like)])
+    pattern = pattern / torch.linalg.vector_norm(pattern)
+    coin = draws.below(2, 1, 1, 1).bool()
+    return torch.where(coin, pattern, pattern.T)
+
+
+def _bump(height: int, width: int, like: Tensor) -> Tensor:
+    """Square rings that rise towards the centre (the same paper, eq. 2), of length 1; ``(height, width)``."""
+    rings = max(height, width) // 2 + 1
+    rows, columns = ((torch.arange(size, device=like.device) - size // 2).abs() for size in (height, width))
+    ring = torch.maximum(rows[:, None], columns)  # 0 at the centre
+    heights = torch.arange(1, rings + 1, device=like.device, dtype=like.dtype).pow(-2)
+    bump: Tensor = heights.flip(0).cumsum(0).flip(0)[ring]
+    return bump.div_(torch.linalg.vector_norm(bump).clamp_min(1e-12))
+
+
+WINDOWS: dict[NormName, Windows] = {"Linf": LinfWindows(), "L2": L2Windows()}

@@ -1,0 +1,171 @@
+"""Input validation for attacks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rampart.attacks.context import Model
+from rampart.attacks.eps import Eps, NormName, parse_eps
+from rampart.data.batch import ROUNDING
+
+
+def read_inputs(
+    norm: NormName,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    eps: Eps,
+    generator: torch.Generator | None,
+    active: Tensor | None = None,
+) -> tuple[Tensor, Tensor, float]:
+    """Check an attack's arguments, and copy the tensors.
+
+    The copies take part in autograd also where the arguments come from inference mode.
+
+    Returns:
+        The images, clipped to [0, 1] where they were outside by rounding; the labels as int64; eps.
+
+    Raises:
+        TypeError: If images or labels are no tensors or of a dtype that can't be used, or the generator is none.
+        ValueError: If shapes, devices or values are not as an attack needs them.
+    """
+    radius = parse_eps(eps, norm)
+    check_images(images, labels)
+    device = images.device
+    if isinstance(model, nn.Module):
+        places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        if places and device not in places:
+            raise ValueError(f"the network is on {places.pop()}, the images on {device}: move one with .to(...)")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {_kind(generator)}")
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(f"generator must be on {device}, where the images are, got one on {generator.device}")
+    if active is not None:
+        check_active(active, images)
+    with torch.inference_mode(False):
+        return images.detach().clamp(0, 1), labels.detach().to(torch.int64, copy=True), radius
+
+
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Refuse images that an attack cannot be bounded for, and labels that are not one for each.
+
+    Raises:
+        TypeError: If either is no tensor, the images are neither float32 nor float64, or the labels no integers.
+        ValueError: If a value is NaN or outside [0, 1] by more than rounding, or shapes or devices don't match. Values
+            on an accelerator are refused there, by an assertion of the device.
+    """
+    for name, values in (("images", images), ("labels", labels)):
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"{name} must be a torch.Tensor, got {_kind(values)}: convert it with torch.as_tensor({name})"
+            )
+    if images.dtype not in (torch.float32, torch.float64):
+        remedy = "a coarser dtype rounds by more than a small eps; use autocast (trainer.precision bf16-mixed) instead"
+        if not images.is_floating_point():
+            remedy = "divide them by their largest possible value, such as images.float() / 255"
+        raise TypeError(f"images must be float32 or float64, got {images.dtype}: {remedy}")
+    if images.ndim < 2:
+        raise ValueError(f"images must have shape (N, ...), such as (N, C, H, W), got {tuple(images.shape)}")
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be int64, one class for each image, got {labels.dtype}: use labels.long()")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels must be one for each of {len(images)} images, got shape {tuple(labels.shape)}: use "
+            "labels.argmax(1) for one-hot labels, labels.squeeze(1) for a column"
+        )
+    if labels.device != images.device:
+        raise ValueError(f"labels must be on {images.device}, where the images are, got {labels.device}")
+    if images.numel():
+        low, high = torch.aminmax(images.detach())
+        _require(
+            (low >= -ROUNDING) & (high <= 1 + ROUNDING),
+            "images must be in [0, 1] without NaN{}: scale them to [0, 1] and put normalisation into the network "
+            "(rampart.networks.Normalize)",
+            images,
+        )
+
+
+def _kind(value: Any) -> str:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"{kind} of {value.dtype}" if hasattr(value, "dtype") else kind
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Refuse labels that are not classes of the network.
+
+    Raises:
+        ValueError: If a label is outside [0, C) for logits ``(N, C)``; on an accelerator, an assertion of the device.
+    """
+    if labels.numel():
+        _require(
+            ((labels >= 0) & (labels < logits.shape[1])).all(),
+            f"labels must be in [0, {logits.shape[1]}), the network's classes{{}}: match the network's num_classes to "
+            "the data",
+            labels,
+        )
+
+
+def check_active(active: Tensor, images: Tensor) -> None:
+    """Refuse a mask that does not say for each image if it is attacked.
+
+    Raises:
+        ValueError: If it is not bool of shape ``(N,)``, on the images' device.
+    """
+    if not isinstance(active, Tensor):
+        raise ValueError(f"active must be a bool tensor of shape ({len(images)},), got {_kind(active)}")
+    if active.dtype != torch.bool or active.shape != images.shape[:1] or active.device != images.device:
+        raise ValueError(
+            f"active must be bool of shape ({len(images)},) on {images.device}, one for each image, got "
+            f"{_dtype(active)} of shape {tuple(active.shape)} on {active.device}"
+        )
+
+
+def check_finite(logits: Tensor, where: str) -> None:
+    """Refuse logits that are NaN or infinite, of which no prediction and no accuracy can be made.
+
+    Attacks themselves go on: they return the point where the model's logits are not finite as one that fools it, and
+    who predicts its class next calls this.
+
+    Args:
+        logits: ``(N, C)``.
+        where: Names the images, such as ``"on clean images"`` or ``"under PGD-40 at eps 0.3"``.
+
+    Raises:
+        ValueError: If a logit is not finite; on an accelerator, an assertion of the device.
+    """
+    finite = logits.detach().isfinite()
+    problem = f"the network's logits {where} are NaN or infinite"
+    remedy = "check its weights (has its training diverged?) and its code"
+    if logits.device.type != "cpu":
+        torch._assert_async(finite.all(), f"{problem}: {remedy}")
+    elif not bool(finite.all()):
+        count = int((~finite.flatten(1).all(1)).sum())
+        raise ValueError(f"{problem} for {count} of {len(logits)} images: {remedy}")
+
+
+def _dtype(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
+
+
+def _require(condition: Tensor, message: str, values: Tensor) -> None:
+    """Raise ValueError with the values' range in the message, or on an accelerator fail without waiting for it.
+
+    There, asking for the condition's value would make the host wait for the device at every step; the device
+    refuses by itself, with the message but without the values.
+    """
+    if values.device.type != "cpu":
+        torch._assert_async(condition, message.format(""))
+    elif not bool(condition):
+        low, high = values.min().item(), values.max().item()
+        raise ValueError(message.format(f", got {low:.8g} to {high:.8g}"))
+
+
+def one_of(name: str, value: object, allowed: list[str]) -> None:
+    """Refuse a setting that is none of those allowed.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,178 @@
+"""Read a batch as a data loader yields it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "input", "inputs", "x", "data")
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+INDEX_KEYS = ("index", "idx")
+ROUNDING = 1e-5
+"""Largest excess over [0, 1] that counts as rounding: float32 operations err by less, half a gray level is 0.002."""
+
+_FORM = (
+    "a batch must be (images, labels), (images, labels, index) or a dictionary with a key for each, such as image and "
+    "label"
+)
+
+
+class Batch(NamedTuple):
+    """A batch in the form that everything here takes.
+
+    Attributes:
+        images: ``(N, ...)``, float32 or float64, in [0, 1].
+        labels: ``(N,)``, int64; None where the batch has none.
+        index: ``(N,)``, int64, each image's place in its set; None where the batch does not tell.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # hides tuple.index
+
+
+def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.float32) -> Batch:
+    """Turn a data loader's batch into float images in [0, 1] and int64 labels ``(N,)``.
+
+    Accepted are tuples, lists, named tuples, dataclasses, mappings, and images alone; tensors and NumPy arrays. Images
+    may be uint8 or bool, or float with values off [0, 1] by rounding, which are clipped. Labels may be of any dtype
+    with whole numbers in it, of shape ``(N, 1)``, or one-hot.
+
+    Args:
+        batch: From the loader.
+        labelled: Whether labels are needed.
+        dtype: Of the images that are returned: float32, or float64 for a network of that.
+
+    Returns:
+        The batch. A third item that is no index, as names of files, is left out.
+
+    Raises:
+        ValueError: If the batch is of another form, in one line that names it. Values on an accelerator are refused
+            there, by an assertion of the device.
+    """
+    images, labels, index = _parts(batch)
+    images = _tensor(images, None)
+    if images is None or (labels is None and labelled):
+        raise ValueError(f"{_FORM}; got {_describe(batch)}")
+    images = _read_images(images, dtype)
+    if labels is not None:
+        labels = _read_labels(labels, images)
+    return Batch(images, labels, _read_index(index, images))
+
+
+def _parts(batch: Any) -> tuple[Any, Any, Any]:
+    if isinstance(batch, Tensor) or hasattr(batch, "__array__"):
+        return batch, None, None
+    if not isinstance(batch, Mapping):
+        named = _named_parts(batch)
+        if named is None:
+            items = [*batch[:3], None, None, None] if isinstance(batch, Sequence) and not isinstance(batch, str) else []
+            return (items[0], items[1], items[2]) if items else (None, None, None)
+        batch = named
+    return _value(batch, IMAGE_KEYS), _value(batch, LABEL_KEYS), _value(batch, INDEX_KEYS)
+
+
+def _named_parts(batch: Any) -> dict[str, Any] | None:
+    """A named tuple's or a dataclass's fields, if their names tell which are the images."""
+    fields: dict[str, Any] = {}
+    if hasattr(batch, "_asdict"):
+        fields = batch._asdict()
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return fields if any(name in fields for name in IMAGE_KEYS) else None
+
+
+def _value(batch: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
+    found = [key for key in keys if key in batch]
+    if len(found) > 1:
+        raise ValueError(f"a batch must have one of the keys {', '.join(keys)}; got {' and '.join(found)}")
+    return batch[found[0]] if found else None
+
+
+def _read_images(images: Tensor, dtype: torch.dtype) -> Tensor:
+    if images.ndim < 2 or images.numel() == 0:
+        raise ValueError(f"images must be (N, ...), such as (N, C, H, W), N above 0; got shape {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images.to(dtype).div_(255)
+    if images.dtype == torch.bool:
+        return images.to(dtype)
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images must be float in [0, 1] or uint8, got {images.dtype}: divide them by their largest possible value"
+        )
+    tolerance = max(ROUNDING, torch.finfo(images.dtype).eps)
+    images = images.to(dtype)
+    low, high = torch.aminmax(images.detach())
+    message = "images must be in [0, 1] without NaN{}: scale them to [0, 1] and put normalisation into the network"
+    if images.device.type != "cpu":  # Asking for the values would make the host wait for the device.
+        torch._assert_async((low >= -tolerance) & (high <= 1 + tolerance), message.format(""))
+        return images.clamp(0, 1)
+    least, most = low.item(), high.item()
+    if not (least >= -tolerance and most <= 1 + tolerance):
+        raise ValueError(message.format(f", got {least:.8g} to {most:.8g}") + " (rampart.networks.Normalize)")
+    return images if least >= 0 and most <= 1 else images.clamp(0, 1)
+
+
+def _read_labels(values: Any, images: Tensor) -> Tensor:
+    labels = _tensor(values, images.device)
+    if labels is None:
+        raise ValueError(f"labels must be (N,), whole numbers, one for each image; got {_describe(values, 1)}")
+    shape = f"shape {tuple(labels.shape)}, {labels.dtype}"
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    if labels.ndim not in (1, 2) or len(labels) != len(images) or labels.is_complex():
+        raise ValueError(f"labels must be (N,), one for each of {len(images)} images, or one-hot; got {shape}")
+    if labels.ndim == 2:
+        one_hot = (((labels == 0) | (labels == 1)).all(1) & ((labels == 1).sum(1) == 1)).all()
+        _require(one_hot, f"labels must be (N,), whole numbers, or one-hot, not soft or several; got {shape}")
+        return (labels == 1).to(torch.uint8).argmax(1)
+    if labels.is_floating_point():
+        _require((labels == labels.round()).all(), f"labels must be whole numbers, the classes; got {shape}")
+    return labels.to(torch.int64)
+
+
+def _require(condition: Tensor, message: str) -> None:
+    if condition.device.type != "cpu":
+        torch._assert_async(condition, message)
+    elif not bool(condition):
+        raise ValueError(message)
+
+
+def _read_index(values: Any, images: Tensor) -> Tensor | None:
+    index = None if values is None else _tensor(values, images.device)
+    if index is None or index.shape != images.shape[:1] or index.is_floating_point() or index.is_complex():
+        return None
+    return index.to(torch.int64)
+
+
+def _tensor(values: Any, device: torch.device | None) -> Tensor | None:
+    """Values as a tensor; None if they are not numbers, or for images (no device) no array."""
+    if isinstance(values, Tensor):
+        return values
+    if device is None and not hasattr(values, "__array__"):
+        return None
+    try:
+        return torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _describe(value: Any, depth: int = 0) -> str:
+    """Name a batch's form, such as ``a tuple of (tensor (16, 1, 28, 28) float32, list of 16 str)``."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        return f"{kind} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        some = list(value)[:8]
+        inside = [str(key) if depth else f"{key}: {_describe(value[key], 1)}" for key in some]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        if depth and value:
+            return f"{kind} of {len(value)} {type(value[0]).__name__}"
+        some = list(value)[:8]
+        inside = [_describe(item, 1) for item in some]
+    else:
+        return kind
+    rest = ", ..." if len(value) > len(some) else ""
+    return f"{kind} of ({', '.join(inside)}{rest})"

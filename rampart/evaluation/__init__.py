@@ -1,0 +1,40 @@
+"""Robustness evaluation: attacks, reports and figures, with torch alone."""
+
+from rampart.evaluation.batches import Source, in_memory
+from rampart.evaluation.figures import adversarial_figure, can_be_drawn, robustness_figure, worst_case_figures
+from rampart.evaluation.gradient_masking import Sign, masking_signs
+from rampart.evaluation.html import html_of
+from rampart.evaluation.presets import Preset, preset_attacks
+from rampart.evaluation.report import disagreements, report_of, table_of, write_per_image
+from rampart.evaluation.results import Example, Stage, WorstCase
+from rampart.evaluation.robustness_curve import fooling_eps
+from rampart.evaluation.survey import Probe
+from rampart.evaluation.worst_case import Watcher, WorstCaseSearch
+from rampart.files.provenance import fingerprint, provenance
+
+__all__ = [
+    "Example",
+    "Preset",
+    "Probe",
+    "Sign",
+    "Source",
+    "Stage",
+    "Watcher",
+    "WorstCase",
+    "WorstCaseSearch",
+    "adversarial_figure",
+    "can_be_drawn",
+    "disagreements",
+    "fingerprint",
+    "fooling_eps",
+    "html_of",
+    "in_memory",
+    "masking_signs",
+    "preset_attacks",
+    "provenance",
+    "report_of",
+    "robustness_figure",
+    "table_of",
+    "worst_case_figures",
+    "write_per_image",
+]

@@ -1,0 +1,50 @@
+"""Checks of the network that is to be evaluated: its weights, and the logits that it returns."""
+
+import torch
+from torch import Tensor, nn
+
+from rampart.attacks.logits import logits_of
+from rampart.files.finite import first_nonfinite
+
+
+def check_weights(network: nn.Module) -> None:
+    """Refuse a network with weights that are no numbers.
+
+    Raises:
+        ValueError: If a parameter is NaN or infinite, or a buffer NaN; the message names the first.
+    """
+    if name := first_nonfinite(network):
+        raise ValueError(
+            f"the network's weights are NaN or infinite, the first in {name}: the training that made them failed; use "
+            "a checkpoint from before"
+        )
+
+
+def finite_logits(network: nn.Module, images: Tensor, places: Tensor, where: str) -> Tensor:
+    """Return the logits ``(N, C)`` of images, at least float32.
+
+    Args:
+        network: Maps images to logits.
+        images: ``(N, ...)``.
+        places: ``(N,)``, int64: each image's place in the set, for the error.
+        where: What was done to the images, for the error.
+
+    Raises:
+        ValueError: If the network fails, returns anything but logits, or one that is NaN or infinite.
+    """
+    try:
+        with torch.no_grad():
+            logits = logits_of(network, images)
+    except ValueError:
+        raise
+    except Exception as error:  # A network is anyone's code; the text of a KeyError, say, is the key alone.
+        name, kind = type(network).__name__, type(error).__name__
+        raise ValueError(f"{name} failed on images of shape {tuple(images.shape)}: {kind}: {error}") from error
+    wrong = (~logits.isfinite().all(1)).nonzero().squeeze(1).cpu()
+    if len(wrong):
+        first = ", ".join(str(place) for place in places.cpu()[wrong][:5].tolist())
+        raise ValueError(
+            f"the network's logits are NaN or infinite {where}, for {len(wrong)} of {len(images)} images "
+            f"(index {first}{', ...' if len(wrong) > 5 else ''}): no number is reported"
+        )
+    return logits

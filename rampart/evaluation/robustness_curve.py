@@ -1,0 +1,55 @@
+"""Robust accuracy as a function of eps."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rampart.attacks import Attack
+from rampart.attacks.attack import attack_active
+from rampart.attacks.context import Model
+from rampart.attacks.logits import logits_of
+from rampart.attacks.validation import check_finite
+
+
+def fooling_eps(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    eps_grid: Sequence[float],
+    generator: Callable[[float], torch.Generator | None] = lambda _eps: None,
+) -> Tensor:
+    """Find the smallest eps of a grid at which each image is misclassified.
+
+    An image that is fooled at one eps counts as fooled at every larger one, so only images that are still robust
+    are attacked.
+
+    Args:
+        model: Maps images to logits ``(N, C)``; in eval mode.
+        images: ``(N, ...)``, float, in [0, 1].
+        labels: ``(N,)``, int64.
+        attack: The attack at each eps; none is needed at 0.
+        eps_grid: Rising, pixel scale.
+        generator: Source of the attack's random numbers at an eps; the global one if it returns None.
+
+    Returns:
+        ``(N,)``, float64: an eps of the grid, or infinity where the image is robust up to the last.
+
+    Raises:
+        ValueError: If the grid does not rise, or the model's logits are not finite.
+    """
+    if any(low >= high for low, high in pairwise(eps_grid)):
+        raise ValueError(f"eps_grid must rise, got {list(eps_grid)}")
+    smallest = torch.full(labels.shape, torch.inf, dtype=torch.float64, device=labels.device)
+    for eps in eps_grid:
+        active = smallest.isinf()
+        if not bool(active.any()):
+            break
+        adv = attack_active(attack, model, images, labels, eps, generator(eps), active)
+        with torch.no_grad():
+            logits = logits_of(model, adv)
+        check_finite(logits, f"under {attack.name} at eps {eps:g}")
+        smallest = smallest.where(~active | (logits.argmax(1) == labels), eps)
+    return smallest

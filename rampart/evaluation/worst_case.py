@@ -1,0 +1,280 @@
+"""The worst case of each image over attacks and eps, in batches that are never attacked twice."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import torch
+from torch import Tensor, nn
+
+from rampart.attacks import Attack, Eps, parse_eps
+from rampart.attacks.logits import logits_of
+from rampart.attacks.random import generator_for
+from rampart.evaluation.batches import Source, show_batches
+from rampart.evaluation.code import code_fingerprint
+from rampart.evaluation.network import finite_logits
+from rampart.evaluation.results import Example, Stage, WorstCase, choose_examples
+from rampart.evaluation.store import Store
+from rampart.evaluation.survey import Survey, survey_images
+from rampart.evaluation.trial import attack_some, check_inside, is_fooled, isolated_random_state, try_out
+from rampart.files.provenance import fingerprint
+
+
+class Watcher:
+    """Is told how a search goes on; this one keeps it to itself."""
+
+    def surveyed(self, images: int) -> None:
+        """So many images have been looked at, before any is attacked."""
+
+    def stage_begins(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
+        """An attack begins on the images of a batch that are still robust."""
+
+    def batch_ends(self, batch: int, part: WorstCase) -> None:
+        """All attacks on a batch are done, or were done before."""
+
+    def others_work(self, batches: int) -> None:
+        """So many batches are left, and other processes have them."""
+
+
+class _Batch(NamedTuple):
+    number: int
+    name: str
+    start: int
+    images: Tensor
+    labels: Tensor
+
+
+class WorstCaseSearch:
+    """Attack images one attack after the other, each time those that are still robust (as AutoAttack does).
+
+    An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. A batch
+    goes through all attacks before the next one begins, and memory holds no more than a batch. What an attack gave is
+    stored at once, in a folder that is named after all that decides it, under the images' own hash; the same search,
+    begun again, takes from there what is finished and makes the rest. So one that was killed ends as if it had not
+    been, one over more images repeats no full batch, and several processes that search in one folder share the batches
+    among them, where the file system has locks. Random numbers depend on seed, attack, eps and batch alone.
+
+    The images are shown two times, or three where several processes share them: to be checked, to be attacked, and to
+    gather what other processes made.
+
+    Args:
+        model: Maps images to logits ``(N, C)``; in eval mode.
+        source: Shows the images ``(N, ...)``, float, in [0, 1], with labels ``(N,)``, int64.
+        attacks: In order, the cheapest first.
+        eps: Rising, pixel scale, above 0.
+        store: Holds the folders of all searches; made if need be. None keeps nothing.
+        batch_size: Images of a batch.
+        seed: Of the random numbers.
+        num_images: How many of the first images; all if None.
+
+    Attributes:
+        norm: Of the attacks, and of eps.
+
+    Raises:
+        ValueError: If the attacks or eps are none, eps does not rise, two attacks have one name, or norms differ.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        attacks: Sequence[Attack],
+        eps: Sequence[Eps],
+        store: Path | None = None,
+        batch_size: int = 250,
+        seed: int = 0,
+        num_images: int | None = None,
+    ) -> None:
+        names = [attack.name for attack in attacks]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"attacks must be at least one, with distinct names, got {', '.join(names) or 'none'}")
+        if len(norms := {attack.norm for attack in attacks}) > 1:
+            raise ValueError(f"attacks must be of one norm, as eps is, got {', '.join(sorted(norms))}")
+        self.norm = attacks[0].norm
+        self.eps = [parse_eps(value, self.norm) for value in eps]
+        if not self.eps or self.eps[0] == 0 or any(low >= high for low, high in pairwise(self.eps)):
+            raise ValueError(f"eps must be at least one, above 0 and rising, got {list(eps)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.source, self.attacks, self._store = model, source, list(attacks), store
+        self.batch_size, self.seed, self.num_images = batch_size, seed, num_images
+        self.watcher = Watcher()
+
+    @cached_property
+    def survey(self) -> Survey:
+        """A first look at all images, and at whether the attacks can run on them.
+
+        Raises:
+            ValueError: If the images are not as they must be, or an attack can't run on them.
+        """
+        survey = survey_images(self.model, self.source, self.batch_size, self.num_images, self.watcher.surveyed)
+        if len(survey.probe.places):  # The last robust image of a batch is attacked alone.
+            with torch.no_grad():
+                logits_of(self.model, survey.probe.images[:1])
+        for attack in self.attacks:
+            try_out(attack, self.model, survey.probe.images[:8], survey.probe.labels[:8], self.eps[0])
+        return survey
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result: hashes of weights, images and code, the network's predictions, all settings."""
+        return {
+            "weights": fingerprint(*self.model.state_dict().values()),
+            "network": repr(self.model),
+            "answers": self.survey.answers,
+            "images": hashlib.sha256("".join(self.survey.names).encode()).hexdigest(),
+            "code": code_fingerprint(self.attacks),
+            "attacks": [attack.settings() for attack in self.attacks],
+            "norm": self.norm,
+            "eps": self.eps,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def store(self) -> Store:
+        """This search's own files."""
+        # More images of the same kind are more files of the same folder.
+        shared = {name: value for name, value in self.identity.items() if name != "images"}
+        text = json.dumps(shared, indent=2, default=str) + "\n"
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        store = Store(None if self._store is None else self._store / name)
+        if store.folder is not None and not (store.folder / "search.json").exists():
+            (store.folder / "search.json").write_text(text)
+        return store
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return len(self.survey.names)
+
+    def run(self, watcher: Watcher | None = None) -> WorstCase:
+        """Make what is not finished, and wait for what other processes are making.
+
+        Args:
+            watcher: Is told how the search goes on.
+
+        Raises:
+            ValueError: If the images are not as they must be, or others each time that they are shown, if a logit is
+                not finite, or if an attack leaves ball or box.
+        """
+        self.watcher = watcher or self.watcher
+        parts: dict[int, WorstCase] = {}
+        examples: list[Example] = []
+        self._pass(parts, examples, wait=False)
+        if len(parts) < self.batches:
+            self.watcher.others_work(self.batches - len(parts))
+            self._pass(parts, examples, wait=True)
+        return replace(WorstCase.of([parts[number] for number in range(self.batches)]), examples=examples)
+
+    def _pass(self, parts: dict[int, WorstCase], examples: list[Example], wait: bool) -> None:
+        """Show all batches once, and add what those withstand that no other process has."""
+        survey, seen = self.survey, 0
+
+        def visit(number: int, images: Tensor, labels: Tensor) -> None:
+            nonlocal seen
+            seen += 1
+            name = fingerprint(images, labels)[:16]
+            if survey.names[number : number + 1] != [name]:
+                raise ValueError(_changed(number))
+            if number in parts or (claim := self.store.claim(number, wait)) is None:
+                return
+            with claim:
+                part = self._worst_case(_Batch(number, name, survey.starts[number], images, labels))
+            self.watcher.batch_ends(number, part)
+            # Only a few examples of all batches are kept: memory must not grow with the set.
+            examples[:] = choose_examples([*examples, *part.examples])
+            parts[number] = replace(part, examples=[])
+
+        show_batches(self.source, visit, self.batch_size, self.num_images)
+        if seen < self.batches:
+            raise ValueError(_changed(seen))
+
+    def _worst_case(self, batch: _Batch) -> WorstCase:
+        """Attack a batch with one attack after the other."""
+        labels = batch.labels.cpu()
+        clean = self.survey.clean[batch.start : batch.start + len(labels)]
+        part = WorstCase(
+            labels=labels,
+            clean=clean,
+            eps=torch.where(clean == labels, torch.inf, 0.0).double(),
+            attack=torch.full_like(labels, -1),
+            adv_class=clean.clone(),
+            stages=[],
+        )
+        for eps in self.eps:
+            for number, attack in enumerate(self.attacks):
+                robust, seconds = torch.isinf(part.eps).nonzero().squeeze(1), 0.0
+                if len(robust) > 0:
+                    self.watcher.stage_begins(batch.number, number, eps, len(robust), len(labels))
+                    found = self._attacked(attack, eps, batch, robust)
+                    fooled = found["index"].cpu()
+                    part.eps[fooled], part.attack[fooled] = eps, number
+                    part.adv_class[fooled] = found["adv_class"].cpu()
+                    seconds = float(found["seconds"])
+                    part.examples[:] = choose_examples([*part.examples, *_examples(batch, found, eps, number)])
+                part.stages.append(Stage(attack.name, eps, len(robust), part.standing(eps), seconds))
+        return part
+
+    def _attacked(self, attack: Attack, eps: float, batch: _Batch, robust: Tensor) -> dict[str, Tensor]:
+        """Find the images of a batch that an attack fools: read if they are there and right, else make and write them.
+
+        Args:
+            attack: The attack.
+            eps: Pixel scale.
+            batch: The batch.
+            robust: ``(M,)``, int64: its images that are to be attacked.
+
+        Returns:
+            ``index``, ``adv`` and ``adv_class`` of the fooled images; ``seconds`` that it took.
+        """
+        name = f"{eps!r}-{quote(attack.name, safe='')}-{batch.number:05}-{batch.name}"
+        read = self.store.read(name, str(batch.images.device))
+        if read is not None and is_fooled(read, self.model, batch.images, batch.labels, robust, eps, attack.norm):
+            return read
+        index = robust.to(batch.labels.device)
+        images, labels = batch.images[index], batch.labels[index]
+        seed = generator_for("cpu", "worst case", self.seed, eps, attack.name, batch.number).initial_seed()
+        stage = f"{attack.name} at eps {eps:g} on batch {batch.number + 1}"
+        start = time.perf_counter()
+        try:
+            adv = attack_some(attack, self.model, batch.images, batch.labels, index, eps, seed)
+        except ValueError as error:
+            raise ValueError(f"{stage}: {error}") from error
+        except (AttributeError, LookupError, TypeError) as error:  # An attack is anyone's code.
+            raise ValueError(f"{stage}: {type(error).__name__}: {error}") from error
+        seconds = time.perf_counter() - start
+        check_inside(adv, images, eps, attack)
+        adv = adv.detach()
+        with isolated_random_state(seed, images.device):
+            classes = finite_logits(self.model, adv, batch.start + robust, f"after {stage}").argmax(1)
+        fooled = classes != labels
+        found = {
+            "index": index[fooled],
+            "adv": adv[fooled].contiguous(),
+            "adv_class": classes[fooled],
+            "seconds": torch.tensor(seconds),
+        }
+        self.store.write(name, found)
+        return found
+
+
+def _examples(batch: _Batch, found: dict[str, Tensor], eps: float, attack: int) -> list[Example]:
+    places = [Example(batch.start + index, eps, attack, batch.images[index], adv)
+              for index, adv in zip(found["index"].tolist(), found["adv"], strict=True)]  # fmt: skip
+    # Of copies: a view would keep the whole batch in memory.
+    return [replace(e, image=e.image.cpu().clone(), adv=e.adv.cpu().clone()) for e in choose_examples(places)]
+
+
+def _changed(number: int) -> str:
+    return (
+        f"the test data change from one pass to the next (from batch {number + 1} on): no image could be told from "
+        "another; take shuffling, random transforms and loaders that can be read only once out of the test data"
+    )

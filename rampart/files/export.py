@@ -1,0 +1,148 @@
+"""A trained network as files that other programs read."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from rampart.files.weight_checks import check_finite_weights
+from rampart.networks.gates import plain_form
+
+ExportFormat: TypeAlias = Literal["pth", "safetensors", "onnx"]
+ImageShape: TypeAlias = tuple[int, int, int]
+
+
+def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape | None = None) -> None:
+    """Write a network's weights, or for ONNX the network itself, to a new file.
+
+    - ``.pth``: a plain state_dict, as ``torch.save`` writes it. Of :class:`rampart.networks.MNISTCNN` this is the
+    format of
+      Shaeiri et al. 2020: tensors ``conv1``, ``conv2``, ``fc1``, ``fc2``, which their MNIST/test.py loads.
+    - ``.safetensors``: the same tensors in a file that can hold nothing else.
+    - ``.onnx``: in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits`` ``(N, classes)``, any N.
+      Of a network with gates it is the plain form (:func:`rampart.networks.gates.plain_form`), which test and evaluate
+      attack.
+
+    Names are the network's own, without those that ``torch.compile`` or ``DataParallel`` put before them.
+
+    Args:
+        network: Left as it is.
+        path: Its suffix chooses the format.
+        image_shape: ``(C, H, W)`` of the images that the network takes, which ONNX records; the network's own
+            ``image_shape`` if None.
+
+    Raises:
+        ValueError: If the suffix is none of these, the weights are not finite, or ONNX is asked for and nothing says
+            the images' shape.
+        FileExistsError: If the file exists.
+        ImportError: If ONNX is asked for and its packages are not installed.
+    """
+    path = Path(path)
+    check_export(network, [path], image_shape)
+    network = _unwrapped(network)
+    check_finite_weights(network, type(network).__name__)
+    content = WRITERS[path.suffix](network, image_shape or getattr(network, "image_shape", None))
+    with path.open("xb") as file:
+        file.write(content)
+
+
+def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageShape | None = None) -> None:
+    """Check what can be checked of exports before the first file is written.
+
+    Raises:
+        ValueError: If a suffix is unknown, or ONNX is asked for and nothing says the images' shape, or it is not the
+            network's.
+        FileExistsError: If one of the files exists.
+    """
+    network = _unwrapped(network)
+    for path in paths:
+        if path.suffix not in WRITERS:
+            raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is not overwritten: give another name")
+    shape = image_shape or getattr(network, "image_shape", None)
+    if any(path.suffix == ".onnx" for path in paths):
+        if shape is None:
+            raise ValueError(
+                f"image_shape must be given for ONNX, as {type(network).__name__} does not say what it takes: "
+                "(channels, height, width), such as [3, 32, 32]"
+            )
+        try:
+            with _eval_mode(network), torch.no_grad():
+                network(_example(network, shape))
+        except RuntimeError as error:  # The exporter would tell the same in many lines.
+            raise ValueError(
+                f"image_shape {list(shape)} is not what {type(network).__name__} takes: {error}"
+            ) from error
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(network.module)
+    inner = getattr(network, "_orig_mod", None)
+    return network if inner is None else _unwrapped(inner)
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+
+
+def _pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_weights(network), buffer)
+    return buffer.getvalue()
+
+
+def _safetensors(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+    # safetensors' own save_file makes files that nobody else may read.
+    return save(_weights(network))
+
+
+def _onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"ONNX needs a package that is not installed ({error.name}): pip install '.[onnx]'"
+        ) from error
+    assert image_shape is not None
+    with _eval_mode(network), contextlib.redirect_stdout(io.StringIO()):  # the exporter narrates
+        program = torch.onnx.export(
+            plain_form(network),
+            (_example(network, image_shape),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+@contextlib.contextmanager
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _example(network: nn.Module, image_shape: ImageShape) -> Tensor:
+    return torch.zeros(2, *image_shape, device=next(network.parameters()).device)
+
+
+WRITERS: dict[str, Callable[[nn.Module, ImageShape | None], bytes]] = {
+    ".pth": _pth,
+    ".safetensors": _safetensors,
+    ".onnx": _onnx,
+}

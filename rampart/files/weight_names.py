@@ -1,0 +1,259 @@
+"""The tensors of a file under a network's names, whatever a trainer has wrapped round the network or the file."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rampart.files.inert_pickle import Unbuilt
+
+# What torch.compile, FSDP and activation checkpointing put into names, at any place.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_AVERAGES = {"ema", "swa", "avg", "averaged", "average", "shadow"}
+# Buffers of a layer that normalises images: a mean and a standard deviation per channel.
+NORMALISERS = (("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma"))
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a file.
+
+    Attributes:
+        value: The tensor.
+        path: Names of the containers that hold it, outermost first, and its own, which may have dots.
+        root: How many parts of ``path`` lead to the dictionary or module that it belongs to.
+    """
+
+    value: Tensor
+    path: tuple[str, ...]
+    root: int
+
+
+@dataclass
+class Match:
+    """One way to find all of a network's tensors in a file.
+
+    Attributes:
+        prefix: Before the network's names, with the keys of the containers around them.
+        names: Names in the file, by the network's names.
+        extra: Names in the file under the same prefix that the network does not have.
+        beside: Names in the file of the same dictionary outside the prefix.
+        wrong: Names of the network whose shape in the file is another.
+        missing: Names of the network that the file lacks.
+    """
+
+    prefix: str
+    names: dict[str, str] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def tensors_of(content: Any) -> dict[str, FileTensor]:
+    """Collect all tensors of nested containers, by their keys joined with dots.
+
+    Raises:
+        ValueError: If two tensors have one name.
+    """
+    found: dict[str, FileTensor] = {}
+    for tensor in _walk(content):
+        name = _plain(".".join(tensor.path))
+        if found.setdefault(name, tensor) is not tensor:
+            raise ValueError(f"holds two tensors with the name {name}")
+    return found
+
+
+def _walk(content: Any) -> Iterator[FileTensor]:
+    seen: set[int] = set()  # a container may hold itself
+    stack: list[tuple[Any, tuple[str, ...], int]] = [(content, (), 0)]
+    while stack:
+        value, path, root = stack.pop()
+        if isinstance(value, Tensor) and path:
+            yield FileTensor(value, path, root)
+        if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        items = list(value.items()) if isinstance(value, Mapping) else list(enumerate(value))
+        if not isinstance(value, Unbuilt):
+            named = [(key, part) for key, part in items if isinstance(key, str) or not isinstance(part, Tensor)]
+            inner = [(part, (*path, told(key)), len(path) + (not isinstance(part, Tensor))) for key, part in named]
+        else:  # a module and the modules in it are one dictionary of tensors
+            inner = [(part, (*path, told(key)), root) for key, part in _parts(value).items()]
+        stack += reversed(inner)
+
+
+def told(key: Any) -> str:
+    """Return a key of a file as text for one line of a terminal, whatever the file holds."""
+    text = str(key) if isinstance(key, str | int) else type(key).__name__
+    text = "".join(character if character.isprintable() else "?" for character in text[:201])
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _parts(module: Unbuilt) -> dict[Any, Any]:
+    parts = [module.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(part, Mapping) for part in parts):
+        return module
+    unsaved = module.get("_non_persistent_buffers_set")
+    unsaved = unsaved if isinstance(unsaved, set) else set()
+    return {name: value for part in parts if part for name, value in part.items() if name not in unsaved}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Names of a network's tensors, without what wrappers add to them.
+
+    Attributes:
+        shapes: Of the tensors, by plain name.
+        own: The names in the network, by plain name.
+        optional: Plain names that a file may lack: counters of batches, which old files do not have, and
+            normalisation, which many trainers keep outside the network.
+        unsaved: Plain names of tensors that are no part of a state_dict, though TorchScript files have them.
+    """
+
+    shapes: dict[str, torch.Size]
+    own: dict[str, str]
+    optional: frozenset[str]
+    unsaved: frozenset[str]
+
+    @classmethod
+    def by(cls, network: nn.Module) -> "Wanted":
+        """Collect the names of a network."""
+        state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+        if any(nn.parameter.is_lazy(value) for value in state.values()):
+            raise ValueError("can't be loaded into lazy layers without a shape: give the network an image first")
+        own = {_plain(name): name for name in state}
+        optional = {name for name in own if name.rpartition(".")[2] == "num_batches_tracked"}
+        buffers = {_plain(name) for name, _ in network.named_buffers()}
+        for pair in normalisers(own):
+            optional |= set(pair) if buffers.issuperset(pair) else set()
+        attributes = {
+            _plain(f"{place}.{name}" if place else name)
+            for place, module in network.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
+        unsaved = (buffers | attributes) - own.keys()
+        shapes = {name: state[own[name]].shape for name in own}
+        return cls(shapes, own, frozenset(optional), frozenset(unsaved))
+
+    @property
+    def required(self) -> list[str]:
+        """Plain names that a file must have."""
+        return [name for name in self.own if name not in self.optional]
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the pairs of names that are a normalisation's mean and standard deviation."""
+    pairs = []
+    for name in names:
+        layer, dot, own = name.rpartition(".")
+        pairs += [
+            (name, f"{layer}{dot}{std}") for mean, std in NORMALISERS if own == mean and f"{layer}{dot}{std}" in names
+        ]
+    return pairs
+
+
+def find_matches(wanted: Wanted, tensors: Mapping[str, FileTensor]) -> list[Match]:
+    """Find a network's tensors in a file, under any prefix that all of them share.
+
+    Returns:
+        Every match of all names and shapes; if there is none, the one that comes nearest.
+    """
+    nearest: list[Match] = []
+    for own_prefix in _own_prefixes(wanted.required):
+        short = {name.removeprefix(own_prefix) for name in wanted.required}
+        counts: Counter[str] = Counter()
+        for name in tensors:
+            parts = name.split(".")
+            places = [place for place in range(len(parts)) if ".".join(parts[place:]) in short]
+            counts.update("".join(f"{part}." for part in parts[:place]) for place in places)
+        complete = [prefix for prefix, count in counts.items() if count == len(short)]
+        likely = complete or [prefix for prefix, _ in counts.most_common(1)] or [_largest(tensors)]
+        matches = [_match(wanted, tensors, prefix, own_prefix) for prefix in likely]
+        if fitting := [match for match in matches if not match.missing and not match.wrong]:
+            return fitting
+        nearest += matches
+    return sorted(nearest, key=lambda match: (len(match.missing), len(match.wrong)))[:1]
+
+
+def _largest(tensors: Mapping[str, FileTensor]) -> str:
+    roots = Counter(tensor.path[: tensor.root] for tensor in tensors.values())
+    return "".join(f"{part}." for part in roots.most_common(1)[0][0])
+
+
+def _own_prefixes(names: list[str]) -> Iterator[str]:
+    """Yield what may be left out before all of a network's names, shortest first: DataParallel adds ``module.``."""
+    yield ""
+    parts = [name.split(".")[:-1] for name in names]
+    for length in range(1, min(map(len, parts), default=0) + 1):
+        if len({tuple(part[:length]) for part in parts}) > 1:
+            return
+        yield ".".join(parts[0][:length]) + "."
+
+
+def _match(wanted: Wanted, tensors: Mapping[str, FileTensor], prefix: str, own_prefix: str) -> Match:
+    match = Match(prefix)
+    for name, own in wanted.own.items():
+        there = prefix + name.removeprefix(own_prefix)
+        if there in tensors:
+            match.names[own] = there
+            if tensors[there].value.shape != wanted.shapes[name]:
+                match.wrong.append(own)
+        elif name not in wanted.optional:
+            match.missing.append(own)
+    taken = set(match.names.values()) | {prefix + name.removeprefix(own_prefix) for name in wanted.unsaved}
+    roots = {tensors[name].path[: tensors[name].root] for name in match.names.values()}
+    for name, tensor in tensors.items():
+        if name not in taken and (tensor.path[: tensor.root] in roots or not roots):
+            (match.extra if name.startswith(prefix) else match.beside).append(name)
+    return match
+
+
+def choose(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Match, list[Match]]:
+    """Choose among complete matches.
+
+    Equal copies are one match. Of different ones, weights that training has ended with are taken before their
+    averages, those under the key ``state_dict`` before others, and a module's ``network`` before its other parts.
+
+    Returns:
+        The match, and the others that differ from it.
+
+    Raises:
+        ValueError: If several different ones are left.
+    """
+    matches = sorted(matches, key=lambda match: (_rank(match.prefix), len(match.extra), len(match.prefix)))
+    chosen, *rest = matches
+    others = [match for match in rest if not _equal(chosen, match, tensors)]
+    rivals = [match.prefix for match in others if _rank(match.prefix) == _rank(chosen.prefix)]
+    if rivals:
+        names = ", ".join(f"{prefix}*" for prefix in (chosen.prefix, *rivals))
+        raise ValueError(
+            f"holds {len(rivals) + 1} different sets of weights that fit ({names}): save the one that is meant as a "
+            "state_dict of its own"
+        )
+    return chosen, others
+
+
+def _rank(prefix: str) -> tuple[bool, bool, bool]:
+    parts = set(prefix.lower().replace("_", ".").replace("-", ".").split("."))
+    return bool(parts & _AVERAGES), not prefix.startswith("state_dict."), not prefix.endswith("network.")
+
+
+def _equal(one: Match, other: Match, tensors: Mapping[str, FileTensor]) -> bool:
+    return all(_same(tensors[one.names[name]].value, tensors[there].value) for name, there in other.names.items()
+               if name in one.names)  # fmt: skip
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    try:
+        return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+    except RuntimeError:  # sparse or quantised
+        return False

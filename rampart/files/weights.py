@@ -1,0 +1,259 @@
+"""Weights from files: read without executing anything, matched against a network by name and shape, loaded whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rampart.files.inert_pickle import Unbuilt
+from rampart.files.weight_checks import (
+    check_finite_weights,
+    check_normalisation,
+    check_values,
+    format_name,
+    listed,
+    refuse,
+    shape,
+    type_name,
+)
+from rampart.files.weight_files import WeightsFile, read_checkpoint, read_file
+from rampart.files.weight_names import FileTensor, Match, Wanted, choose, find_matches, tensors_of, told
+
+__all__ = [
+    "LIGHTNING_KEY",
+    "LoadedWeights",
+    "check_checkpoint",
+    "check_finite_weights",
+    "check_match",
+    "is_checkpoint_of",
+    "load_weights",
+    "network_weights",
+    "read_checkpoint",
+]
+
+LIGHTNING_KEY = "pytorch-lightning_version"
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Weights that a network has taken from a file.
+
+    Attributes:
+        network: Name of the network's class.
+        source: The file.
+        key: Keys that lead to the dictionary of tensors in the file, joined with dots; empty for the file itself.
+        prefix: Before all names in that dictionary that the network does not have.
+        tensors: Number of tensors.
+        numbers: Number of numbers in them.
+        origin: Kind of file.
+        kept: Names of the network's tensors that the file lacks and that stay as they were.
+        left_out: Names of the dictionary's tensors outside the prefix, and of other sets of weights that would fit.
+        cast: Number formats that were changed, such as ``float16 to float32``.
+        note: A word on normalisation outside the network, if the file has one.
+    """
+
+    network: str
+    source: str
+    key: str
+    prefix: str
+    tensors: int
+    numbers: int
+    origin: str
+    kept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    cast: tuple[str, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        """Return one line that says what was matched."""
+        text = f"Loaded {self.tensors} tensors ({self.numbers:,} numbers) into {self.network} from {self.source}"
+        text += f", {self.origin}"
+        if self.key or self.prefix:
+            where = [f"key {self.key}"] * bool(self.key) + [f"prefix {self.prefix}"] * bool(self.prefix)
+            text += f"; found under {', '.join(where)}"
+        if self.cast:
+            text += f"; cast {', '.join(self.cast)}"
+        if self.kept:
+            text += f"; not in the file and kept: {listed(self.kept)}"
+        if self.left_out:
+            text += f"; left out: {listed(self.left_out)}"
+        return text + self.note
+
+
+def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
+    """Load a file's weights into a network, all or none.
+
+    The file may hold them at any depth and under any prefix; docs/weights.md lists the layouts. Of several sets that
+    fit, equal ones are one; a module's ``network`` is taken before its other parts and weights before their average.
+
+    Args:
+        network: Takes the weights; its parameters keep their dtype and device.
+        path: A file that :func:`rampart.files.weight_files.read_file` reads.
+
+    Returns:
+        What was loaded; its ``str`` is one line to print.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file can't be read safely or doesn't fit the network, which is left as it was.
+    """
+    file = read_file(path, network)
+    tensors, match, others = _find(network, file, path)
+    weights = {name: tensors[there].value for name, there in match.names.items()}
+    check_values(network, weights, path)
+    note = check_normalisation(network, {name: tensors[name].value for name in match.beside}, path)
+    _load(network, weights, path)
+    roots = {tensors[there].path[: tensors[there].root] for there in match.names.values()}
+    key = ".".join(roots.pop()) if len(roots) == 1 else ""
+    state = network.state_dict()
+    casts = {(weights[name].dtype, state[name].dtype) for name in weights if weights[name].dtype != state[name].dtype}
+    return LoadedWeights(
+        network=type_name(network),
+        source=str(path),
+        key=key,
+        prefix=match.prefix.removeprefix(f"{key}." if key else ""),
+        tensors=len(weights),
+        numbers=sum(tensor.numel() for tensor in weights.values()),
+        origin=_origin(file),
+        kept=tuple(name for name in state if name not in weights and isinstance(state[name], Tensor)),
+        left_out=(
+            *(f"{other.prefix}* (other weights that fit)" for other in others),
+            *(name.removeprefix(f"{key}.") for name in match.beside),
+        ),
+        cast=tuple(sorted(f"{format_name(given)} to {format_name(own)}" for given, own in casts)),
+        note=note,
+    )
+
+
+def _find(network: nn.Module, file: WeightsFile, path: str | Path) -> tuple[dict[str, FileTensor], Match, list[Match]]:
+    try:
+        wanted = Wanted.by(network)
+        if not wanted.required:
+            raise ValueError(f"can't be loaded: {type_name(network)} has no weights")
+        tensors = tensors_of(file.content)
+        if not tensors:
+            raise ValueError(f"holds no network's weights: expected tensors by parameter name, got {_what(file)}")
+        match, others = choose(find_matches(wanted, tensors), tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    state = network.state_dict()
+    problems = [
+        f"{name} is {shape(tensors[match.names[name]].value)} in the file and {shape(state[name])} in the network"
+        for name in match.wrong
+    ]
+    problems += [f"{name} {shape(state[name])} is missing in the file" for name in match.missing]
+    problems += [f"{name} {shape(tensors[name].value)} is unknown to the network" for name in match.extra]
+    refuse(network, problems, path)
+    return tensors, match, others
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    own = network.state_dict()
+    before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
+    try:
+        network.load_state_dict({**own, **weights})
+    except RuntimeError as error:  # A layer refuses what it is given: the others have theirs already.
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
+        reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise ValueError(f"{path} does not fit {type_name(network)}: {'; '.join(reasons)}") from error
+
+
+def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpoint") -> dict[str, Tensor]:
+    """Pick the weights of a module's ``network`` out of a Lightning checkpoint.
+
+    Args:
+        checkpoint: The file's content.
+        source: Its name, for the error.
+
+    Returns:
+        Tensors by the network's names.
+
+    Raises:
+        ValueError: If no tensors are found.
+    """
+    state = checkpoint.get("state_dict")
+    named = state.items() if isinstance(state, Mapping) else ()
+    own = {name: value for name, value in named if str(name).startswith("network.") and isinstance(value, Tensor)}
+    weights = {name.removeprefix("network."): value for name, value in own.items()}
+    if not weights:
+        keys = ", ".join(map(told, list(checkpoint)[:5]))
+        raise ValueError(
+            f"{source} holds no network's weights under state_dict: network.*, got the keys {keys}; --ramp.init_from "
+            "takes weights from checkpoints of other modules"
+        )
+    return weights
+
+
+def check_checkpoint(network: nn.Module, path: str | Path) -> None:
+    """Refuse a file that a run with this network can't be resumed from.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no Lightning checkpoint of a module with this ``network``, or its weights are not finite.
+    """
+    checkpoint = read_checkpoint(path)
+    if LIGHTNING_KEY not in checkpoint:
+        raise ValueError(f"{path} holds weights alone, a run can't be resumed from it: use --ramp.init_from")
+    check_match(network, network_weights(checkpoint, path), path)
+
+
+def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
+    """Tell a Lightning checkpoint of a module whose ``network`` has exactly this one's names from all other files.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it can't be read, or is such a checkpoint and its weights do not fit or are not finite.
+    """
+    file = read_file(path, network)
+    if file.kind != "torch" or not isinstance(file.content, dict) or LIGHTNING_KEY not in file.content:
+        return False
+    state = file.content.get("state_dict")
+    names = {str(name) for name in state} if isinstance(state, Mapping) else set()
+    if {f"network.{name}" for name in network.state_dict()} != {n for n in names if n.startswith("network.")}:
+        return False
+    check_match(network, network_weights(file.content, path), path)
+    return True
+
+
+def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
+    """Refuse weights that are not this network's, tensor by tensor, or not finite.
+
+    Raises:
+        ValueError: If names, shapes or kinds of numbers differ, or a number is not finite; the message names the
+            tensors.
+    """
+    expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    problems = [
+        f"{name} is {shape(weights[name])} in the file and {shape(tensor)} in the network"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    problems += [f"{n} {shape(t)} is missing in the file" for n, t in expected.items() if n not in weights]
+    problems += [f"{told(n)} {shape(t)} is unknown to the network" for n, t in weights.items() if n not in expected]
+    refuse(network, problems, source)
+    check_values(network, weights, source)
+
+
+def _what(file: WeightsFile) -> str:
+    content = file.content
+    if file.kind == "TorchScript":
+        return "TorchScript without any, as torch.jit.freeze makes it: save the module before it is frozen"
+    if isinstance(content, Mapping):
+        if any(isinstance(value, Unbuilt) and value.origin.startswith("numpy.") for value in content.values()):
+            return "a pickle of numpy arrays: save them with numpy.savez"
+        return f"the keys {', '.join(map(told, list(content)[:5]))}"
+    return f"a {type(content).__name__}"
+
+
+def _origin(file: WeightsFile) -> str:
+    content = file.content
+    if isinstance(content, Mapping) and LIGHTNING_KEY in content:
+        epoch, step = told(content.get("epoch", "?")), told(content.get("global_step", "?"))
+        return f"a checkpoint after epoch {epoch} (zero-based), step {step}"
+    kinds = {"objects": "a pickle of objects, of which the tensors alone were built", "TorchScript": "TorchScript"}
+    return kinds.get(file.kind, "plain weights")

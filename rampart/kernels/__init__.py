@@ -1,0 +1,1 @@
+"""Faster equal forms of layers, and the arithmetic that they run in, with torch alone."""

@@ -1,0 +1,7 @@
+"""Networks, with torch alone: images in [0, 1] to logits, normalisation inside."""
+
+from rampart.networks.mnist_cnn import MNISTCNN
+from rampart.networks.normalize import Normalize
+from rampart.networks.resnet import ResNet18
+
+__all__ = ["MNISTCNN", "Normalize", "ResNet18"]

@@ -1,0 +1,112 @@
+"""ResNets for 32x32 images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rampart.kernels.fast_path import may_bypass
+from rampart.networks.normalize import Normalize
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+
+CHANNELS_LAST_FROM = 32  # Images in a batch: below, bringing the weights into that order costs more than it saves.
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al. 2016) with the stem for small images: a 3x3 convolution of stride 1, no max-pooling.
+
+    Larger batches are computed in channels_last. In eval mode, BatchNorm is folded into the convolutions where that
+    pays: the same function up to rounding, gradients included, without passes of its own over the activations.
+
+    Args:
+        num_classes: Number of logits.
+        mean: One number a channel, pixel scale; CIFAR-10's by default.
+        std: One number a channel, pixel scale, above 0; CIFAR-10's by default.
+
+    Raises:
+        ValueError: If there are fewer than two classes.
+
+    Attributes:
+        image_shape: ``(C, H, W)`` of the images that it takes.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
+    ) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        super().__init__()
+        self.init_args = {"num_classes": num_classes, "mean": tuple(mean), "std": tuple(std)}
+        self.image_shape = (len(mean), 32, 32)
+        self.normalize = Normalize(mean, std)
+        self.conv1 = nn.Conv2d(len(mean), 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = _stage(64, 64, stride=1)
+        self.layer2 = _stage(64, 128, stride=2)
+        self.layer3 = _stage(128, 256, stride=2)
+        self.layer4 = _stage(256, 512, stride=2)
+        self.linear = nn.Linear(512, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(N, num_classes)`` for images ``(N, 3, 32, 32)``, float, in [0, 1]."""
+        x = self.normalize(images)
+        if may_bypass(images) and len(images) >= CHANNELS_LAST_FROM:
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = F.relu(_conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        logits: Tensor = self.linear(x.mean((2, 3)))  # (N, 512, 4, 4) -> (N, 512)
+        return logits
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, outputs, H / stride, W / stride)``."""
+        out = _conv_bn(self.conv2, self.bn2, F.relu(_conv_bn(self.conv1, self.bn1, x)))
+        if len(self.shortcut):
+            conv, bn = self.shortcut
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(bn, _BatchNorm)
+            x = _conv_bn(conv, bn, x)
+        return F.relu(out + x)
+
+
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, stride=1))
+
+
+def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
+    """``bn(conv(x))``, in one pass where that is allowed and pays."""
+    if not _folds(conv, bn, x):
+        normalized: Tensor = bn(conv(x))
+        return normalized
+    mean, var = bn.running_mean, bn.running_var
+    assert mean is not None
+    assert var is not None
+    scale = bn.weight * (var + bn.eps).rsqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, bn.bias - mean * scale, conv.stride, conv.padding)
+
+
+def _folds(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
+    """Tell whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a separate pass."""
+    if not may_bypass(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
+        return False
+    outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])
+    return 2 * outputs >= conv.weight.numel()

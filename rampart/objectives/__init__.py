@@ -1,0 +1,7 @@
+"""Training objectives, with torch alone."""
+
+from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
+from rampart.objectives.mtl_ibp import MTLIBP
+from rampart.objectives.trades import TRADES
+
+__all__ = ["MTLIBP", "TRADES", "AdversarialTraining", "Objective", "ObjectiveOutput"]

@@ -1,0 +1,180 @@
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rampart.bounds.interval import Interval, interval_logits
+from rampart.bounds.interval_rules import NoBoundError
+from rampart.networks import MNISTCNN, Normalize, ResNet18
+
+
+def boxed(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    """A corner of the box half the time, a point inside otherwise."""
+    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype) * 2 - 1
+    if torch.rand((), generator=generator) < 0.5:
+        noise = noise.sign()
+    return (images + eps * noise).clamp(0, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(init=st.sampled_from(["default", "gates"]), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
+def test_no_image_of_the_box_leaves_the_bounds(init: Literal["default", "gates"], eps: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    network = MNISTCNN(init=init).double()
+    images = torch.rand(3, 1, 28, 28, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 10, (3,), generator=generator)
+    bounds = interval_logits(network, images, eps)
+    worst = bounds.worst_logits(labels)
+    for _ in range(4):
+        logits = network(boxed(images, eps, generator))
+        assert (logits >= bounds.lower - 1e-9).all()
+        assert (logits <= bounds.upper + 1e-9).all()
+        assert (logits - logits.gather(1, labels[:, None]) <= worst + 1e-9).all()
+
+
+@pytest.mark.parametrize("make", [MNISTCNN, ResNet18])
+def test_at_eps_0_the_bounds_are_the_logits(make: type[MNISTCNN | ResNet18]) -> None:
+    network = make().double().eval()
+    images = torch.rand(2, *network.image_shape, dtype=torch.float64)
+    labels = torch.tensor([3, 0])
+    logits = network(images)
+    bounds = interval_logits(network, images, 0.0)
+    torch.testing.assert_close(bounds.lower, logits)
+    torch.testing.assert_close(bounds.upper, logits)
+    torch.testing.assert_close(bounds.worst_logits(labels), logits - logits.gather(1, labels[:, None]))
+
+
+def test_on_a_linear_network_the_bound_is_reached() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    images = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    labels = torch.tensor([1])
+    linear = network[1]
+    assert isinstance(linear, nn.Linear)
+    differences = linear.weight - linear.weight[1]
+    expected = network(images) - network(images)[:, 1:2] + 0.1 * differences.abs().sum(1)
+    torch.testing.assert_close(interval_logits(network, images, 0.1).worst_logits(labels), expected)
+
+
+def test_the_last_layer_is_bounded_tighter_as_one() -> None:
+    network, labels = MNISTCNN(), torch.tensor([0, 1])
+    bounds = interval_logits(network, torch.rand(2, 1, 28, 28), 0.1)
+    apart = Interval(bounds.lower, bounds.upper).worst_logits(labels)
+    together = bounds.worst_logits(labels)
+    assert (together <= apart + 1e-4).all()
+    assert (together < apart - 1e-4).any()
+
+
+OPERATIONS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+    "dilated": lambda: nn.Conv2d(4, 2, 3, dilation=2, bias=False),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4 * 49, 5)),
+    "batchnorm": lambda: used(nn.BatchNorm2d(4)),
+    "plain batchnorm": lambda: used(nn.BatchNorm2d(4, affine=False)),
+}
+
+
+def used(batchnorm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """A BatchNorm that is not the identity, with weights of both signs."""
+    assert batchnorm.running_mean is not None
+    assert batchnorm.running_var is not None
+    nn.init.normal_(batchnorm.running_mean)
+    nn.init.uniform_(batchnorm.running_var, 0.2, 2)
+    if batchnorm.affine:
+        nn.init.normal_(batchnorm.weight)
+        nn.init.normal_(batchnorm.bias)
+    return batchnorm.eval()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_bounds_of_affine_operations_are_reached(name: str) -> None:
+    """At the corner that the gradient of an output names, the output is its bound."""
+    module = OPERATIONS[name]().double()
+    lower = torch.randn(2, 4, 7, 7, dtype=torch.float64)
+    upper = lower + torch.rand_like(lower)
+    bounds: Any = module(Interval(lower, upper))
+    point = lower.clone().requires_grad_()
+    for place in (0, 4, -1):
+        (grad,) = torch.autograd.grad(module(point).flatten(1)[:, place].sum(), point)
+        highest, lowest = torch.where(grad > 0, upper, lower), torch.where(grad > 0, lower, upper)
+        torch.testing.assert_close(module(highest).flatten(1)[:, place], bounds.upper.flatten(1)[:, place])
+        torch.testing.assert_close(module(lowest).flatten(1)[:, place], bounds.lower.flatten(1)[:, place])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.ReLU(),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout().eval(),
+    ],
+)
+def test_rising_operations_act_on_both_ends(module: nn.Module) -> None:
+    lower = torch.randn(2, 4, 7, 7)
+    upper = lower + torch.rand_like(lower)
+    bounds: Any = module(Interval(lower.clone(), upper.clone()))
+    assert torch.equal(bounds.lower, module(lower))
+    assert torch.equal(bounds.upper, module(upper))
+
+
+def test_residual_additions_bound_the_sum() -> None:
+    one = Interval(torch.tensor([1.0]), torch.tensor([2.0]))
+    other = Interval(torch.tensor([-3.0]), torch.tensor([0.5]))
+    total = one + other
+    assert (total.lower.item(), total.upper.item()) == (-2, 2.5)
+    alias = one
+    one += other
+    assert (alias.lower.item(), alias.upper.item()) == (-2, 2.5)
+
+
+def test_what_is_done_to_the_logits_after_the_last_layer_counts() -> None:
+    linear, labels = nn.Linear(4, 3).double(), torch.tensor([0, 1])
+    box = Interval(torch.zeros(2, 4).double(), torch.ones(2, 4).double())
+    shift = torch.tensor([0.0, 5.0, 0.0]).double()
+    added: Any = linear(box)
+    added += shift
+    cut: Any = linear(box)
+    nn.ReLU(inplace=True)(cut)
+    for point in torch.rand(50, 2, 4, generator=torch.Generator().manual_seed(0)).double():
+        for logits, bounds in ((linear(point) + shift, added), (linear(point).relu(), cut)):
+            assert (logits - logits.gather(1, labels[:, None]) <= bounds.worst_logits(labels) + 1e-12).all()
+
+
+def test_dividing_by_a_negative_number_turns_the_interval() -> None:
+    interval = Interval(torch.tensor([-1.0]), torch.tensor([2.0])) / -2
+    assert interval.lower == -1
+    assert interval.upper == 0.5
+    normalized = Normalize([0.5], [0.25])(Interval(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))
+    assert (normalized.lower.item(), normalized.upper.item()) == (-2, 2)
+
+
+@pytest.mark.parametrize("function", [torch.sin, F.log_softmax, torch.sort, torch.fft.fft])
+def test_functions_without_a_rule_are_refused_by_name(function: Any) -> None:
+    with pytest.raises(NoBoundError, match=f"no interval bound for {function.__name__}"):
+        function(Interval(torch.zeros(2, 2), torch.ones(2, 2)))
+
+
+def test_batch_statistics_are_refused() -> None:
+    with pytest.raises(TypeError, match="batch statistics: freeze it"):
+        interval_logits(ResNet18().train(), torch.rand(2, 3, 32, 32), 0.1)
+
+
+def test_dropout_in_train_mode_is_refused() -> None:
+    with pytest.raises(TypeError, match="dropout in train mode"):
+        nn.Dropout()(Interval(torch.zeros(2), torch.ones(2)))
+
+
+def test_a_network_that_leaves_torch_is_refused() -> None:
+    class Numpy(nn.Module):
+        def forward(self, images: Interval) -> Tensor:
+            return torch.zeros(len(images), 10)
+
+    with pytest.raises(TypeError, match="returned Tensor for an Interval"):
+        interval_logits(Numpy(), torch.rand(2, 1, 4, 4), 0.1)

@@ -1,0 +1,121 @@
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from rampart.attacks import APGD, PGD, Square
+from rampart.evaluation import Sign, Stage, WorstCaseSearch, in_memory, report_of, table_of, write_per_image
+from rampart.evaluation.report import contradictions, disagreements, interval
+from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, case
+
+
+def stage(attacked: int, standing: int) -> Stage:
+    return Stage("PGD-1", 0.1, attacked, standing, 0.0)
+
+
+def test_stages_that_only_lose_images_contradict_nothing() -> None:
+    assert contradictions(10, 9, [stage(9, 9), stage(9, 4), stage(4, 0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("clean", "stages", "message"),
+    [
+        (11, [], "11 of 10 images are answered rightly"),
+        (5, [stage(5, 6)], "6 images stand after PGD-1 at eps 0.1, and only 5 stood before"),
+        (9, [stage(9, 3), stage(3, 4)], "4 images stand after"),
+        (9, [stage(9, 3), stage(9, 3)], "met 9 images, and only 3 stood before"),
+    ],
+)
+def test_stages_that_contradict_one_another_are_named(clean: int, stages: list[Stage], message: str) -> None:
+    (problem,) = contradictions(10, clean, stages)
+    assert message in problem
+
+
+PGD_20, PGD_200, PGD_20X5 = (a.settings() for a in (PGD(steps=20), PGD(steps=200), PGD(steps=20, restarts=5)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(PGD_20, 0.1, 951)], "951 images stand under PGD at eps 0.1, 950 as they are"),
+        ([(PGD_20, 0.0, 949)], "949 images stand at eps 0, 950 as they are"),
+        ([(PGD_20, 0.1, 700), (PGD_20, 0.2, 900)], "900 images stand at eps 0.2, 700 at eps 0.1"),
+        ([(PGD_20, 0.1, 700), (PGD_200, 0.1, 900)], "900 images stand with 200 steps, 700 with 20"),
+        ([(PGD_20, 0.1, 700), (PGD_20X5, 0.1, 900)], "900 images stand with 5 restarts, 700 with 1"),
+        (
+            [(Square(queries=9).settings(), 0.1, 700), (Square(queries=90).settings(), 0.1, 900)],
+            "900 images stand with 90 queries, 700 with 9",
+        ),
+        (
+            [(APGD(targets=1).settings(), 0.1, 700), (APGD(targets=9).settings(), 0.1, 900)],
+            "900 images stand with 9 targets, 700 with 1",
+        ),
+    ],
+)
+def test_attacks_in_the_wrong_order_are_named(rows: Any, message: str) -> None:
+    assert disagreements(rows, clean=950) == [message]
+    assert disagreements(rows[::-1], clean=950) == [message]
+
+
+def test_attacks_in_the_right_order_and_what_chance_explains_are_not() -> None:
+    rows = [(PGD_20, 0.0, 950), (PGD_20, 0.1, 900), (PGD_200, 0.1, 903), (PGD_20X5, 0.1, 890), (PGD_20, 0.2, 500)]
+    assert disagreements(rows, clean=950) == []
+    assert disagreements([(PGD_200, 0.1, 500), (Square().settings(), 0.1, 900)], clean=950) == []
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 50), (50, 50), (1, 1), (8470, 10_000)])
+def test_the_interval_is_wilsons(count: int, total: int) -> None:
+    oracle = binomtest(count, total).proportion_ci(method="wilson")
+    assert interval(count, total) == pytest.approx((oracle.low, oracle.high), abs=1e-6)
+
+
+def test_the_report_holds_counts_identity_and_origin() -> None:
+    model, images, labels = case()
+    search = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3])
+    found = search.run()
+    report = json.loads(json.dumps(report_of(search, found, [Sign("softmax", "why", [3, 4])])))
+    assert report["images"] == 40
+    assert report["clean"]["count"] == 39
+    assert [(row["eps"], row["count"]) for row in report["robust"]] == [
+        (eps, int((found.eps > eps).sum())) for eps in (0.1, 0.3)
+    ]
+    low, high = report["robust"][1]["interval_95"]
+    assert low < report["robust"][1]["accuracy"] < high
+    distance = (images.flatten(1).mean(1) - 0.5).abs()
+    right = torch.cat([distance[:3], distance[4:]]).sort().values
+    assert report["median_fooling_eps"] == next(eps for eps in (0.1, 0.3) if eps > right[19])
+    assert report["search"]["attacks"][0]["steps"] == 1
+    assert len(report["search"]["weights"]) == 64
+    assert report["made_on"]["versions"]["torch"]
+    assert report["signs"] == [{"name": "softmax", "message": "why", "images": [3, 4]}]
+    table = table_of(report)
+    assert f"worst case at eps 0.3: {100 * report['robust'][1]['accuracy']:.2f}%" in table
+    assert "warning: softmax: why" in table
+
+
+def test_broken_numbers_are_refused() -> None:
+    model, images, labels = case()
+    search = WorstCaseSearch(model, in_memory(images, labels), [WEAK], [0.1])
+    found = search.run()
+    found.stages[0] = Stage("PGD-1", 0.1, 39, 40, 0.0)
+    with pytest.raises(ValueError, match="the evaluation is broken, no number is reported: 40 images stand after"):
+        report_of(search, found, [])
+
+
+def test_each_image_has_its_row(tmp_path: Path) -> None:
+    model, images, labels = case()
+    found = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3]).run()
+    write_per_image(tmp_path / "rows.csv", found, ["PGD-1", "PGD-10x2"], "Linf")
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert [int(row["index"]) for row in rows] == list(range(40))
+    for i, row in enumerate(rows):
+        assert int(row["label"]) == labels[i]
+        fooled = math.isfinite(found.eps[i])
+        assert (row["fooled_at_eps"] != "") == fooled
+        assert (row["fooled_by"] in ("PGD-1", "PGD-10x2")) == (fooled and i != 3)
+        assert (int(row["adv_prediction"]) != labels[i]) == fooled

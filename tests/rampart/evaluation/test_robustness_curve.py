@@ -1,0 +1,87 @@
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rampart.attacks import PGD, Attack, Eps
+from rampart.attacks.context import Model
+from rampart.evaluation import fooling_eps, provenance
+from rampart.kernels.precision import full_float32
+from tests.conftest import LinearModel
+
+
+class Counting(PGD):
+    """Records at which eps how many images were attacked."""
+
+    calls: list[tuple[Eps, int]] = []  # noqa: RUF012 (a record, reset by the test)
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor, eps: Eps, **settings: Any) -> Tensor:  # type: ignore[override]
+        self.calls.append((eps, int(settings["active"].sum())))
+        return super().__call__(model, images, labels, eps, **settings)
+
+
+def test_smallest_eps_is_exact_on_a_linear_model_and_survivors_alone_go_on() -> None:
+    # The score is the pixel sum minus 8; an image of pixels 0.5 + m falls once eps > m.
+    class Centred(LinearModel):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) - torch.tensor([8.0, 0.0])
+
+    margins = torch.tensor([-0.1, 0.05, 0.15, 0.25, 0.45])
+    images = (0.5 + margins).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    labels = torch.zeros(5, dtype=torch.long)
+    Counting.calls.clear()
+    attack: Attack = Counting(steps=1, relative_step_size=1.0, random_start=False)
+    smallest = fooling_eps(Centred(torch.ones(16)), images, labels, attack, [0.0, 0.1, 0.2, 0.3])
+    assert smallest.tolist() == [0.0, 0.1, 0.2, 0.3, torch.inf]
+    assert Counting.calls == [(0.0, 5), (0.1, 4), (0.2, 3), (0.3, 2)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_images_eps_does_not_depend_on_the_others(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), torch.rand(8, 1, 4, 4)
+    labels = model(images).argmax(1)
+    grid, attack = [0.0, 0.02, 0.04, 0.06, 0.08], PGD(steps=1, relative_step_size=0.1)
+
+    def smallest(labels: Tensor) -> Tensor:
+        draws = {eps: torch.Generator().manual_seed(index) for index, eps in enumerate(grid)}
+        return fooling_eps(model, images, labels, attack, grid, draws.__getitem__)
+
+    wrong = torch.arange(8) % 2 == 0  # these fall at eps 0
+    assert torch.equal(smallest(labels)[~wrong], smallest(torch.where(wrong, (labels + 1) % 3, labels))[~wrong])
+
+
+def test_logits_that_are_no_numbers_give_no_curve() -> None:
+    def model(images: Tensor) -> Tensor:
+        return torch.stack([1.9 - images.sum(1), torch.where(images.sum(1) > 2, torch.nan, 0)], 1)
+
+    images, labels = torch.full((2, 4), 0.45), torch.tensor([0, 0])
+    with pytest.raises(ValueError, match=r"logits under PGD-5 at eps 0\.3 are NaN"):
+        fooling_eps(model, images, labels, PGD(steps=5, random_start=True), [0.0, 0.3])
+
+
+def test_a_grid_must_rise() -> None:
+    with pytest.raises(ValueError, match="eps_grid must rise"):
+        fooling_eps(LinearModel(torch.ones(4)), torch.rand(1, 4), torch.tensor([0]), PGD(), [0.1, 0.1])
+
+
+def test_provenance_is_plain_data() -> None:
+    where = json.loads(json.dumps(provenance()))
+    assert where["versions"]["torch"] == torch.__version__.split("+", maxsplit=1)[0] or where["versions"]["torch"]
+    assert where["threads"] == torch.get_num_threads()
+    assert (where["precision"], where["world_size"], where["trainer_precision"]) == ("float32", 1, None)
+
+
+def test_provenance_records_the_arithmetic_as_it_is() -> None:
+    assert provenance()["tf32"]  # torch's default for convolutions
+    with full_float32("cpu"):
+        where = provenance("cuda:1", torch.float64, 4, "bf16-mixed")
+    told = [where[name] for name in ("device", "precision", "world_size", "trainer_precision", "tf32", "deterministic")]
+    assert told == ["cuda:1", "float64", 4, "bf16-mixed", False, False]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert provenance()["deterministic"]
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,74 @@
+from typing import Any
+
+import pytest
+import torch
+
+from rampart.kernels.precision import full_float32
+
+backends: Any = torch.backends
+
+
+def settings() -> list[Any]:
+    """Every setting, from both of torch's interfaces; None where it refuses to tell."""
+
+    def ask(question: Any) -> Any:
+        try:
+            return question()
+        except RuntimeError:
+            return None
+
+    kinds = [(a, b) for a in ("cuda", "mkldnn") for b in ("all", "matmul", "conv", "rnn")]
+    return [
+        *(torch._C._get_fp32_precision_getter(*kind) for kind in kinds),
+        ask(lambda: backends.cuda.matmul.allow_tf32),
+        ask(lambda: backends.cudnn.allow_tf32),
+        ask(torch.get_float32_matmul_precision),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Any:
+    before, legacy = settings(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(legacy)
+    backends.cudnn.allow_tf32 = True
+    backends.mkldnn.matmul.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
+    assert settings() == before
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(backends.cuda.matmul, "allow_tf32", True),
+        lambda: setattr(backends.cudnn, "allow_tf32", False),
+        lambda: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    ],
+)
+def test_products_are_full_inside_and_all_is_as_before_afterwards(prepare: Any) -> None:
+    prepare()
+    before = settings()
+    with full_float32("cpu"):
+        assert backends.cuda.matmul.fp32_precision == backends.cudnn.conv.fp32_precision == "ieee"
+        assert backends.cudnn.rnn.fp32_precision == backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert not backends.cuda.matmul.allow_tf32
+        assert not backends.cudnn.allow_tf32
+        with backends.cudnn.flags(enabled=False):
+            pass
+    assert settings() == before
+    with pytest.raises(KeyError), full_float32("cpu"):
+        raise KeyError
+    assert settings() == before
+
+
+def test_autocast_is_off_inside_and_back_afterwards() -> None:
+    linear = torch.nn.Linear(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        with full_float32("cpu"):
+            assert linear(torch.rand(2, 4)).dtype == torch.float32
+        assert linear(torch.rand(2, 4)).dtype == torch.bfloat16
+    with full_float32("cpu"), full_float32("cpu"):
+        pass

@@ -1,0 +1,150 @@
+"""Every network takes part in torch's function transforms, with the derivatives of an ordinary evaluation."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import hubconf
+from rampart.networks import MNISTCNN, ResNet18
+from rampart.networks.resnet import CHANNELS_LAST_FROM
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": MNISTCNN,
+    "gates": lambda: MNISTCNN(init="gates"),
+    "hub": lambda: hubconf.mnist_cnn("fast"),
+    "resnet": lambda: ResNet18(num_classes=3),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> Any:
+    return NETWORKS[request.param]().double().eval()
+
+
+@pytest.fixture
+def pictures(network: Any) -> Tensor:
+    return torch.rand(1 if isinstance(network, ResNet18) else 2, *network.image_shape, dtype=torch.float64)
+
+
+def jacobian_by_hand(network: Any, pictures: Tensor) -> Tensor:
+    """One backward pass for each logit, ``(classes, N, C, H, W)``: images do not depend on one another."""
+    leaf = pictures.clone().requires_grad_()
+    logits = network(leaf)
+    return torch.stack([torch.autograd.grad(logits[:, c].sum(), leaf, retain_graph=True)[0] for c in range(3)])
+
+
+def test_derivatives_of_the_images_are_those_of_the_backward_pass(network: Any, pictures: Tensor) -> None:
+    def logits_sum(images: Tensor) -> Tensor:
+        result: Tensor = network(images).sum(0)[:3]
+        return result
+
+    expected = jacobian_by_hand(network, pictures)
+    direction = torch.rand_like(pictures)
+    along = (expected * direction).sum((1, 2, 3, 4))
+    torch.testing.assert_close(jacrev(logits_sum)(pictures), expected)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(logits_sum, pictures, vectorize=True), expected)
+    torch.testing.assert_close(jvp(logits_sum, (pictures,), (direction,))[1], along)
+    torch.testing.assert_close(jacfwd(lambda s: logits_sum(pictures + s * direction))(torch.zeros(()).double()), along)
+    (pulled,) = vjp(logits_sum, pictures)[1](torch.tensor([1.0, 0, -1]).double())
+    torch.testing.assert_close(pulled, expected[0] - expected[2])
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(logits_sum(forward_ad.make_dual(pictures, direction)))
+        torch.testing.assert_close(dual.tangent, along)
+
+
+def test_vmap_computes_each_image_alone(network: Any, pictures: Tensor) -> None:
+    expected = network(pictures)
+    torch.testing.assert_close(vmap(lambda image: network(image[None])[0])(pictures), expected)
+
+
+def test_vmap_takes_batches_that_are_computed_in_channels_last() -> None:
+    network, images = ResNet18().eval(), torch.rand(2, 3, 32, 32)
+    many = images[:1].expand(CHANNELS_LAST_FROM, 3, 32, 32)
+    torch.testing.assert_close(vmap(network)(many[None])[0, :1], network(images)[:1], rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_of_the_weights_come_image_by_image(network: Any, pictures: Tensor) -> None:
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}
+    trained = [name for name, weight in network.named_parameters() if weight.requires_grad]
+
+    def loss(weights: dict[str, Tensor], image: Tensor) -> Tensor:
+        result: Tensor = functional_call(network, weights, (image[None],)).logsumexp(1).sum()
+        return result
+
+    each = vmap(grad(loss), (None, 0))(weights, pictures)
+    summed = torch.autograd.grad(network(pictures).logsumexp(1).sum(), [network.get_parameter(n) for n in trained])
+    for name, expected in zip(trained, summed, strict=True):
+        torch.testing.assert_close(each[name].sum(0), expected)
+
+
+def test_many_backward_passes_go_as_one(network: Any, pictures: Tensor) -> None:
+    leaf = pictures.clone().requires_grad_()
+    logits = network(leaf)
+    weights = [leaf, *(weight for weight in network.parameters() if weight.requires_grad)]
+    vectors = torch.rand(2, *logits.shape).double()
+    together = torch.autograd.grad(logits, weights, vectors, is_grads_batched=True, retain_graph=True)
+    mapped = vmap(lambda v: torch.autograd.grad(logits, weights, v, retain_graph=True))(vectors)
+    for number, vector in enumerate(vectors):
+        apart = torch.autograd.grad(logits, weights, vector, retain_graph=True)
+        for one, other, expected in zip(together, mapped, apart, strict=True):
+            torch.testing.assert_close(one[number], expected)
+            torch.testing.assert_close(other[number], expected)
+
+
+def test_second_derivatives_agree_in_both_modes(network: Any, pictures: Tensor) -> None:
+    direction = torch.rand_like(pictures)
+
+    def along(step: Tensor) -> Tensor:
+        result: Tensor = network(pictures + step * direction).pow(2).sum()
+        return result
+
+    zero = torch.zeros(()).double()
+    expected = torch.autograd.functional.hessian(along, zero)
+    torch.testing.assert_close(hessian(along)(zero), expected)
+    torch.testing.assert_close(jacfwd(grad(along))(zero), expected)
+    torch.testing.assert_close(torch.autograd.functional.hessian(along, zero, vectorize=True), expected)
+
+
+def test_copies_run_as_one_ensemble(network: Any, pictures: Tensor) -> None:
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    state = stack_module_state([network, other])
+    together = vmap(lambda weights, buffers: functional_call(network, (weights, buffers), (pictures,)))(*state)
+    torch.testing.assert_close(together, torch.stack([network(pictures), other(pictures)]))
+
+
+def test_recordings_hold_for_other_images(network: Any, pictures: Tensor) -> None:
+    others = torch.rand_like(pictures)
+    expected = network(others)
+    torch.testing.assert_close(make_fx(network)(pictures)(others), expected)
+    torch.testing.assert_close(torch.fx.symbolic_trace(network)(others), expected)
+    torch.testing.assert_close(torch.jit.trace(network, pictures)(others), expected)
+    with FlopCounterMode(display=False) as counter:
+        network(pictures)
+    assert counter.get_total_flops() > 1e6
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_gives_the_same_gradient(network: Any, pictures: Tensor, reentrant: bool) -> None:
+    expected = jacobian_by_hand(network, pictures)[0]
+    leaf = pictures.clone().requires_grad_()
+    checkpoint(network, leaf, use_reentrant=reentrant)[:, 0].sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("make", [MNISTCNN, lambda: MNISTCNN(init="gates")])
+def test_compiled_and_exported_networks_compute_the_same(make: Callable[[], nn.Module]) -> None:
+    network, images = make().eval(), torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(images), network(images))
+    torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), network(images))

@@ -1,0 +1,129 @@
+"""Combinations that can't work are refused before training, in one line."""
+
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from torch import Tensor, nn
+
+from lightning_modules import AdversarialClassifier
+from rampart.attacks import APGD, FAB, PGD, Attack, MixedPGD, Square
+from rampart.attacks.losses import cross_entropy
+from rampart.data.tensor_batches import TensorBatches
+from rampart.networks import MNISTCNN, Normalize, ResNet18
+from rampart.objectives import MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
+
+LEFTOVER = AdversarialTraining(leftover_gradient=True)
+
+
+def with_ranks(inplace: bool = False) -> nn.Module:
+    """A network with an operation that no interval goes through."""
+
+    class Ranks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(1).values
+
+    return nn.Sequential(Normalize([0.5], [0.5]), nn.Conv2d(1, 4, 5), nn.Sequential(nn.ReLU(inplace), Ranks()))
+
+
+REFUSED: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
+    "trades, apgd": (TRADES(), APGD(), MNISTCNN(), "goes on with fooled images, such as PGD, got APGD"),
+    "trades, targeted apgd": (TRADES(), APGD(targets=9), MNISTCNN(), "goes on with fooled images"),
+    "trades, square": (TRADES(), Square(), MNISTCNN(), "loss it can replace, such as PGD, got Square"),
+    "trades, fab": (TRADES(), FAB(), MNISTCNN(), "loss it can replace, such as PGD, got FAB"),
+    "trades, from the images": (TRADES(), PGD(random_start=False), MNISTCNN(), "no gradient at the images: set"),
+    "trades, mixed": (
+        TRADES(),
+        MixedPGD(attacks=(PGD(), PGD(steps=1, relative_step_size=1, random_start=False))),
+        MNISTCNN(),
+        "random start",
+    ),
+    "trades, stopped": (TRADES(), PGD(stop_when_fooled=True), MNISTCNN(), "set attack.stop_when_fooled to false"),
+    "mtl-ibp, l2": (MTLIBP(), PGD(norm="L2"), MNISTCNN(), "l-inf ball, got an attack with the norm L2"),
+    "mtl-ibp, batchnorm": (MTLIBP(), PGD(), ResNet18(), r"BatchNorm by batch statistics \(in layer bn1, BatchNorm2d\)"),
+    "mtl-ibp, no bound": (MTLIBP(), PGD(), with_ranks(), r"no interval bound for sort.*\(in layer 2.1, Ranks\)"),
+    "mtl-ibp, leftover": (MTLIBP(adversarial=LEFTOVER), PGD(restarts=2), MNISTCNN(), "leave attack.restarts out"),
+    "leftover, restarts": (LEFTOVER, PGD(restarts=2), MNISTCNN(), "leave attack.restarts out, got 2"),
+    "leftover, best": (LEFTOVER, PGD(iterate="best"), MNISTCNN(), "leave attack.iterate out, got best"),
+    "leftover, linear": (LEFTOVER, PGD(step_schedule="linear"), MNISTCNN(), "leave attack.step_schedule out"),
+    "leftover, stopped": (LEFTOVER, PGD(stop_when_fooled=True), MNISTCNN(), "leave attack.stop_when_fooled out"),
+    "leftover, blocks": (LEFTOVER, PGD(block_sides=(4, 1)), MNISTCNN(), r"leave attack.block_sides out, got \(4, 1\)"),
+    "leftover, margin": (LEFTOVER, PGD(loss="margin"), MNISTCNN(), "leave attack.loss out, got margin"),
+    "leftover, dlr": (LEFTOVER, PGD(loss="dlr"), MNISTCNN(), "cross-entropy for attack and training"),
+    "leftover, apgd": (LEFTOVER, APGD(), MNISTCNN(), "leftover_gradient needs a PGD.*got APGD"),
+    "leftover, mixed": (LEFTOVER, MixedPGD(attacks=(PGD(),)), MNISTCNN(), "leftover_gradient needs a PGD"),
+    "leftover, smoothed": (
+        AdversarialTraining(loss=nn.CrossEntropyLoss(label_smoothing=0.1), leftover_gradient=True),
+        PGD(),
+        MNISTCNN(),
+        "leave objective.loss out, got CrossEntropyLoss",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cant_work_is_refused_before_training_in_one_line(case: str) -> None:
+    objective, attack, network, message = REFUSED[case]
+    modes = [module.training for module in network.modules()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    random = torch.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match=message) as refusal:
+        objective.check(attack, network)
+    assert "\n" not in str(refusal.value)
+    assert modes == [module.training for module in network.modules()]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_what_works_passes() -> None:
+    network = MNISTCNN()
+    for attack in (PGD(), PGD(random_start=False, start_levels=(0.5, 0.5)), MixedPGD(attacks=(PGD(),))):
+        TRADES().check(attack, network)
+    LEFTOVER.check(PGD(random_start=False, block_sides=(1, 1), loss=cross_entropy), network)
+    AdversarialTraining(loss=nn.CrossEntropyLoss(), leftover_gradient=True).check(PGD(), network)
+    for any_attack in (FAB(), Square(), APGD(targets=3), PGD(norm="L2", steps=3)):
+        AdversarialTraining().check(any_attack, ResNet18())
+        MTLIBP(weight=0).check(any_attack, ResNet18())
+    for bounded in (network, MNISTCNN(init="gates"), ResNet18().eval(), nn.Sequential(nn.Flatten(), nn.Linear(784, 3))):
+        MTLIBP().check(PGD(), bounded)
+
+
+def test_a_network_whose_images_cant_be_guessed_is_left_to_the_first_batch() -> None:
+    MTLIBP().check(PGD(), nn.Sequential(nn.Unflatten(1, (5, 7)), nn.Conv1d(5, 2, 3), nn.Softmax(1)))
+    MTLIBP().check(PGD(), nn.Softmax(1))
+
+
+class Clean(Objective):
+    """As users write them: without a check."""
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *_: Any) -> ObjectiveOutput:
+        logits = network(images)
+        return ObjectiveOutput(nn.functional.cross_entropy(logits, labels), logits, {})
+
+
+def fit(objective: Objective, attack: Attack, callbacks: Any = (), **settings: Any) -> Trainer:
+    data = TensorBatches(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.arange(8), batch_size=2)
+    module = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0.1, attack, objective=objective)
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=list(callbacks), **settings,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    return trainer
+
+
+def test_fit_asks_the_objective_before_the_first_batch() -> None:
+    with pytest.raises(TypeError, match="loss it can replace"):
+        fit(TRADES(), Square())
+    assert fit(Clean(), Square()).global_step == 2
+
+
+def test_the_leftover_gradient_refuses_accumulation() -> None:
+    for how in ({"accumulate_grad_batches": 2}, {"callbacks": [GradientAccumulationScheduler({0: 1, 3: 4})]}):
+        for objective in (LEFTOVER, MTLIBP(adversarial=LEFTOVER)):
+            with pytest.raises(ValueError, match=r"set trainer.accumulate_grad_batches to 1, got [24]"):
+                fit(objective, PGD(steps=1), **how)
+    assert fit(AdversarialTraining(), PGD(steps=1), accumulate_grad_batches=2).global_step == 2
+    assert fit(LEFTOVER, PGD(steps=1)).global_step == 2

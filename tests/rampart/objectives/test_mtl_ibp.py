@@ -1,0 +1,106 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rampart.attacks import PGD
+from rampart.networks import MNISTCNN, ResNet18
+from rampart.objectives import MTLIBP, AdversarialTraining
+
+PGD_5 = PGD(steps=5, step_size=0.05)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def bound_by_hand(network: MNISTCNN, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """Layer by layer, as the method is usually written; with elision: the last layer's rows are subtracted first."""
+    lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
+    for layer in (network.conv1, network.conv2, network.fc1):
+        if layer is network.fc1:
+            lower, upper = lower.flatten(1), upper.flatten(1)
+        positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        apply = F.linear if isinstance(layer, nn.Linear) else F.conv2d
+        lower, upper = (
+            apply(lower, positive, layer.bias) + apply(upper, negative),
+            apply(upper, positive, layer.bias) + apply(lower, negative),
+        )
+        if layer is not network.fc1:
+            lower, upper = F.max_pool2d(lower, 2), F.max_pool2d(upper, 2)
+        lower, upper = F.relu(lower), F.relu(upper)
+    worst = []
+    for low, high, label in zip(lower, upper, labels, strict=True):
+        rows = network.fc2.weight - network.fc2.weight[label]
+        shift = network.fc2.bias - network.fc2.bias[label]
+        worst.append(rows.clamp(min=0) @ high + rows.clamp(max=0) @ low + shift)
+    return F.cross_entropy(torch.stack(worst), labels)
+
+
+def test_the_loss_is_the_mixture(images: Tensor, labels: Tensor) -> None:
+    network, images = MNISTCNN().double(), images.double()
+    adversarial = AdversarialTraining()(network, images, labels, PGD_5, 0.3, generator()).loss
+    bound = bound_by_hand(network, images, labels, 0.3)
+    output = MTLIBP(weight=0.1)(network, images, labels, PGD_5, 0.3, generator())
+    expected = 0.9 * adversarial + 0.1 * bound
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.parts["bound_loss"], bound)
+    for ours, theirs in zip(
+        torch.autograd.grad(output.loss, list(network.parameters())),
+        torch.autograd.grad(expected, list(network.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_bound_is_above_every_attack(images: Tensor, labels: Tensor) -> None:
+    output = MTLIBP()(MNISTCNN(), images, labels, PGD(steps=20), 0.2)
+    assert output.parts["bound_loss"] > output.parts["adv_loss"]
+
+
+def test_at_eps_0_both_parts_are_the_clean_loss(images: Tensor, labels: Tensor) -> None:
+    network = MNISTCNN()
+    output = MTLIBP(weight=0.5)(network, images, labels, PGD_5, 0)
+    torch.testing.assert_close(output.loss, F.cross_entropy(network(images), labels))
+
+
+def test_bound_and_attack_see_one_network_where_batchnorm_and_dropout_are_frozen() -> None:
+    network, images, labels = nn.Sequential(nn.Dropout2d(), ResNet18()), torch.rand(2, 3, 32, 32), torch.arange(2)
+    network(images)  # moves the statistics off their start
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
+            module.eval()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    objective = MTLIBP(weight=0.5)
+    objective.check(PGD_5, network)
+    parts = objective(network, images, labels, PGD(steps=1), 0).parts
+    torch.testing.assert_close(parts["bound_loss"], parts["adv_loss"], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    network[0].train()
+    with pytest.raises(TypeError, match=r"dropout in train mode.*\(in layer 0, Dropout2d\)"):
+        objective(network, images, labels, PGD(steps=1), 0)
+    with pytest.raises(TypeError, match=r"dropout in train mode.*\(in layer 0, Dropout2d\)"):
+        objective.check(PGD_5, network)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_outside_0_to_1_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got"):
+        MTLIBP(weight=weight)
+
+
+def test_another_norm_is_refused(images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="l-inf ball, got an attack with the norm L2"):
+        MTLIBP()(MNISTCNN(), images, labels, PGD(norm="L2"), 0.3)
+
+
+def test_weight_0_is_plain_adversarial_training(images: Tensor, labels: Tensor) -> None:
+    network = MNISTCNN()
+    plain = AdversarialTraining()(network, images, labels, PGD_5, 0.3, generator())
+    torch.testing.assert_close(MTLIBP(weight=0)(network, images, labels, PGD_5, 0.3, generator()).loss, plain.loss)
+
+
+def test_a_network_without_a_bound_is_refused(images: Tensor, labels: Tensor) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(784, 10))
+    with pytest.raises(TypeError, match=r"no interval bound for softmax: it ties.*\(in layer 1, Softmax\)"):
+        MTLIBP()(network, images, labels, PGD_5, 0.3)
