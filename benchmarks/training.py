@@ -26,12 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from timing import Times
 
-from callbacks import EpsilonRampCallback, Phase, RampartProgressBar
+from callbacks import EpsilonRampCallback, RampartProgressBar
 from datamodules import DigitsDataModule
 from lightning_modules import MNISTClassifier
 from rampart.attacks import PGD
 from rampart.evaluation import provenance
 from rampart.networks import MNISTCNN
+from rampart.schedules import Phase
 
 BATCH_SIZE = 128
 

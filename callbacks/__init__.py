@@ -1,7 +1,7 @@
 """Callbacks: the epsilon ramp, and what looks at a run."""
 
 from callbacks.adversarial_images import AdversarialImagesCallback
-from callbacks.epsilon_ramp import EpsilonRampCallback, Phase
+from callbacks.epsilon_ramp import EpsilonRampCallback
 from callbacks.monitor_check import MonitorCheckCallback
 from callbacks.prediction_writer import PredictionWriterCallback
 from callbacks.progress_bar import RampartProgressBar
@@ -13,7 +13,6 @@ __all__ = [
     "AdversarialImagesCallback",
     "EpsilonRampCallback",
     "MonitorCheckCallback",
-    "Phase",
     "PredictionWriterCallback",
     "RampartProgressBar",
     "ResultsTableCallback",

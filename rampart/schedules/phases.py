@@ -1,0 +1,113 @@
+"""Phases of a run, and the eps of each optimizer step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rampart.attacks.eps import Eps, exact, parse_eps, parse_number
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training and its eps.
+
+    The first update of a phase has ``start_eps`` and its last has ``end_eps``, whether eps changes by step or
+    by epoch; with ``interval: epoch`` all updates of an epoch share one eps.
+
+    Attributes:
+        end_eps: Radius at the end, pixel scale, such as ``0.4`` or ``"8/255"``.
+        start_eps: Radius at the start; like the end if None.
+        epochs: Length in epochs. Give this or ``train_steps``.
+        train_steps: Length in optimizer steps.
+        shape: How eps goes from start to end; ``"constant"`` needs both to be the same.
+        interval: Whether eps changes with every optimizer step or every epoch.
+        steps: The training attack's number of steps during this phase; the attack's own if None.
+        step_size: The training attack's step size during this phase; the attack's own if None.
+
+    Raises:
+        ValueError: If a value is out of range or the fields contradict each other.
+    """
+
+    end_eps: Eps
+    start_eps: Eps | None = None
+    epochs: int | None = None
+    train_steps: int | None = None
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    interval: Literal["step", "epoch"] = "step"
+    steps: int | Literal["paper"] | None = None
+    step_size: Eps | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.train_steps is None):
+            raise ValueError(f"a phase needs either epochs or train_steps, got {self}")
+        if self.length < 1:
+            unit = "epochs" if self.train_steps is None else "train_steps"
+            raise ValueError(f"a phase's {unit} must be at least 1, got {self.length}")
+        if self.interval == "epoch" and self.epochs is None:
+            raise ValueError("interval: epoch needs a length in epochs, got train_steps")
+        for name, allowed in (("shape", ("constant", "linear", "cosine")), ("interval", ("step", "epoch"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        start, end = self._ends()
+        if self.shape == "constant" and start != end:
+            raise ValueError(f"shape: constant needs start_eps equal to end_eps, got {start} and {end}")
+        if self.step_size is not None and parse_number(self.step_size, "step_size") <= 0:
+            raise ValueError(f"step_size must be above 0, got {self.step_size}")
+
+    @property
+    def length(self) -> int:
+        """Length in the unit it was given in."""
+        length = self.train_steps if self.epochs is None else self.epochs
+        assert length is not None
+        return length
+
+    @property
+    def needs_steps_per_epoch(self) -> bool:
+        """True if eps depends on how many optimizer steps an epoch has."""
+        start, end = self._ends()
+        return self.epochs is not None and self.interval == "step" and start != end
+
+    def eps_at(self, update: int, updates: int) -> float:
+        """Radius at one of the phase's updates.
+
+        Args:
+            update: Zero-based; beyond the last it counts as the last.
+            updates: How many there are: epochs or optimizer steps, as ``interval`` says.
+        """
+        start, end = self._ends()
+        if updates <= 1 or update >= updates - 1:
+            return end
+        if self.shape == "cosine":
+            return start + (end - start) * (1 - math.cos(math.pi * update / (updates - 1))) / 2
+        # In fractions, so that 0.01 x (epoch + 1) is 0.07 and 0.35, not 0.07000000000000001.
+        return float(exact(start) + (exact(end) - exact(start)) * update / (updates - 1))
+
+    def _ends(self) -> tuple[float, float]:
+        # The upper bound depends on the norm, which the module knows: see EpsilonRampCallback.setup.
+        end = parse_eps(self.end_eps, "L2", "end_eps")
+        return end if self.start_eps is None else parse_eps(self.start_eps, "L2", "start_eps"), end
+
+
+def eps_schedule(
+    phases: Sequence[Phase], epoch: int, step_in_epoch: int, steps_per_epoch: int, global_step: int
+) -> tuple[Phase, float]:
+    """The phase and the eps that rule an update: a pure function of progress.
+
+    Args:
+        phases: As for :class:`EpsilonRampCallback`.
+        epoch: Zero-based.
+        step_in_epoch: Zero-based optimizer step within the epoch.
+        steps_per_epoch: Optimizer steps of an epoch.
+        global_step: Zero-based optimizer step within the run; what counts for phases in ``train_steps``.
+    """
+    progress = global_step if phases[0].epochs is None else epoch
+    for phase in phases[:-1]:
+        if progress < phase.length:
+            break
+        progress -= phase.length
+    else:
+        phase = phases[-1]
+    if phase.epochs is None or phase.interval == "epoch":
+        return phase, phase.eps_at(progress, phase.length)
+    return phase, phase.eps_at(progress * steps_per_epoch + step_in_epoch, phase.epochs * steps_per_epoch)
