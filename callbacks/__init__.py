@@ -1,4 +1,4 @@
-"""Callbacks: the epsilon ramp, and what looks at a run."""
+"""Callbacks: epsilon ramp, checkpoints, figures, result tables, predictions, progress bar."""
 
 from callbacks.adversarial_images import AdversarialImagesCallback
 from callbacks.epsilon_ramp import EpsilonRampCallback

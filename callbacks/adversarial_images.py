@@ -1,4 +1,4 @@
-"""Pictures of the attack during training."""
+"""Figures of adversarial images during training."""
 
 from typing import Any
 
@@ -6,8 +6,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.outputs import save_figure
-from callbacks.pictures import warn_if_not_drawn
+from callbacks.outputs import save_figure, warn_if_not_drawn
 from rampart.attacks.context import attack_context
 from rampart.attacks.logits import logits_of
 from rampart.attacks.random import generator_for
@@ -17,15 +16,14 @@ from rampart.kernels.precision import full_float32
 
 
 class AdversarialImagesCallback(Callback):
-    """Log clean images, their adversarial twins and the differences, to TensorBoard and as PNG files.
+    """Log clean images, adversarial images and their differences to TensorBoard and as PNG files.
 
-    The images are the first of the validation set, or of the first training batch where there is none; the
-    attack is validation's, at the target eps. Images of other than one or three channels, as feature vectors, are not
-    drawn, and a picture that fails is a warning.
+    Shows the first validation images, or the first training batch if there is no validation set, under the validation
+    attack at the target eps. Only images with one or three channels are drawn. An error in drawing becomes a warning.
 
     Args:
-        num_images: Columns of the figure; 0 turns it off.
-        every_n_epochs: How often; the end of training is always drawn.
+        num_images: Number of images, one per column; 0 turns the figure off.
+        every_n_epochs: Draw a figure every this many epochs, and one at the end of training.
     """
 
     def __init__(self, num_images: int = 8, every_n_epochs: int = 5) -> None:
@@ -38,7 +36,7 @@ class AdversarialImagesCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self._examples: tuple[Tensor, Tensor] | None = None
         self._drawn_at = -1
-        self._told = False
+        self._said_so = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the images of an earlier run."""
@@ -48,22 +46,22 @@ class AdversarialImagesCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Take the first validation images."""
+        """Keep the first validation images."""
         if trainer.state.fn == "fit" and batch_idx == 0:
             self._take(batch, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take training images where there is no validation set."""
+        """Keep the first training images if there is no validation set."""
         if self._examples is None:
             self._take(batch, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the epochs that are due."""
+        """Draw a figure every ``every_n_epochs`` epochs."""
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._draw(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the end, wherever it came."""
+        """Draw the last figure, also if training ended within an epoch."""
         if trainer.global_step != self._drawn_at:
             self._draw(trainer, pl_module, trainer.current_epoch)
 
@@ -79,11 +77,13 @@ class AdversarialImagesCallback(Callback):
         module: Any = pl_module
         images, labels = self._examples
         if not can_be_drawn(images):
-            if not self._told:
-                print(f"No pictures of the attack: images of shape {tuple(images.shape[1:])} have not 1 or 3 channels.")
-            self._told = True
+            if not self._said_so:
+                print(
+                    f"Adversarial images are not drawn: shape {tuple(images.shape[1:])} does not have 1 or 3 channels."
+                )
+            self._said_so = True
             return
-        with warn_if_not_drawn("the pictures of the attack"), full_float32(images.device.type):
+        with warn_if_not_drawn("the adversarial images"), full_float32(images.device.type):
             generator = generator_for(images.device, "adversarial images")
             network = module.judged_network
             adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)

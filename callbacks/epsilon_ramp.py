@@ -1,4 +1,4 @@
-"""The extended schedule: where training starts from, and at which eps each batch is attacked."""
+"""The epsilon ramp: the weights that training starts from, and the eps of each training batch."""
 
 import math
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from rampart.schedules import Phase, eps_schedule
 
 
 class EpsilonRampCallback(Callback):
-    """Set the training eps before each batch, and the weights before the first.
+    """Set eps before each training batch, and load initial weights before the first.
 
-    Extended adversarial training and IAT (Shaeiri et al. 2020, sections 3.1 and 3.2) as data: a list of phases
-    whose lengths sum to the run's. The eps is a function of the training's progress alone, so a resumed run
-    repeats the uninterrupted one. Validation is not touched: it attacks at the module's target eps throughout. After
-    the run, however it ends, the module's eps and attack are again what they were before it.
+    Describes extended adversarial training and IAT (Shaeiri et al. 2020, sections 3.1 and 3.2) by a list of phases
+    whose lengths add up to the run's length. Eps depends on the training progress alone, so a resumed run repeats the
+    uninterrupted one. Validation always attacks at the module's target eps. When the run ends, also by an error, the
+    callback restores the module's eps and attack.
 
     Args:
-        phases: In order, all with lengths in epochs or all in optimizer steps; None leaves the module's eps.
-        init_from: Weights to start a new run from: a Lightning checkpoint, a plain state_dict or
-            safetensors. Only the weights are taken: optimizer and progress start afresh. A run that is resumed
-            from a checkpoint keeps that checkpoint's weights.
+        phases: Phases in order, with lengths all in epochs or all in optimizer steps; None keeps the module's eps.
+        init_from: File of weights to start a new run from: a Lightning checkpoint, a plain state_dict or
+            safetensors. Only weights are loaded: optimizer and progress start from scratch. A run that resumes a
+            checkpoint keeps that checkpoint's weights.
 
     Raises:
         ValueError: If the list of phases is empty or mixes epochs and optimizer steps.
@@ -42,7 +42,7 @@ class EpsilonRampCallback(Callback):
         self._before: tuple[Any, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the schedule against the run.
+        """Check that the phases fit the module and the run.
 
         Raises:
             TypeError: If the module lacks ``eps``, ``attack`` or ``network``, or its attack the fields to set.
@@ -65,12 +65,12 @@ class EpsilonRampCallback(Callback):
             FileNotFoundError: If ``init_from`` names no file.
             ValueError: If the file can't be read safely or its weights do not fit.
         """
-        # Not in setup: only now does the trainer say whether it resumes. One that has trained before trains on.
+        # Not in setup: the trainer knows only now if it resumes. A second fit of one trainer keeps its weights.
         if self.init_from is not None and trainer.ckpt_path is None and trainer.global_step == 0:
             rank_zero_info(load_weights(pl_module.network, self.init_from))  # type: ignore[arg-type]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set ``pl_module.eps`` and, where a phase has its own attack settings, ``pl_module.attack``."""
+        """Set ``pl_module.eps``, and ``pl_module.attack`` if the phase has its own attack settings."""
         if not self.phases:
             return
         accumulate = trainer.accumulate_grad_batches
@@ -81,23 +81,23 @@ class EpsilonRampCallback(Callback):
             steps_per_epoch=_steps_per_epoch(trainer),
             global_step=trainer.global_step,
         )
-        pl_module.eps, pl_module.attack = eps, self._attack_of(phase)  # type: ignore[assignment]
+        pl_module.eps, pl_module.attack = eps, self._phase_attack(phase)  # type: ignore[assignment]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module its own eps and attack back."""
+        """Restore the module's eps and attack."""
         if stage == "fit":
-            self._give_back(pl_module)
+            self._restore(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its own eps and attack back."""
-        self._give_back(pl_module)
+        """Restore the module's eps and attack."""
+        self._restore(pl_module)
 
-    def _give_back(self, pl_module: LightningModule) -> None:
+    def _restore(self, pl_module: LightningModule) -> None:
         if self._before is not None:
             pl_module.eps, pl_module.attack = self._before
             self._before = None
 
-    def _attack_of(self, phase: Phase) -> Any:
+    def _phase_attack(self, phase: Phase) -> Any:
         if phase.steps is None and phase.step_size is None:
             return self._attack
         try:
@@ -113,7 +113,7 @@ class EpsilonRampCallback(Callback):
         for phase in phases:
             parse_eps(phase.end_eps, norm, "end_eps")
             parse_eps(phase.end_eps if phase.start_eps is None else phase.start_eps, norm, "start_eps")
-            attack = self._attack_of(phase)
+            attack = self._phase_attack(phase)
             if objective is not None:
                 objective.check(attack, pl_module.network)
         in_epochs = phases[0].epochs is not None
@@ -122,17 +122,17 @@ class EpsilonRampCallback(Callback):
                 f"ramp.phases in epochs need a run in epochs, got trainer.max_steps {trainer.max_steps}: leave it out, "
                 "or give the phases' lengths as train_steps"
             )
-        # How many steps an epoch has is not to be asked for yet: it would set up the loaders before their state is
-        # restored. See on_train_start.
+        # The number of steps per epoch is checked in on_train_start: asking for it here would set up the loaders before
+        # their state is restored.
         if in_epochs or trainer.max_steps != -1:
             self._check_length(trainer, phases, trainer.max_epochs if in_epochs else trainer.max_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check what depends on the length of an epoch.
+        """Check the phases against the number of optimizer steps per epoch.
 
         Raises:
-            ValueError: If phases in optimizer steps don't cover a run whose length was given in epochs, or an eps is to
-                change with every step of epochs whose length the data loader does not tell.
+            ValueError: If phases in optimizer steps don't add up to a run whose length is given in epochs, or eps
+                changes with every step and the data loader has no length.
         """
         phases = self.phases or ()
         if phases and phases[0].epochs is None and trainer.max_steps == -1:
@@ -154,12 +154,12 @@ class EpsilonRampCallback(Callback):
             known = run is not None and 0 <= run < math.inf
             raise ValueError(
                 f"ramp.phases must cover the run: they last {lengths} {unit}, the run "
-                f"{f'lasts {run}' if known else 'has no end that is known before'}; "
+                f"{f'lasts {run}' if known else 'has no known end'}; "
                 f"change the phases or set trainer.{option} to {total}"
             )
 
 
 def _steps_per_epoch(trainer: Trainer) -> int:
-    """Optimizer steps of an epoch; 0 if its length is unknown, where no phase needs it."""
+    """Return the number of optimizer steps per epoch; 0 if it is unknown, which the phases then don't need."""
     batches = trainer.num_training_batches
     return 0 if batches == math.inf else math.ceil(batches / trainer.accumulate_grad_batches)

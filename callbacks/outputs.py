@@ -1,17 +1,23 @@
-"""Outputs of callbacks: files in the run's own folder, and TensorBoard where it is a logger."""
+"""Output paths and figure logging for callbacks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return the run's folder, made if need be; unlike ``trainer.log_dir`` it may be asked for by one rank alone."""
+    """Return the run's folder, and create it if needed.
+
+    Unlike ``trainer.log_dir`` it involves no communication, so a single rank may call it.
+    """
     logger = trainer.logger
     default = logger.log_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir
     folder = Path(getattr(trainer, "run_folder", None) or default)
@@ -20,7 +26,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def new_file(folder: Path, stem: str, suffix: str) -> Path:
-    """A path in the folder that no file has yet: ``stem.suffix``, then ``stem-1.suffix`` and so on."""
+    """Return a path in the folder that does not exist yet: ``stem.suffix``, then ``stem-1.suffix`` and so on."""
     path, number = folder / f"{stem}{suffix}", 0
     while path.exists():
         number += 1
@@ -29,7 +35,7 @@ def new_file(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def save_figure(trainer: Trainer, tag: str, figure: "Figure", name: str | None = None) -> Path:
-    """Write a figure as PNG, and to TensorBoard under ``tag``."""
+    """Write a figure as PNG, log it to TensorBoard under ``tag``, and return the PNG's path."""
     path = new_file(run_folder(trainer), name or tag, ".png")
     figure.savefig(path, dpi=120)
     for logger in trainer.loggers:
@@ -37,3 +43,17 @@ def save_figure(trainer: Trainer, tag: str, figure: "Figure", name: str | None =
             logger.experiment.add_figure(tag, figure, global_step=trainer.global_step)
             logger.experiment.flush()
     return path
+
+
+@contextmanager
+def warn_if_not_drawn(figure: str) -> Iterator[None]:
+    """Turn any error in drawing a figure into one line of warning, since a figure must not end a run.
+
+    Args:
+        figure: Name of the figure for the warning.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        rank_zero_warn(f"{figure} could not be drawn, the run continues: {type(error).__name__}: {reason}")

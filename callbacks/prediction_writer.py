@@ -15,15 +15,15 @@ COLUMNS = ("index", "label", "clean_prediction", "clean_confidence", "adv_predic
 
 
 class PredictionWriterCallback(Callback):
-    """Write what ``predict`` found to ``predictions.csv``: one row per image, in the data's order.
+    """Write predictions to ``predictions.csv``: one row per image, in the order of the data set.
 
-    The index is the image's place in its set: the batch's own, or the one that its loader's sampler chose. It is empty
-    where several processes read from a loader that does not tell. The label is empty where unknown; a confidence is
-    the predicted class's probability.
+    The index is the image's zero-based position in its data set, from the batch or from the loader's sampler. It is
+    empty if several processes read from a loader whose sampler does not tell. The label is empty if unknown. A
+    confidence is the probability of the predicted class.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start empty."""
+        """Clear the rows."""
         self._rows: list[list[Any]] = []
         self._sampled = False
 
@@ -40,7 +40,7 @@ class PredictionWriterCallback(Callback):
         values: dict[str, Any] = {name: tensor.tolist() for name, tensor in outputs.items()}
         count = len(values["clean_prediction"])
         if "index" not in values:
-            values["index"] = self._places(trainer, batch_idx, count)
+            values["index"] = self._positions(trainer, batch_idx, count)
         for i in range(count):
             row = [values[name][i] if name in values else "" for name in COLUMNS]
             self._rows.append([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row])
@@ -61,7 +61,7 @@ class PredictionWriterCallback(Callback):
                 "predictions.csv has no index: its loader has no length or no sampler that tells which process has "
                 "which image, so rows may be repeated; use --trainer.devices 1 or a batch (images, labels, index)"
             )
-        if self._sampled:  # A sampler that makes all processes' shares equal repeats images.
+        if self._sampled:  # A sampler that gives every process the same number of images repeats some.
             rows = list({row[0]: row for row in reversed(rows)}.values())[::-1]
         path = new_file(run_folder(trainer), "predictions", ".csv")
         with path.open("w", newline="") as file:
@@ -70,13 +70,13 @@ class PredictionWriterCallback(Callback):
             writer.writerows(rows)
         print(f"\nPredictions: {path}")
 
-    def _places(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:
-        """Places of a batch's images in their set, as Lightning has noted them; else counted, in one process."""
+    def _positions(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:
+        """Return the positions of a batch's images in their set: as Lightning noted them, or counted in one process."""
         loader: Any = trainer.predict_dataloaders
         if isinstance(loader, (list, tuple, dict)):
             (loader,) = loader.values() if isinstance(loader, dict) else loader
         noted = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", [])
         if batch_idx < len(noted) and len(noted[batch_idx]) == count:
             self._sampled = True
-            return [int(place) for place in noted[batch_idx]]
+            return [int(position) for position in noted[batch_idx]]
         return range(len(self._rows), len(self._rows) + count) if trainer.world_size == 1 else [""] * count

@@ -19,12 +19,12 @@ LINE = "{desc} {percentage:3.0f}% {elapsed}<{remaining}{postfix}"
 
 
 class RampartProgressBar(TQDMProgressBar):
-    """Shows epoch, time left of the whole run, clean and robust accuracy, eps and loss in 80 columns.
+    """Show epoch, remaining time of the run, clean and robust accuracy, eps and loss in 80 columns.
 
-    A test's bar counts passes through the network, so that it moves within a batch of a long attack.
+    The bar of a test counts forward passes of the network, so that it moves during a long attack on one batch.
 
     Args:
-        refresh_rate: Batches from one update to the next; each waits for the device.
+        refresh_rate: Number of batches between two updates of the bar; each update waits for the device.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
@@ -32,13 +32,13 @@ class RampartProgressBar(TQDMProgressBar):
         self._counter: Any = None
 
     def init_train_tqdm(self) -> Tqdm:
-        """Make the bar of the whole run."""
+        """Create the bar of the whole run."""
         bar = super().init_train_tqdm()
         bar.bar_format = LINE
         return bar
 
     def init_test_tqdm(self) -> Tqdm:
-        """Make the bar of the whole test."""
+        """Create the bar of the whole test."""
         bar = super().init_test_tqdm()
         bar.bar_format = LINE
         return bar
@@ -50,7 +50,7 @@ class RampartProgressBar(TQDMProgressBar):
         self._started = False
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Name the epoch, counted from 1."""
+        """Show the epoch, counted from 1."""
         of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         bar, batches = self.train_progress_bar, trainer.num_training_batches
         if not self._started and math.isfinite(batches):
@@ -60,7 +60,7 @@ class RampartProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show the run's progress; what an earlier part of a resumed run did is not counted as this one's speed."""
+        """Show the progress of the run; batches before a resume don't count for the speed."""
         bar, batches = self.train_progress_bar, trainer.num_training_batches
         done = batch_idx + 1 + (trainer.current_epoch * int(batches) if math.isfinite(batches) else 0)
         if not self._started:
@@ -70,7 +70,7 @@ class RampartProgressBar(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting passes through the network, by its last layer."""
+        """Start counting forward passes, by a hook on the network's last layer."""
         super().on_test_start(trainer, pl_module)
         module: Any = pl_module
         self._passes = 0
@@ -84,10 +84,10 @@ class RampartProgressBar(TQDMProgressBar):
         self._per_batch = 0
 
     def on_test_batch_start(self, *_: Any, **__: Any) -> None:
-        """Leave the bar, which is that of all batches."""
+        """Keep Lightning from resetting the bar for each loader: one bar counts all batches."""
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Correct the expected number of passes by those that were made."""
+        """Correct the expected number of forward passes by those counted so far."""
         self._per_batch += 1
         bar, batches = self.test_progress_bar, sum(trainer.num_test_batches)
         bar.n = self._passes or self._per_batch
@@ -104,7 +104,7 @@ class RampartProgressBar(TQDMProgressBar):
         self._stop_counting()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Name and order what the bar shows; without validation the training's accuracy."""
+        """Return short names and values for the bar; without validation it shows the training accuracy."""
         metrics = super().get_metrics(trainer, pl_module)
         shown: dict[str, Any] = {}
         for name, (short, form) in SHORT_NAMES.items():
@@ -130,7 +130,7 @@ class RampartProgressBar(TQDMProgressBar):
 
 
 def batches_of_run(trainer: Trainer) -> int | None:
-    """Return how many training batches a run has from its first epoch to its last; None if there is no end."""
+    """Return the number of training batches of the whole run; None if it has no known end."""
     limits = []
     if trainer.max_steps != -1:
         limits.append(trainer.max_steps * trainer.accumulate_grad_batches)

@@ -1,4 +1,4 @@
-"""The results of a test or validation, as a table and as a file."""
+"""Results of a test or validation, as a table and as a JSON file."""
 
 import json
 import time
@@ -14,10 +14,10 @@ from rampart.kernels.precision import full_float32
 
 
 class ResultsTableCallback(Callback):
-    """Print accuracies at the end of a test or validation and write them, with their origin, to a JSON file.
+    """Print accuracies after a test or validation, and write them with their provenance to a JSON file.
 
     Attributes:
-        weights: Where the network's weights come from, if not from the checkpoint that the trainer restored.
+        weights: File of the network's weights, if not the checkpoint that the trainer restored.
     """
 
     weights: str | None = None
@@ -26,31 +26,31 @@ class ResultsTableCallback(Callback):
     _fit_seconds: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long the training has taken so far, earlier parts of a resumed run included."""
+        """Return the training time so far in seconds, including the earlier parts of a resumed run."""
         return {"fit_seconds": self._seconds_of_fit()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the time of the training that made the checkpoint; a checkpoint of this run's own tells nothing new."""
+        """Add the training time of the resumed run; ignored once this run is training."""
         seconds = state_dict.get("fit_seconds")
         if self._fit_start is None and isinstance(seconds, float):
             self._earlier_seconds = seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the training's clock."""
+        """Start the training clock."""
         self._fit_seconds = None
         self._fit_start = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the training's clock."""
+        """Stop the training clock."""
         self._fit_seconds = self._seconds_of_fit()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Reset the metrics and start the clock."""
         module: Any = pl_module
         self._begin(module.test_clean_acc, *module.test_robust_acc)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the accuracies of all ranks; not from the trainer's metrics, which a barebones run has not."""
+        """Compute the accuracies over all ranks, from the metrics: a barebones trainer logs nothing."""
         module: Any = pl_module
         self._finish(module.test_clean_acc, *module.test_robust_acc)
 
@@ -58,7 +58,7 @@ class ResultsTableCallback(Callback):
         """Print the table and write ``test.json``.
 
         Raises:
-            ValueError: If a stronger attack leaves more robust images: then the evaluation is broken.
+            ValueError: If a stronger attack leaves more images robust: the evaluation is broken then.
         """
         module: Any = pl_module
         if trainer.is_global_zero:
@@ -66,19 +66,19 @@ class ResultsTableCallback(Callback):
             self._report(trainer, pl_module, "test", module.test_attacks, images)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Reset the metrics and start the clock."""
         module: Any = pl_module
         if trainer.state.fn == "validate":
             self._begin(module.val_clean_acc, module.val_robust_acc)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the accuracies of all ranks."""
+        """Compute the accuracies over all ranks."""
         module: Any = pl_module
         if trainer.state.fn == "validate":
             self._finish(module.val_clean_acc, module.val_robust_acc)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and write ``validate.json``, unless the validation is one of many in a training."""
+        """Print the table and write ``validate.json``, but not for a validation during training."""
         module: Any = pl_module
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             images = _number_of_images(trainer.val_dataloaders, trainer.limit_val_batches)
@@ -107,7 +107,7 @@ class ResultsTableCallback(Callback):
             settings = named.attack.settings()
             rows.append({"name": named.name, "eps": named.eps, "accuracy": accuracy, "attack": settings})
         if images is not None:
-            _refuse_what_cannot_be(attacks, rows, images)
+            _check_consistency(attacks, rows, images)
         judged: Any = module
         with full_float32(judged.device.type):
             origin = provenance(judged.device, judged.image_dtype, trainer.world_size, str(trainer.precision))
@@ -129,7 +129,7 @@ class ResultsTableCallback(Callback):
 
 
 def format_table(rows: list[tuple[str, float]], images: int | None, kind: str = "test") -> str:
-    """Lay out accuracies in [0, 1] as percentages, under a title that says on how many images."""
+    """Return a table of accuracies in [0, 1] as percentages, with the number of images in its title."""
     width = max(len("attack"), *(len(name) for name, _ in rows))
     number = f", {images:,} {kind} images" if images else ""
     lines = [f"{'attack':<{width}}  accuracy (%){number}", "-" * (width + 14)]
@@ -137,7 +137,7 @@ def format_table(rows: list[tuple[str, float]], images: int | None, kind: str = 
     return "\n" + "\n".join(lines)
 
 
-def _refuse_what_cannot_be(attacks: list[NamedAttack], rows: list[dict[str, Any]], images: int) -> None:
+def _check_consistency(attacks: list[NamedAttack], rows: list[dict[str, Any]], images: int) -> None:
     robust_counts = [round(row["accuracy"] * images) for row in rows]
     results = [
         (named.attack.settings(), parse_eps(named.eps, named.attack.norm), count)

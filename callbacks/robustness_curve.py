@@ -1,4 +1,4 @@
-"""Robust accuracy over eps, drawn at the end of a test."""
+"""Robustness curve: robust accuracy over eps, at the end of a test."""
 
 import csv
 import math
@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.outputs import new_file, run_folder, save_figure
-from callbacks.pictures import warn_if_not_drawn
+from callbacks.outputs import new_file, run_folder, save_figure, warn_if_not_drawn
 from rampart.attacks import PGD, Attack, Eps, parse_eps
 from rampart.attacks.random import generator_for
 from rampart.data.batch import Batch, read_batch
@@ -18,15 +17,16 @@ from rampart.kernels.precision import full_float32
 
 
 class RobustnessCurveCallback(Callback):
-    """Draw the accuracy under attack over a grid of eps, as a figure, a CSV file and for TensorBoard.
+    """Write robust accuracy over a grid of eps as a figure and a CSV file, and log the figure to TensorBoard.
 
     Args:
-        num_images: How many of the first test images to attack; 0 turns the curve off.
-        attack: The attack at each eps; PGD with 20 steps of the module's norm if None.
-        eps_grid: Rising, pixel scale; from 0 to 1.25 times the module's target eps in eighths of the target if None.
+        num_images: Number of test images to attack, the first of the set; 0 turns the curve off.
+        attack: Attack at each eps; PGD with 20 steps in the module's norm if None.
+        eps_grid: Increasing eps on the pixel scale; multiples of an eighth of the module's target eps, from 0 to 1.25
+            times the target, if None.
 
     Raises:
-        ValueError: If the number of images is negative or the grid does not rise.
+        ValueError: If the number of images is negative or the grid is not increasing.
     """
 
     def __init__(self, num_images: int = 500, attack: Attack | None = None, eps_grid: list[Eps] | None = None) -> None:
@@ -35,13 +35,13 @@ class RobustnessCurveCallback(Callback):
         if eps_grid is not None:
             grid = [parse_eps(eps, "L2", "curve.eps_grid") for eps in eps_grid]
             if not grid or any(low >= high for low, high in pairwise(grid)):
-                raise ValueError(f"curve.eps_grid must hold at least one eps and rise, got {eps_grid}")
+                raise ValueError(f"curve.eps_grid must be at least one eps, in increasing order, got {eps_grid}")
         self.num_images = num_images
         self.attack = attack
         self.eps_grid = eps_grid
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fix the attack and the grid; before training too, so that a wrong one does not wait for its end.
+        """Choose the attack and the grid; before training too, so that a wrong one fails at once.
 
         Raises:
             ValueError: If an eps is out of the norm's range.
@@ -68,7 +68,7 @@ class RobustnessCurveCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Attack the batch that the test has counted at each eps, only images that are still robust."""
+        """Attack the batch at each eps; images that were fooled at a smaller eps are not attacked again."""
         left = self.num_images // trainer.world_size - self._seen
         if left <= 0:
             return
@@ -89,7 +89,7 @@ class RobustnessCurveCallback(Callback):
         self._seen += len(labels)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and draw the curve."""
+        """Write the CSV file and the figure."""
         robust: Any = trainer.strategy.reduce(self._robust, reduce_op="sum")
         seen: Any = trainer.strategy.reduce(torch.tensor(self._seen, device=pl_module.device), reduce_op="sum")
         if int(seen) == 0 or not trainer.is_global_zero:

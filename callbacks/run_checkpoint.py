@@ -1,4 +1,4 @@
-"""Checkpoints of a run: nothing that was trained is lost, and a resumed run keeps its best."""
+"""Checkpoints of a run, such that no training is lost and a resumed run keeps its best checkpoint."""
 
 import math
 import os
@@ -23,23 +23,23 @@ class RunCheckpoint(ModelCheckpoint):
 
     - ``last`` is saved after every epoch, every validation and every ``every_n_train_steps`` or
       ``train_time_interval``, and at the end of training, whether or not the monitored metric improved or exists.
-    - It saves where training can be resumed exactly: between two optimizer steps, and after the validation and the
-      epoch's end where these are due.
-    - A resumed run carries the best checkpoints of the run before it over: they are linked into its own folder.
-    - No path in a checkpoint is followed: a file is looked up by its name in the folder of the resumed one. Only files
-      that this process wrote are ever removed.
+    - It saves where training can be resumed exactly: between two optimizer steps, and after a validation or the end
+      of an epoch if one is due.
+    - A resumed run keeps the best checkpoints of the run that it resumes: they are linked into its own folder.
+    - Paths in a checkpoint are not followed: a file is looked up by its name in the folder of the resumed checkpoint.
+      Only files that this process wrote are ever removed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._written: set[str] = set()
         self._best_step: int | None = None  # optimizer steps of the best checkpoint
-        self._due = False  # an interval is over and not yet saved
-        self._measured = False  # the last validation's metrics are not yet used
-        self._from_validation = False  # the monitored metric is one of validation's
+        self._due = False  # an interval has passed since the last save
+        self._measured = False  # a validation has ended since the last save
+        self._from_validation = False  # validation logs the monitored metric
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if the monitored metric of validation is never measured."""
+        """Print a line if there is no validation to measure the monitored metric."""
         super().on_train_start(trainer, pl_module)
         if self._idle(trainer) or self.monitor is None or not self.monitor.startswith("val"):
             return
@@ -51,9 +51,9 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if an interval is over, unless a validation or the epoch's end follows at once: then after those."""
+        """Save if an interval has passed; if a validation or the end of the epoch follows, save after that."""
         loop = trainer.fit_loop.epoch_loop
-        # Between the batches of one optimizer step there are gradients, which no checkpoint holds.
+        # Gradients that are accumulated over several batches are in no checkpoint.
         if self._idle(trainer) or loop._should_accumulate():
             return
         self._due |= self._interval_is_over(trainer)
@@ -62,7 +62,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation within an epoch; the one at its end is followed by the epoch's own save."""
+        """Save after a validation within an epoch; after one at its end the epoch itself is saved."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._from_validation = self.monitor in trainer._logger_connector.metrics["callback"]
@@ -81,7 +81,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer, epoch_end=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the trained end, whatever the intervals."""
+        """Save the end of training, whatever the intervals."""
         if self._idle(trainer) or self._last_global_step_saved == trainer.global_step:
             return
         metrics = self._monitor_candidates(trainer)
@@ -90,11 +90,11 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, metrics)
 
     def last_path(self) -> str:
-        """Return where ``last`` will be if nothing else has that name yet."""
+        """Return the path of ``last`` if no other file has that name yet."""
         return str(Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
 
     def save_now(self, trainer: Trainer) -> str:
-        """Save ``last`` because the run is about to be interrupted, and return its path."""
+        """Save ``last`` before an interruption, and return its path."""
         saved = self.last_model_path in self._written and self._last_global_step_saved == trainer.global_step
         if not self._idle(trainer) and not saved:
             save_last, self.save_last = self.save_last, True
@@ -106,10 +106,10 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_dict() | {"best_step": self._best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing: see :meth:`on_load_checkpoint`, which knows the resumed file."""
+        """Ignore the state: :meth:`on_load_checkpoint` reads it, and knows the resumed file."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Carry the best checkpoints of the resumed run over into this run's folder."""
+        """Link the best checkpoints of the resumed run into this run's folder."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.ckpt_path is None:
             return
         resumed = Path(trainer.ckpt_path)
@@ -137,18 +137,18 @@ class RunCheckpoint(ModelCheckpoint):
         for name in names[: max(self.save_top_k, 1)] if self.save_top_k else []:
             file = _file_beside(resumed, name, state.get("dirpath"))
             if file is None and name == names[0] and state.get("best_step") == checkpoint.get("global_step"):
-                file = resumed  # It was saved at the same optimizer step: its weights are the best ones.
+                file = resumed  # Saved at the same optimizer step as the best one: the same weights.
             if file is not None:
                 kept[self._link(file)] = scores[name]
             elif name == names[0]:
                 rank_zero_info(
                     f"The best checkpoint so far, {Path(name).name} ({self.monitor} {scores[name]:.4f}), is not beside "
-                    f"{resumed}: the best is chosen among those that are there and the epochs from here on."
+                    f"{resumed}: the best is chosen among the checkpoints that are there and the epochs that follow."
                 )
         return kept
 
     def _link(self, file: Path) -> str:
-        """Give a file a second name in this run's folder, and return that; the first stays."""
+        """Link a file into this run's folder, and return the link's path."""
         assert self.dirpath is not None
         folder = Path(self.dirpath)
         if folder.resolve() in file.resolve().parents:
@@ -173,7 +173,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._measured = False
 
     def _is_candidate(self, trainer: Trainer, metrics: Mapping[str, Tensor], epoch_end: bool) -> bool:
-        """Return whether these weights are to be saved under their own name, or compared with the best."""
+        """Return True if these weights are to be compared with the best, or saved under a name of their step."""
         by_epoch = self._every_n_epochs >= 1
         epoch_due = by_epoch and (trainer.current_epoch + 1) % self._every_n_epochs == 0
         if self.monitor is not None and self.monitor not in metrics:
@@ -210,7 +210,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
-            self._last_checkpoint_saved = ""  # There is nothing of this step to link to.
+            self._last_checkpoint_saved = ""  # No checkpoint of this step that a link could point to.
         super()._save_last_checkpoint(trainer, monitor_candidates)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -237,12 +237,12 @@ class RunCheckpoint(ModelCheckpoint):
 def _link_or_copy(file: Path, link: Path) -> None:
     try:
         os.link(file.resolve(), link)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(file, link)
 
 
 def _state_of(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[str, Any]:
-    """Pick the state of the checkpoint callback that had this monitor; other settings, as intervals, may differ."""
+    """Return the state of the checkpoint callback with this monitor and mode; its intervals may differ."""
     states = checkpoint.get("callbacks")
     for key, state in states.items() if isinstance(states, Mapping) else ():
         own = str(key).startswith((RunCheckpoint.__qualname__, ModelCheckpoint.__qualname__))
@@ -252,7 +252,7 @@ def _state_of(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[st
 
 
 def _scores(state: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite scores of the saved state by path, of which only the name counts."""
+    """Return the scores of the saved state by path, without NaN."""
     found = state.get("best_k_models")
     pairs = list(found.items()) if isinstance(found, Mapping) else []
     pairs.append((state.get("best_model_path"), state.get("best_model_score")))
@@ -266,17 +266,17 @@ def _scores(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _file_beside(resumed: Path, path: str, saved_in: Any) -> Path | None:
-    """Find a file by its name in the folder of the resumed checkpoint; None if it is not there.
+    """Return the file of this name in the folder of the resumed checkpoint; None if there is none.
 
     Args:
-        resumed: The checkpoint that is resumed.
-        path: As that checkpoint tells it: where the file once was.
-        saved_in: The folder of the checkpoints as that checkpoint tells it; a name may lead into folders below it.
+        resumed: Checkpoint that is resumed.
+        path: Earlier path of the file, from that checkpoint; only its name counts.
+        saved_in: Earlier folder of the checkpoints, from that checkpoint; the name may include folders below it.
     """
     name = Path(path).name
     if isinstance(saved_in, str) and Path(path).is_relative_to(saved_in):
         name = str(Path(path).relative_to(saved_in))
-    # A checkpoint that SLURM's signal made lies one folder above the others.
+    # A checkpoint that was saved on SLURM's signal is one folder above the others.
     for folder in (resumed.parent, resumed.parent / "checkpoints", *resumed.parent.parents[:1]):
         file = folder / name
         if file.is_file() and file.resolve().is_relative_to(folder.resolve()):

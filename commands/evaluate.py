@@ -11,8 +11,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from callbacks.outputs import run_folder, save_figure
-from callbacks.pictures import warn_if_not_drawn
+from callbacks.outputs import run_folder, save_figure, warn_if_not_drawn
 from commands.any_network import brings_weights
 from commands.evaluation_progress import EvaluationProgress
 from commands.interruption import Interrupted

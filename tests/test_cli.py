@@ -196,7 +196,7 @@ BAD = [
         "labels must be in [0, 5)",
     ),
     (["--name=../elsewhere"], "name must be"),
-    (["--curve.eps_grid=[0.4, 0.1]"], "curve.eps_grid must hold at least one eps and rise"),
+    (["--curve.eps_grid=[0.4, 0.1]"], "curve.eps_grid must be at least one eps, in increasing order"),
     (["--curve.eps_grid=[2]"], "curve.eps_grid must be in [0, 1]"),
     (["--ckpt_path=last"], "ckpt_path must be a file, got 'last'"),
 ]

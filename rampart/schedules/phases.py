@@ -10,20 +10,20 @@ from rampart.attacks.eps import Eps, exact, parse_eps, parse_number
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training and its eps.
+    """A part of a training run, and its eps.
 
-    The first update of a phase has ``start_eps`` and its last has ``end_eps``, whether eps changes by step or
-    by epoch; with ``interval: epoch`` all updates of an epoch share one eps.
+    The first optimizer step of a phase has ``start_eps`` and the last has ``end_eps``. With ``interval: epoch`` all
+    steps of an epoch share one eps, from ``start_eps`` in the first epoch to ``end_eps`` in the last.
 
     Attributes:
-        end_eps: Radius at the end, pixel scale, such as ``0.4`` or ``"8/255"``.
-        start_eps: Radius at the start; like the end if None.
-        epochs: Length in epochs. Give this or ``train_steps``.
+        end_eps: Eps at the end of the phase, on the pixel scale, such as ``0.4`` or ``"8/255"``.
+        start_eps: Eps at the start of the phase; ``end_eps`` if None.
+        epochs: Length in epochs. Give either this or ``train_steps``.
         train_steps: Length in optimizer steps.
-        shape: How eps goes from start to end; ``"constant"`` needs both to be the same.
-        interval: Whether eps changes with every optimizer step or every epoch.
-        steps: The training attack's number of steps during this phase; the attack's own if None.
-        step_size: The training attack's step size during this phase; the attack's own if None.
+        shape: Curve from start to end; ``"constant"`` needs both to be equal.
+        interval: Change eps with every optimizer step or with every epoch.
+        steps: Number of attack steps during this phase; the attack's own setting if None.
+        step_size: Step size of the attack during this phase; the attack's own setting if None.
 
     Raises:
         ValueError: If a value is out of range or the fields contradict each other.
@@ -57,23 +57,23 @@ class Phase:
 
     @property
     def length(self) -> int:
-        """Length in the unit it was given in."""
+        """Length in epochs or optimizer steps, as it was given."""
         length = self.train_steps if self.epochs is None else self.epochs
         assert length is not None
         return length
 
     @property
     def needs_steps_per_epoch(self) -> bool:
-        """True if eps depends on how many optimizer steps an epoch has."""
+        """True if eps depends on the number of optimizer steps per epoch."""
         start, end = self._ends()
         return self.epochs is not None and self.interval == "step" and start != end
 
     def eps_at(self, update: int, updates: int) -> float:
-        """Radius at one of the phase's updates.
+        """Return eps at one position within the phase.
 
         Args:
-            update: Zero-based; beyond the last it counts as the last.
-            updates: How many there are: epochs or optimizer steps, as ``interval`` says.
+            update: Zero-based epoch or optimizer step, as ``interval`` says; clipped to the last.
+            updates: Number of epochs or optimizer steps of the phase.
         """
         start, end = self._ends()
         if updates <= 1 or update >= updates - 1:
@@ -84,7 +84,7 @@ class Phase:
         return float(exact(start) + (exact(end) - exact(start)) * update / (updates - 1))
 
     def _ends(self) -> tuple[float, float]:
-        # The upper bound depends on the norm, which the module knows: see EpsilonRampCallback.setup.
+        # The upper bound depends on the norm, which only the attack knows: EpsilonRampCallback checks it.
         end = parse_eps(self.end_eps, "L2", "end_eps")
         return end if self.start_eps is None else parse_eps(self.start_eps, "L2", "start_eps"), end
 
@@ -92,14 +92,14 @@ class Phase:
 def eps_schedule(
     phases: Sequence[Phase], epoch: int, step_in_epoch: int, steps_per_epoch: int, global_step: int
 ) -> tuple[Phase, float]:
-    """The phase and the eps that rule an update: a pure function of progress.
+    """Return the phase and the eps of an optimizer step, as a pure function of progress.
 
     Args:
-        phases: As for :class:`EpsilonRampCallback`.
-        epoch: Zero-based.
+        phases: Phases in order, with lengths all in epochs or all in optimizer steps.
+        epoch: Zero-based epoch.
         step_in_epoch: Zero-based optimizer step within the epoch.
-        steps_per_epoch: Optimizer steps of an epoch.
-        global_step: Zero-based optimizer step within the run; what counts for phases in ``train_steps``.
+        steps_per_epoch: Number of optimizer steps per epoch.
+        global_step: Zero-based optimizer step within the run; phases in ``train_steps`` use this one alone.
     """
     progress = global_step if phases[0].epochs is None else epoch
     for phase in phases[:-1]:

@@ -30,17 +30,17 @@ def fit(folder: Path, callback: AdversarialImagesCallback, network: Any, **setti
     return sorted(file.name for file in folder.glob("*.png"))
 
 
-def test_the_due_epochs_and_the_end_are_drawn(tmp_path: Path) -> None:
+def test_figures_are_drawn_every_n_epochs_and_at_the_end(tmp_path: Path) -> None:
     callback = AdversarialImagesCallback(num_images=2, every_n_epochs=2)
     names = fit(tmp_path, callback, small_network(), max_epochs=3)
     assert names == ["adversarial_images_epoch002.png", "adversarial_images_epoch003.png"]
 
 
-def test_the_end_is_drawn_wherever_it_comes(tmp_path: Path) -> None:
+def test_the_last_figure_is_drawn_if_training_ends_within_an_epoch(tmp_path: Path) -> None:
     assert len(fit(tmp_path, AdversarialImagesCallback(num_images=2), small_network(), max_steps=3)) == 1
 
 
-def test_the_networks_modes_are_left_alone(tmp_path: Path) -> None:
+def test_drawing_leaves_the_networks_modes_unchanged(tmp_path: Path) -> None:
     network = small_network()
     fit(tmp_path, AdversarialImagesCallback(num_images=2, every_n_epochs=1), network, max_epochs=2)
     assert not network[4].training
@@ -48,7 +48,7 @@ def test_the_networks_modes_are_left_alone(tmp_path: Path) -> None:
     assert network[1].num_batches_tracked == 4
 
 
-def test_a_second_run_has_pictures_of_its_own(tmp_path: Path) -> None:
+def test_a_second_run_shows_its_own_images(tmp_path: Path) -> None:
     callback = AdversarialImagesCallback(num_images=2)
     fit(tmp_path, callback, small_network(), max_epochs=1)
     first = callback._examples
@@ -59,18 +59,18 @@ def test_a_second_run_has_pictures_of_its_own(tmp_path: Path) -> None:
     assert not torch.equal(first[0], callback._examples[0])
 
 
-def test_pictures_can_be_turned_off(tmp_path: Path) -> None:
+def test_figures_can_be_turned_off(tmp_path: Path) -> None:
     assert fit(tmp_path, AdversarialImagesCallback(num_images=0), small_network(), max_epochs=1) == []
 
 
 @pytest.mark.parametrize("settings", [{"num_images": -1}, {"every_n_epochs": 0}])
-def test_wrong_numbers_are_refused(settings: dict[str, int]) -> None:
+def test_numbers_out_of_range_raise(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"images\.num_images must be at least 0"):
         AdversarialImagesCallback(**settings)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 4), (7, 4, 4), (16,), (1, 4, 4, 4)])
-def test_images_that_are_no_pictures_are_told_of_once_and_training_ends_well(
+def test_images_that_can_not_be_drawn_are_reported_once_and_training_finishes(
     tmp_path: Path, capsys: Any, shape: tuple[int, ...]
 ) -> None:
     images = torch.rand(20, *shape)
@@ -83,16 +83,16 @@ def test_images_that_are_no_pictures_are_told_of_once_and_training_ends_well(
     trainer.fit(AdversarialClassifier(network, eps=0.1, attack=PGD(steps=1)), data, data)
     assert trainer.state.finished
     assert not list(tmp_path.glob("*.png"))
-    assert capsys.readouterr().out.count(f"No pictures of the attack: images of shape {shape} have not 1 or 3") == 1
+    assert capsys.readouterr().out.count(f"images are not drawn: shape {shape} does not have 1 or 3 channels") == 1
 
 
 @pytest.mark.parametrize("error", [ImportError("no matplotlib"), RuntimeError("broken\nbackend"), OSError("disk full")])
-def test_a_picture_that_fails_is_a_warning(tmp_path: Path, monkeypatch: Any, error: Exception) -> None:
+def test_an_error_in_drawing_is_a_warning(tmp_path: Path, monkeypatch: Any, error: Exception) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("callbacks.adversarial_images.save_figure", broken)
-    with pytest.warns(UserWarning, match="pictures of the attack could not be drawn, the run goes on") as caught:
+    with pytest.warns(UserWarning, match="adversarial images could not be drawn, the run continues") as caught:
         fit(tmp_path, AdversarialImagesCallback(2), small_network(), max_epochs=1)
     (line,) = [str(warning.message) for warning in caught if "not be drawn" in str(warning.message)]
     assert "\n" not in line

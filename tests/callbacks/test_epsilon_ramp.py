@@ -24,13 +24,13 @@ from tests.conftest import small_network
     ("phases", "message"),
     [([], "at least one phase"), ([Phase(0.1, epochs=1), Phase(0.1, train_steps=1)], "all in train_steps; got both")],
 )
-def test_wrong_lists_are_refused(phases: list[Phase], message: str) -> None:
+def test_wrong_lists_of_phases_raise(phases: list[Phase], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EpsilonRampCallback(tuple(phases))
 
 
 class Recorder(Callback):
-    """What each training batch was attacked with."""
+    """Record the global step, eps and attack steps of each training batch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, float, int]] = []
@@ -68,7 +68,7 @@ def run(
     return module, recorder
 
 
-def test_the_module_is_attacked_as_the_phases_say(tmp_path: Path) -> None:
+def test_training_attacks_follow_the_phases(tmp_path: Path) -> None:
     phases = [Phase(0.1, epochs=1), Phase(0.4, start_eps=0.1, epochs=1, steps=3, step_size=0.2)]
     module, recorder = run(tmp_path, EpsilonRampCallback(tuple(phases)), max_epochs=2)
     assert [(eps, steps) for _, eps, steps in recorder.seen] == [(0.1, 2)] * 4 + [
@@ -83,7 +83,7 @@ def test_accumulated_batches_share_one_eps(tmp_path: Path) -> None:
     assert [eps for _, eps, _ in recorder.seen] == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
 
 
-def test_without_phases_eps_is_the_modules_own(tmp_path: Path) -> None:
+def test_without_phases_eps_is_the_modules(tmp_path: Path) -> None:
     _, recorder = run(tmp_path, EpsilonRampCallback(), max_epochs=1)
     assert {eps for _, eps, _ in recorder.seen} == {0.4}
 
@@ -92,8 +92,8 @@ def test_without_phases_eps_is_the_modules_own(tmp_path: Path) -> None:
     "phases", [[Phase(0.4, start_eps=0, epochs=2), Phase(0.4, epochs=1)], [Phase(0.4, 0, train_steps=12)]]
 )
 @pytest.mark.parametrize("at_step", [3, 4, 6])
-def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step: int, phases: list[Phase]) -> None:
-    """From mid-epoch and from an epoch's end: eps, data order, attacks and weights as without a break."""
+def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(tmp_path: Path, at_step: int, phases: list[Phase]) -> None:
+    """Resumed within an epoch and at its end: eps, data order, attacks and weights are the same."""
     weights = tmp_path / "weights.pth"
 
     def module() -> AdversarialClassifier:
@@ -108,7 +108,7 @@ def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step:
     save = ModelCheckpoint(tmp_path / "a", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     whole, recorder = run(tmp_path, ramp(), module(), callbacks=(save,), max_epochs=3)
     fresh = module()
-    weights.unlink()  # A resumed run takes nothing from it.
+    weights.unlink()  # A resumed run does not read it.
     resumed, rest = run(tmp_path, ramp(), fresh, tmp_path / "a" / f"step={at_step}.ckpt", max_epochs=3)
     assert len(rest.seen) == 12 - at_step
     assert rest.seen == recorder.seen[at_step:]
@@ -116,18 +116,18 @@ def test_a_resumed_run_goes_on_where_it_was_bit_for_bit(tmp_path: Path, at_step:
         assert torch.equal(a, b)
 
 
-def test_init_from_loads_weights_and_says_so(tmp_path: Path, capsys: Any, caplog: Any) -> None:
+def test_init_from_loads_weights_and_prints_a_line(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     source = MNISTCNN()
     torch.save(source.state_dict(), tmp_path / "w.pth")
     loaded = {}
 
-    class Look(Callback):
+    class Inspect(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
             loaded["weight"] = pl_module.network.conv1.weight.clone()
 
     ramp = EpsilonRampCallback(init_from=str(tmp_path / "w.pth"))
     with caplog.at_level("INFO"):
-        run(tmp_path, ramp, MNISTClassifier(attack=PGD(steps=1)), callbacks=(Look(),), max_steps=1, max_epochs=1)
+        run(tmp_path, ramp, MNISTClassifier(attack=PGD(steps=1)), callbacks=(Inspect(),), max_steps=1, max_epochs=1)
     assert torch.equal(loaded["weight"], source.conv1.weight)
     assert "Loaded 8 tensors" in caplog.text + "".join(capsys.readouterr())
 
@@ -144,14 +144,14 @@ def test_init_from_loads_weights_and_says_so(tmp_path: Path, capsys: Any, caplog
         ({"max_epochs": 1}, [Phase(0.4, start_eps=2, epochs=1)], r"start_eps must be in \[0, 1\]"),
     ],
 )
-def test_a_schedule_that_does_not_fit_the_run_is_refused(
+def test_phases_that_do_not_fit_the_run_raise(
     tmp_path: Path, settings: dict[str, Any], phases: list[Phase], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, EpsilonRampCallback(tuple(phases)), **settings)
 
 
-def test_a_module_without_the_attributes_is_refused(tmp_path: Path) -> None:
+def test_a_module_without_the_attributes_raises(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="sets `eps`, which LightningModule lacks"):
         EpsilonRampCallback().setup(Trainer(logger=False), LightningModule(), "fit")
 
@@ -165,7 +165,7 @@ RAMP = (Phase(0.1, epochs=1, steps=3), Phase(0.4, start_eps=0.1, epochs=1, steps
 
 
 class Picky(AdversarialTraining):
-    """Takes no attack of 13 steps."""
+    """An objective that rejects attacks with 13 steps."""
 
     def check(self, attack: Any, network: nn.Module) -> None:
         if attack.steps == 13:
@@ -173,7 +173,7 @@ class Picky(AdversarialTraining):
 
 
 class Stop(Callback):
-    """Ends a run from within a batch of its second epoch."""
+    """Raise an error in the second epoch."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -183,7 +183,7 @@ class Stop(Callback):
             raise self.error
 
 
-def test_a_second_fit_begins_as_the_first_did(tmp_path: Path) -> None:
+def test_a_second_fit_starts_like_the_first(tmp_path: Path) -> None:
     ramp = EpsilonRampCallback(RAMP)
     module, first = run(tmp_path, ramp, max_epochs=2)
     assert (module.eps, module.attack) == (0.4, PGD(steps=2))
@@ -195,7 +195,7 @@ def test_a_second_fit_begins_as_the_first_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("stopped"), KeyboardInterrupt(), SystemExit(3)])
-def test_a_run_that_breaks_leaves_the_modules_own_settings(tmp_path: Path, error: BaseException) -> None:
+def test_an_error_restores_the_modules_settings(tmp_path: Path, error: BaseException) -> None:
     module = AdversarialClassifier(small_network(), eps=0.2, attack=PGD(steps=2))
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises((ValueError, SystemExit)):
@@ -204,25 +204,25 @@ def test_a_run_that_breaks_leaves_the_modules_own_settings(tmp_path: Path, error
     assert (module.eps, module.attack) == (0.2, PGD(steps=2))
 
 
-def test_two_ramps_leave_the_modules_own_settings(tmp_path: Path) -> None:
+def test_two_ramps_restore_the_modules_settings(tmp_path: Path) -> None:
     one, two = EpsilonRampCallback((Phase(0.3, epochs=1, steps=4),)), EpsilonRampCallback((Phase(0.1, epochs=1),))
     module, _ = run(tmp_path, one, callbacks=(two,), max_epochs=1)
     assert (module.eps, module.attack) == (0.4, PGD(steps=2))
 
 
-def test_a_trainer_that_trains_on_keeps_the_weights(tmp_path: Path) -> None:
+def test_a_second_fit_of_one_trainer_keeps_the_trained_weights(tmp_path: Path) -> None:
     source = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     torch.save(source.state_dict(), tmp_path / "w.pth")
     module = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), eps=0.1, attack=PGD(steps=1))
     begun: list[Tensor] = []
 
-    class Look(Callback):
+    class Inspect(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
             begun.append(pl_module.network[1].weight.detach().clone())
 
     trainer = Trainer(
         logger=False, accelerator="cpu", max_epochs=1, enable_checkpointing=False, enable_progress_bar=False,
-        callbacks=[EpsilonRampCallback(init_from=str(tmp_path / "w.pth")), Look()],
+        callbacks=[EpsilonRampCallback(init_from=str(tmp_path / "w.pth")), Inspect()],
     )  # fmt: skip
     trainer.fit(module, loader())
     trained = module.network.state_dict()["1.weight"].clone()
@@ -265,11 +265,11 @@ def test_loaders_without_a_length_follow_the_phases(tmp_path: Path) -> None:
     ("phase", "settings", "message"),
     [
         (Phase(0.4, start_eps=0, epochs=2), {"max_epochs": 2}, "need a data loader with a length: set interval: epoch"),
-        (Phase(0.4, train_steps=7), {"max_epochs": 2}, "no end that is known before; .* set trainer.max_steps to 7"),
-        (Phase(0.4, epochs=2), {"max_epochs": -1}, "no end that is known before; .* set trainer.max_epochs to 2"),
+        (Phase(0.4, train_steps=7), {"max_epochs": 2}, "no known end; .* set trainer.max_steps to 7"),
+        (Phase(0.4, epochs=2), {"max_epochs": -1}, "no known end; .* set trainer.max_epochs to 2"),
     ],
 )
-def test_what_needs_a_length_is_refused_without_one(
+def test_phases_that_need_a_length_raise_without_one(
     tmp_path: Path, phase: Phase, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -281,7 +281,7 @@ def test_what_needs_a_length_is_refused_without_one(
     "settings",
     [{"fast_dev_run": 3}, {"max_epochs": 2, "overfit_batches": 2}, {"max_time": "00:01:00:00", "max_epochs": 2}],
 )
-def test_runs_of_other_kinds_follow_the_phases(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_special_trainer_settings_follow_the_phases(tmp_path: Path, settings: dict[str, Any]) -> None:
     _, recorder = run(tmp_path, EpsilonRampCallback((Phase(0.3, start_eps=0.1, epochs=2),)), **settings)
     assert recorder.seen[0][1] == 0.1
     if "fast_dev_run" not in settings:
@@ -298,7 +298,7 @@ def test_runs_of_other_kinds_follow_the_phases(tmp_path: Path, settings: dict[st
         (PGD(), Picky(), Phase(0.4, epochs=1, steps=13), "not 13 steps"),
     ],
 )
-def test_a_phase_that_the_attack_or_the_objective_can_not_take_is_refused_at_set_up(
+def test_a_phase_that_does_not_fit_attack_or_objective_raises_at_setup(
     tmp_path: Path, attack: Attack, objective: Any, phase: Phase, message: str
 ) -> None:
     module = AdversarialClassifier(small_network(), eps=0.4, attack=attack, objective=objective)
@@ -307,6 +307,6 @@ def test_a_phase_that_the_attack_or_the_objective_can_not_take_is_refused_at_set
     assert "\n" not in str(caught.value)
 
 
-def test_an_accumulation_of_no_batches_is_refused(tmp_path: Path) -> None:
+def test_accumulating_zero_batches_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="accumulate_grad_batches must be at least 1, got 0"):
         run(tmp_path, EpsilonRampCallback(RAMP), max_epochs=2, accumulate_grad_batches=0)

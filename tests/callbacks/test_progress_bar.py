@@ -1,4 +1,4 @@
-"""The bar as it is shown in a terminal of 80 columns."""
+"""The progress bar in a terminal of 80 columns."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def shown(capsys: Any) -> list[str]:
     return [part.strip() for part in re.split(r"[\r\n]", capsys.readouterr().out)]
 
 
-def test_the_bar_shows_epoch_time_left_and_both_accuracies(
+def test_the_bar_shows_epoch_remaining_time_and_both_accuracies(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -29,7 +29,7 @@ def test_the_bar_shows_epoch_time_left_and_both_accuracies(
     assert any(re.match(r"Epoch 6 of 12 +(4|5)\d% ", line) for line in lines)
 
 
-def test_the_bar_of_a_test_moves_within_a_batch(tmp_path: Path, capsys: Any) -> None:
+def test_the_bar_of_a_test_moves_during_a_batch(tmp_path: Path, capsys: Any) -> None:
     attack = "{class_path: rampart.attacks.PGD, init_args: {steps: 4000}}"
     run(tmp_path, "test", f"--model.test_attacks=[{{eps: 0.1, attack: {attack}}}]", "--data.batch_size=12")
     percentages = {int(found[1]) for line in shown(capsys) if (found := re.match(r"Testing +(\d+)% .*<\d", line))}
@@ -46,7 +46,7 @@ def test_the_bar_of_a_test_moves_within_a_batch(tmp_path: Path, capsys: Any) -> 
         ({"max_epochs": 3, "num_training_batches": float("inf")}, None),
     ],
 )
-def test_the_whole_run_is_counted(settings: dict[str, Any], expected: int | None) -> None:
+def test_batches_of_the_whole_run_are_counted(settings: dict[str, Any], expected: int | None) -> None:
     usual = {"max_steps": -1, "max_epochs": None, "accumulate_grad_batches": 1, "num_training_batches": 10}
     trainer: Any = SimpleNamespace(**usual | settings)
     assert batches_of_run(trainer) == expected

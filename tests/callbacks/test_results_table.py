@@ -19,11 +19,11 @@ from tests.test_cli import QUICKSTART
 
 
 @dataclass(frozen=True)
-class Shy(Attack):
-    """Does less where it may do more."""
+class Inconsistent(Attack):
+    """Fools every image at a small eps and none at a large one."""
 
     norm = "Linf"
-    name = "shy"
+    name = "inconsistent"
 
     def __call__(
         self, model: Model, images: Tensor, labels: Tensor, eps: Eps, generator: torch.Generator | None = None
@@ -31,13 +31,14 @@ class Shy(Attack):
         return images if float(eps) > 0.2 else 1 - images
 
 
-def test_numbers_that_cannot_be_are_not_printed(tmp_path: Path, capsys: Any) -> None:
+def test_inconsistent_results_are_not_printed(tmp_path: Path, capsys: Any) -> None:
     weights = ROOT / "pretrained" / "mnist" / "fast" / "weights.safetensors"
-    shy = "{{eps: {}, attack: {{class_path: tests.callbacks.test_results_table.Shy}}}}"
+    inconsistent = "{{eps: {}, attack: {{class_path: tests.callbacks.test_results_table.Inconsistent}}}}"
     with pytest.raises(SystemExit) as stopped:
         main([
             "test", "--config", QUICKSTART, f"--runs_dir={tmp_path}", f"--ckpt_path={weights}", "--curve.num_images=0",
-            f"--model.test_attacks=[{shy.format(0.1)}, {shy.format(0.3)}]", "--trainer.enable_progress_bar=false",
+            f"--model.test_attacks=[{inconsistent.format(0.1)}, {inconsistent.format(0.3)}]",
+            "--trainer.enable_progress_bar=false",
         ])  # fmt: skip
     captured = capsys.readouterr()
     assert stopped.value.code == 1
@@ -48,7 +49,7 @@ def test_numbers_that_cannot_be_are_not_printed(tmp_path: Path, capsys: Any) -> 
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
-def test_the_file_names_the_arithmetic_of_its_numbers(tmp_path: Path, precision: Any) -> None:
+def test_the_report_names_the_precision_of_its_numbers(tmp_path: Path, precision: Any) -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
     loader: Any = DataLoader(TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6) % 3), batch_size=6)
     trainer = Trainer(

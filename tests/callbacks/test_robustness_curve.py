@@ -30,17 +30,17 @@ def curve(folder: Path, loader: Any, module: Any = None) -> list[tuple[float, fl
 
 
 @pytest.mark.parametrize("error", [ImportError("no matplotlib"), OSError("disk full")])
-def test_a_figure_that_fails_costs_no_number(tmp_path: Path, monkeypatch: Any, error: Exception) -> None:
+def test_the_csv_file_is_written_if_the_figure_fails(tmp_path: Path, monkeypatch: Any, error: Exception) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("callbacks.robustness_curve.robustness_figure", broken)
-    with pytest.warns(UserWarning, match="the robustness curve could not be drawn, the run goes on"):
+    with pytest.warns(UserWarning, match="the robustness curve could not be drawn, the run continues"):
         rows = curve(tmp_path, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4))
     assert [(eps, images) for eps, _, images in rows] == [(0, 9), (0.05, 9)]
 
 
-def test_the_curve_reads_every_form_of_batch(tmp_path: Path) -> None:
+def test_the_curve_reads_all_supported_batches(tmp_path: Path) -> None:
     results = []
     for number, data in enumerate((TensorDataset(IMAGES, LABELS), TensorDataset(IMAGES.double(), LABELS[:, None]))):
         torch.manual_seed(0)

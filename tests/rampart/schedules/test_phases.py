@@ -16,7 +16,7 @@ def eps_at(phases: list[Phase], epoch: int, step: int = 0, steps_per_epoch: int 
 
 @pytest.mark.parametrize("epoch", range(40))
 @pytest.mark.parametrize("step", [0, 17, 468])
-def test_iat_is_the_papers_staircase(epoch: int, step: int) -> None:
+def test_iat_has_the_papers_eps_per_epoch(epoch: int, step: int) -> None:
     assert eps_at(IAT, epoch, step) == float(f"{(epoch + 1) / 100:.2f}")
 
 
@@ -42,7 +42,7 @@ def test_a_cosine_ramp_is_flat_at_both_ends() -> None:
     assert values[1] - values[0] < 0.1 * (values[51] - values[50])
 
 
-def test_train_steps_count_over_epochs() -> None:
+def test_phases_in_train_steps_run_across_epochs() -> None:
     phases = [Phase(train_steps=7, end_eps=0.1), Phase(train_steps=3, start_eps=0.2, end_eps=0.4)]
     values = [eps_schedule(phases, step // 4, step % 4, 4, step)[1] for step in range(12)]
     assert values == pytest.approx([0.1] * 7 + [0.2, 0.3, 0.4, 0.4, 0.4])
@@ -54,7 +54,7 @@ def test_train_steps_count_over_epochs() -> None:
     st.sampled_from(["step", "epoch"]),
     st.integers(1, 6),
 )
-def test_every_update_of_a_phase_lies_between_its_ends(
+def test_eps_stays_between_the_ends_of_its_phase(
     lengths: list[tuple[int, float, float]], shape: Any, interval: Any, per_epoch: int
 ) -> None:
     phases = [Phase(epochs=n, start_eps=a, end_eps=b, shape=shape, interval=interval) for n, a, b in lengths]
@@ -84,6 +84,6 @@ def test_every_update_of_a_phase_lies_between_its_ends(
         ({"end_eps": 0.4, "epochs": 1, "step_size": 0}, "step_size must be above 0"),
     ],
 )
-def test_wrong_phases_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_wrong_phases_raise(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Phase(**fields)
