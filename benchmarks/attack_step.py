@@ -5,7 +5,7 @@ the images and take the same steps on the same threads; libraries attack the net
 (`as_published.py`), and once more Rampart's. Libraries that are not installed are left out:
 
     pip install -e '.[bench]'
-    python benchmarks/attack_step.py --out benchmarks/results/attack_step
+    python -m benchmarks.attack_step --out benchmarks/results/attack_step
 """
 
 import argparse
@@ -25,11 +25,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from as_published import PlainMNISTCNN, PlainResNet18, papers_loop
-from timing import PEAK_SIZE, in_turn, matrix_product
-
+from benchmarks.as_published import PlainMNISTCNN, PlainResNet18, papers_loop
+from benchmarks.timing import PEAK_SIZE, in_turn, matrix_product
 from rampart.attacks import PGD
 from rampart.evaluation import provenance
 from rampart.networks import MNISTCNN, ResNet18

@@ -6,7 +6,7 @@ ends where a fooling image lies within eps, when the published code goes on to l
 the network as it is usually written, and Rampart's form of it too if `--same-network` is given, so that the attacks'
 share of the difference is seen.
 
-    python benchmarks/autoattack.py FILE --data-dir DIR --num-images 250 --rounds 3 --out OUT.json
+    python -m benchmarks.autoattack FILE --data-dir DIR --num-images 250 --rounds 3 --out OUT.json
 """
 
 import argparse
@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +22,9 @@ from typing import Any
 from pyautoattack import AutoAttack
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from as_published import PlainMNISTCNN
-from timing import in_turn
-from worst_case import images_of
-
+from benchmarks.as_published import PlainMNISTCNN
+from benchmarks.timing import in_turn
+from benchmarks.worst_case import images_of
 from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks, provenance
 from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN

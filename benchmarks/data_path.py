@@ -1,18 +1,14 @@
 """Time an epoch of a DataModule's batches against an epoch of PGD-5 training steps on them, in turn.
 
-python benchmarks/data_path.py
+python -m benchmarks.data_path
 """
 
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datamodules import DigitsDataModule
 from rampart.attacks import PGD

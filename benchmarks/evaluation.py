@@ -4,24 +4,20 @@ The paper's way is its loop on the network as published, weights' gradients and 
 Rampart's is `test`: batches, no weights' gradients, and no attack on what is answered wrongly as it is. The second
 column, `stop_when_fooled`, stops at the first iterate that fools: another, stronger measure at less cost.
 
-    python benchmarks/evaluation.py --weights FILE --data-dir DIR --num-images 2000
+    python -m benchmarks.evaluation --weights FILE --data-dir DIR --num-images 2000
 """
 
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from as_published import PlainMNISTCNN, papers_loop
-from timing import in_turn
-
+from benchmarks.as_published import PlainMNISTCNN, papers_loop
+from benchmarks.timing import in_turn
 from datamodules import DigitsDataModule, MNISTDataModule
 from lightning_modules import MNISTClassifier
 from rampart.attacks import PGD, NamedAttack

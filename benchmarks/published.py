@@ -1,6 +1,6 @@
 """Evaluate weights that others trained, and compare with the robust accuracy that they or third parties published.
 
-    python benchmarks/published.py trades FILE --data-dir DIR --out OUT.json
+    python -m benchmarks.published trades FILE --data-dir DIR --out OUT.json
 
 runs `cli.py evaluate --preset autoattack` on the first test images of MNIST and fails if the result contradicts the
 published number. `--peer 1000` runs pyautoattack on the first 1,000 of them too.
@@ -23,13 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from published_networks import TradesSmallCNN, wong_kolter_cnn
 from torch import nn
-from worst_case import images_of
 
+from benchmarks.published_networks import TradesSmallCNN, wong_kolter_cnn
+from benchmarks.worst_case import images_of
 from rampart.files.weights import load_weights
 
 ROOT = Path(__file__).parent.parent

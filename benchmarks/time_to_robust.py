@@ -1,7 +1,7 @@
 """Train an MNIST config and record how robust it is after how much compute; draw several such records.
 
-    python benchmarks/time_to_robust.py fit OUT.json --every 4 -- --config configs/mnist/fast.yaml --data.data_dir DIR
-    python benchmarks/time_to_robust.py plot FIGURE.png NAME=OUT.json ANOTHER=OTHER.json
+    python -m benchmarks.time_to_robust fit OUT.json --every 4 -- --config configs/mnist/fast.yaml --data.data_dir DIR
+    python -m benchmarks.time_to_robust plot FIGURE.png NAME=OUT.json ANOTHER=OTHER.json
 
 What stands behind `--` goes to `cli.py fit`. Compute is counted as gradient evaluations of the network per training
 image: every image of every forward pass that a gradient follows, in attacks and updates alike; an interval counts
@@ -13,7 +13,6 @@ short leaves its own.
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +22,6 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from commands.command_line import RampartCLI
 from rampart.attacks import PGD

@@ -4,7 +4,7 @@ Both train the paper's network on the bundled digits, from the same DataModule; 
 the bare loop runs. `fit` has all that the command line gives it: epsilon ramp, TensorBoard, progress bar, metrics;
 no validation and no checkpoints, which the loop has not.
 
-    python benchmarks/training.py --out benchmarks/results/training.json
+    python -m benchmarks.training --out benchmarks/results/training.json
 """
 
 import argparse
@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import logging
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,10 +21,7 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from timing import Times
-
+from benchmarks.timing import Times
 from callbacks import EpsilonRampCallback, RampartProgressBar
 from datamodules import DigitsDataModule
 from lightning_modules import MNISTClassifier

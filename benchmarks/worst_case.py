@@ -4,7 +4,7 @@ APGD and Square meet the images that the attacks before them left standing. They
 settings (Croce and Hein 2020) but for five restarts of APGD-CE in place of one: 100 iterations, nine target classes,
 5,000 queries. The last attack, 40 steps and three starts at mid-gray, meets what is still standing then.
 
-    python benchmarks/worst_case.py FILE --data-dir DIR --split val --out OUT.json  # written anew after each attack
+    python -m benchmarks.worst_case FILE --data-dir DIR --split val --out OUT.json  # written anew after each attack
 
 `--split val` takes held-out training images, those that `val_size: 1000` keeps from training: recipes are chosen on
 them, the test images (`--split test`) are for the recipe that was chosen.
@@ -13,15 +13,12 @@ them, the test images (`--split test`) are for the recipe that was chosen.
 import argparse
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datamodules import MNISTDataModule
 from rampart.attacks import PGD

@@ -2,19 +2,13 @@
 
 import copy
 import csv
-import importlib
 import json
-import sys
 from typing import Any
 
 import pytest
 
+from benchmarks.published import CASES, problems
 from tests.conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
-published: Any = importlib.import_module("published")
-CASES, problems = published.CASES, published.problems
 
 RESULTS = ROOT / "benchmarks" / "results" / "published"
 

@@ -1,7 +1,7 @@
 """The paper's claims, each as runs of `cli.py fit`: what fails at a large eps, what does not cure it, and what does.
 
-    python benchmarks/claims.py --out benchmarks/results/claims                                    # bundled digits
-    python benchmarks/claims.py --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'      # all of MNIST
+    python -m experiments.paper_claims.claims --out experiments/paper_claims/results # bundled digits
+    python -m experiments.paper_claims.claims --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'
 
 Each experiment's command, training loss by optimizer step and accuracies are written to a file of its own in OUT,
 beside the run's log; an experiment whose file is there is not run again. All of this, and a table in README.md, is in
@@ -19,7 +19,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BASE = {"digits": "configs/quickstart_naive.yaml", "mnist": "configs/mnist/naive.yaml"}
 RAMP = {"digits": "configs/quickstart.yaml", "mnist": "configs/mnist/iat.yaml"}
 SMALLER = {  # trained at a smaller eps: where the extended schedule starts from

@@ -1,6 +1,6 @@
 """Compare PGD from random points of the ball with PGD from mid-gray, on MNIST weights.
 
-    python benchmarks/start_levels.py OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
+    python -m experiments.mnist_gates.start_levels OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
 
 How many of the first test images stand after so many steps, each attack by itself, its last iterate. Steps shrink
 linearly from the relative step size that does best from there. For the start itself, the share of pixels that have a
@@ -10,7 +10,6 @@ gradient there: more than a thousandth of the image's largest.
 import argparse
 import hashlib
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from worst_case import images_of
-
+from benchmarks.worst_case import images_of
 from rampart.attacks import PGD
 from rampart.attacks.input_gradient import loss_gradient
 from rampart.evaluation import provenance

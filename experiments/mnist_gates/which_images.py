@@ -1,6 +1,6 @@
 """Count the MNIST test images that an evaluation's attacks fool: by digit, by prediction, by gray of their strokes.
 
-    python benchmarks/which_images.py per_image.csv OUT.json --data-dir DIR
+    python -m experiments.mnist_gates.which_images per_image.csv OUT.json --data-dir DIR
 
 Reads what `cli.py evaluate` wrote, and leaves out images that are answered wrongly as they are. A pixel above 0.1 is of
 a stroke, and one between 0.1 and 0.9 is gray: at eps 0.4, that of the evaluation, those alone can be carried
@@ -11,7 +11,6 @@ import argparse
 import csv
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from worst_case import images_of
-
+from benchmarks.worst_case import images_of
 from rampart.evaluation import provenance
 
 EPS = 0.4

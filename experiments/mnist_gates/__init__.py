@@ -1,0 +1,1 @@
+"""Gates as a fixed first layer on MNIST: where gradients are, and which images are fooled."""
