@@ -159,7 +159,7 @@ def flops_per_step(plain: nn.Module, images: Tensor, labels: Tensor) -> float:
         inputs = (images + 0).requires_grad_()  # no leaf: the counter does not take one
         loss = F.cross_entropy(plain(inputs * 1), labels)
         torch.autograd.grad(loss, inputs)
-    return counter.get_total_flops()
+    return float(counter.get_total_flops())
 
 
 def agreement(ours: Tensor, theirs: Tensor | None) -> dict[str, float] | None:

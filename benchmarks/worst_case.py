@@ -52,7 +52,7 @@ def main() -> None:
     network = MNISTCNN().eval()
     load_weights(network, arguments.weights)
     images, labels = images_of(arguments.data_dir, arguments.split, arguments.num_images)
-    batches = torch.arange(len(labels)).split(250)
+    batches = torch.split(torch.arange(len(labels)), 250)
     with torch.no_grad():
         standing = torch.cat([network(images[batch]).argmax(1) for batch in batches]) == labels
     counts, seconds = {"clean": int(standing.sum())}, dict[str, float]()
@@ -99,7 +99,7 @@ def main() -> None:
     gray = PGD(
         steps=40, relative_step_size=0.1, step_schedule="linear", start_levels=(0.43, 0.57), restarts=3, iterate="best"
     )
-    for batch in left.split(250):
+    for batch in torch.split(left, 250):
         attacked[batch] = gray(network, images[batch], labels[batch], arguments.eps)
     meet("PGD-40x3 from mid-gray", attacked, start)
 

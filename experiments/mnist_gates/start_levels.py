@@ -59,7 +59,7 @@ def main() -> None:
                 stands = 0
                 generator = torch.Generator().manual_seed(0)
                 tried = replace(attack, steps=steps)
-                for batch in torch.arange(len(labels)).split(250):
+                for batch in torch.split(torch.arange(len(labels)), 250):
                     adv = tried(network, images[batch], labels[batch], arguments.eps, generator=generator)
                     with torch.no_grad():
                         right = network(images[batch]).argmax(1) == labels[batch]
@@ -76,7 +76,7 @@ def main() -> None:
 def pixels_with_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of all pixels whose gradient exceeds a thousandth of the largest of their image."""
     sizes = []
-    for batch in torch.arange(len(labels)).split(250):
+    for batch in torch.split(torch.arange(len(labels)), 250):
         loss = partial(F.cross_entropy, target=labels[batch], reduction="none")
         sizes.append(loss_gradient(network, images[batch], loss)[2].abs().flatten(1))
     grad = torch.cat(sizes)
