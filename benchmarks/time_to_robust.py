@@ -60,7 +60,7 @@ class TimeToRobust(Callback):
         network.register_forward_hook(self._count)
         self._record |= {"seed": pl_module.run_seed, **provenance()}
         self._start, self._away = time.monotonic(), 0.0  # the validation before the first step is none of its time
-        self._measure(trainer, pl_module.judged_network)
+        self._measure(trainer, pl_module.evaluated_network)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
         """Stop the clock."""
@@ -74,7 +74,7 @@ class TimeToRobust(Callback):
         """Measure where it is due."""
         done = trainer.current_epoch + 1
         if done % self._every == 0 or done == trainer.max_epochs:
-            self._measure(trainer, pl_module.judged_network)
+            self._measure(trainer, pl_module.evaluated_network)
 
     def _count(self, _network: nn.Module, _inputs: Any, logits: Tensor | Interval) -> None:
         if isinstance(logits, Interval):  # of its middle and of its radius

@@ -85,7 +85,7 @@ class AdversarialImagesCallback(Callback):
             return
         with warn_if_not_drawn("the adversarial images"), full_float32(images.device.type):
             generator = generator_for(images.device, "adversarial images")
-            network = module.judged_network
+            network = module.evaluated_network
             adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)
             with attack_context(network, "eval", images.device.type), torch.no_grad():
                 images, labels = images.clone(), labels.clone()

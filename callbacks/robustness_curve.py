@@ -83,7 +83,7 @@ class RobustnessCurveCallback(Callback):
             return generator_for(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)
 
         with full_float32(images.device.type):
-            smallest = fooling_eps(module.judged_network, images, labels, self._attack, self._grid, generator)
+            smallest = fooling_eps(module.evaluated_network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
         self._robust = self._robust + (smallest[:, None] > grid).sum(0)
         self._seen += len(labels)

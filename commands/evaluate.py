@@ -72,7 +72,7 @@ def evaluate(
     searches.mkdir(parents=True, exist_ok=True)
 
     def search_and_report(source: Source) -> None:
-        network = model.judged_network.eval()
+        network = model.evaluated_network.eval()
         search = WorstCaseSearch(network, source, attacks, eps, searches, batch_size, seed, num_images)
         shown = rank_zero_only.rank == 0 and trainer.progress_bar_callback is not None  # type: ignore[attr-defined]
         with EvaluationProgress(search, shown) as progress:

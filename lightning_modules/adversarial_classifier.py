@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_modules.held import held_modules, match_held
-from lightning_modules.judged_classifier import JudgedClassifier
+from lightning_modules.evaluation_steps import EvaluationSteps
+from lightning_modules.extra_tensors import match_extra_tensors, register_tensors
+from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_of_stream
-from lightning_modules.loss_watch import LossWatch
+from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_monitors, check_schedules
 from lightning_modules.saved_settings import build_module, settings_of
-from lightning_modules.schedules import Interval, SchedulerFactories, Schedules, check_monitors, check_schedules
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, generator_for, resume_run_seed, run_seed
 from rampart.data.batch import read_batch
@@ -28,7 +28,7 @@ from rampart.objectives import AdversarialTraining, Objective
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 
 
-class AdversarialClassifier(JudgedClassifier):
+class AdversarialClassifier(EvaluationSteps):
     """Train, validate and test an image classifier under attack.
 
     A batch is ``(images, labels)`` or ``(images, labels, index)``: images ``(N, C, H, W)``, float, in [0, 1];
@@ -93,7 +93,7 @@ class AdversarialClassifier(JudgedClassifier):
         if len(set(names)) < len(names):
             raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
         self.objective = objective or AdversarialTraining()
-        self.held = held_modules(
+        self.extra_tensors = register_tensors(
             self,
             objective=self.objective,
             attack=self.attack,
@@ -116,13 +116,13 @@ class AdversarialClassifier(JudgedClassifier):
         )
         self.network_settings: dict[str, Any] | None = None
         self._optimizer = optimizer
-        self._schedules = Schedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
+        self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
         self.train_adv_acc = _accuracy()
         self.val_clean_acc = _accuracy()
         self.val_robust_acc = _accuracy()
         self.test_clean_acc = _accuracy()
         self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
-        self._losses = LossWatch()
+        self._losses = FiniteLossCheck()
 
     def setup(self, stage: str) -> None:
         """Agree on the run's seed, and refuse what can't work together before anything is computed.
@@ -196,7 +196,7 @@ class AdversarialClassifier(JudgedClassifier):
         check_one_loader(self.trainer.train_dataloader, "train", unpacked=False)
         check_one_loader(self.trainer.val_dataloaders, "val")
         warn_of_stream(self.trainer.train_dataloader, "train", self.trainer.world_size)
-        self._losses = LossWatch()
+        self._losses = FiniteLossCheck()
 
     def on_train_epoch_end(self) -> None:
         """Look at the losses that nobody has looked at yet.
@@ -231,7 +231,7 @@ class AdversarialClassifier(JudgedClassifier):
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
         check_match(self.network, network_weights(checkpoint), "the checkpoint")
-        match_held(checkpoint, self.state_dict())
+        match_extra_tensors(checkpoint, self.state_dict())
         resume_run_seed(self._trainer, checkpoint.get("run_seed"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

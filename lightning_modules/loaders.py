@@ -42,7 +42,7 @@ def warn_of_stream(loader: Any, stage: str, processes: int) -> None:
         )
 
 
-class Repeats:
+class SamplerPadding:
     """Counts a process's images, to leave out those that only make all processes' shares equal.
 
     torch's DistributedSampler, which Lightning gives to ordinary loaders, deals images out in turn and begins again
@@ -62,7 +62,7 @@ class Repeats:
         if type(sampler) in (DistributedSampler, DistributedSamplerWrapper) and not sampler.drop_last:
             self._left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
 
-    def take(self, count: int) -> int:
+    def count_unpadded(self, count: int) -> int:
         """Return how many of the next ``count`` images are not repeated; those come first."""
         if self._left is None:
             return count

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import Adam
 
 from lightning_modules.adversarial_classifier import AdversarialClassifier, OptimizerFactory
-from lightning_modules.schedules import Interval, SchedulerFactories
+from lightning_modules.lr_schedules import Interval, SchedulerFactories
 from rampart.attacks import PGD, Attack, Eps, NamedAttack
 from rampart.networks import MNISTCNN
 from rampart.objectives import Objective

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import RobustnessCurveCallback
 from lightning_modules import AdversarialClassifier
-from lightning_modules.loaders import Repeats
+from lightning_modules.loaders import SamplerPadding
 from rampart.attacks import PGD
 
 IMAGES = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -49,8 +49,8 @@ def test_the_curve_reads_all_supported_batches(tmp_path: Path) -> None:
 
 
 def test_images_that_a_sampler_repeats_are_counted_once(tmp_path: Path, monkeypatch: Any) -> None:
-    def seven_images(repeats: Any, _loader: Any) -> None:
-        repeats._left = 7
+    def seven_images(padding: Any, _loader: Any) -> None:
+        padding._left = 7
 
-    monkeypatch.setattr(Repeats, "__init__", seven_images)
+    monkeypatch.setattr(SamplerPadding, "__init__", seven_images)
     assert curve(tmp_path, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4))[0][2] == 7

@@ -82,7 +82,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 def test_onnx_holds_the_network_that_is_attacked(tmp_path: Path, labels: Tensor) -> None:
     network = MNISTCNN(init="gates").eval()
     images = torch.rand(12, *MNIST).round(decimals=1)  # many pixels between the gates' levels
-    attacked = AdversarialClassifier(network, 0.4).judged_network
+    attacked = AdversarialClassifier(network, 0.4).evaluated_network
     adversarial = PGD(steps=5)(attacked, images, labels, 0.4)
     export_network(network, tmp_path / "network.onnx", MNIST)
     (tensor,) = [t for t in onnx.load(tmp_path / "network.onnx").graph.initializer if t.dims == [32, 1, 5, 5]]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from lightning_modules import AdversarialClassifier
-from lightning_modules.loaders import Repeats, warn_of_stream
+from lightning_modules.loaders import SamplerPadding, warn_of_stream
 from rampart.attacks import PGD, NamedAttack
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -242,9 +242,9 @@ def test_every_image_is_counted_once_over_all_processes(total: int, world: int, 
     seen = []
     for rank in range(world):
         sampler: Any = DistributedSampler(data, world, rank, shuffle=shuffle)
-        repeats = Repeats([DataLoader(data, batch_size=4, sampler=sampler)])
+        padding = SamplerPadding([DataLoader(data, batch_size=4, sampler=sampler)])
         for (index,) in DataLoader(data, batch_size=4, sampler=sampler):
-            seen += index[: repeats.take(len(index))].tolist()
+            seen += index[: padding.count_unpadded(len(index))].tolist()
     assert sorted(seen) == list(range(total))
 
 
@@ -258,13 +258,13 @@ def test_processes_that_all_read_one_stream_are_told_of(recwarn: Any) -> None:
 
 def test_loaders_of_one_process_are_counted_whole() -> None:
     for loader in (loader_of(IMAGES, LABELS), DataLoader(Stream(), batch_size=5), [1], None):
-        assert Repeats(loader).take(7) == 7
+        assert SamplerPadding(loader).count_unpadded(7) == 7
 
 
 def test_the_test_step_returns_what_it_counted() -> None:
     module = classifier()
-    module._repeats = Repeats(None)
-    module._repeats._left = 4
+    module._padding = SamplerPadding(None)
+    module._padding._left = 4
     module.log = lambda *_, **__: None
     counted = module.test_step((IMAGES, LABELS, LABELS), 0)
     assert [len(part) for part in counted] == [4, 4, 4]

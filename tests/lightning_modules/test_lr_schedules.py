@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from cli import main
 from lightning_modules import AdversarialClassifier
-from lightning_modules.schedules import build_schedules
+from lightning_modules.lr_schedules import build_schedules
 from rampart.attacks import PGD
 from rampart.data.tensor_batches import TensorBatches
 from tests.conftest import ROOT

@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-KEY = "held"
+KEY = "extra_tensors"
 """Name of the held tensors' module, and so the beginning of their names in a checkpoint."""
 
+OLD_KEY = "held."
+"""Prefix of these tensors in checkpoints of earlier versions."""
 
-def held_modules(owner: nn.Module, **holders: object) -> nn.ModuleDict:
+
+def register_tensors(owner: nn.Module, **holders: object) -> nn.ModuleDict:
     """Collect what the holders hold as parts of one module: it moves with its parent and is saved with it.
 
     The holders keep the very same objects. Only the network is trained: the parameters found are frozen.
@@ -25,14 +28,17 @@ def held_modules(owner: nn.Module, **holders: object) -> nn.ModuleDict:
     return nn.ModuleDict(found).requires_grad_(False)
 
 
-def match_held(checkpoint: dict[str, Any], own: Mapping[str, Tensor]) -> None:
+def match_extra_tensors(checkpoint: dict[str, Any], own: Mapping[str, Tensor]) -> None:
     """Let a checkpoint whose holders are others, or of an earlier version, fit a module: its own tensors fill the gaps.
 
     Args:
         checkpoint: Its ``state_dict`` is changed.
         own: The module's.
     """
-    state = checkpoint["state_dict"] = dict(checkpoint["state_dict"])
+    state = checkpoint["state_dict"] = {
+        f"{KEY}.{name.removeprefix(OLD_KEY)}" if name.startswith(OLD_KEY) else name: tensor
+        for name, tensor in checkpoint["state_dict"].items()
+    }
     for name in [name for name in state if name.startswith(f"{KEY}.") and name not in own]:
         del state[name]
     for name, tensor in own.items():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import AdversarialClassifier
-from lightning_modules.loss_watch import LossWatch
+from lightning_modules.finite_loss import FiniteLossCheck
 from rampart.attacks import PGD
 from rampart.files.finite import first_nonfinite
 
@@ -88,7 +88,7 @@ class Clock:
 
 
 def test_an_accelerator_is_not_waited_for_at_every_step() -> None:
-    watch, clock, network = LossWatch(), Clock(), nn.Linear(2, 2)
+    watch, clock, network = FiniteLossCheck(), Clock(), nn.Linear(2, 2)
 
     class OnDevice(Tensor):
         device = torch.device("cuda")

@@ -31,7 +31,7 @@ LENGTHS = ("total_steps", "T_max", "total_iters")
 
 
 @dataclass(frozen=True)
-class Schedules:
+class LRSchedules:
     """Learning-rate schedules as a module is given them; the fields are those of :class:`AdversarialClassifier`."""
 
     factories: SchedulerFactories = None

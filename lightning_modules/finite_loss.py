@@ -12,7 +12,7 @@ INTERVAL = 50
 """Steps between two looks where the trainer has no interval for logging."""
 
 
-class LossWatch:
+class FiniteLossCheck:
     """Keeps the losses that nobody has looked at yet; on an accelerator each look waits for the device."""
 
     def __init__(self) -> None:

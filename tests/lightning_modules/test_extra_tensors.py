@@ -77,6 +77,16 @@ def test_class_weights_are_saved_and_come_back_as_a_run_is_resumed(tmp_path: Pat
     assert torch.equal(resumed.objective.loss.weight, torch.full((10,), 3.0))
 
 
+def test_class_weights_of_an_earlier_versions_checkpoint_are_loaded(tmp_path: Path) -> None:
+    saved = torch.load(fit(module(weighted(3.0)), tmp_path), weights_only=True)
+    state = {name.replace("extra_tensors.", "held."): value for name, value in saved["state_dict"].items()}
+    assert state.keys() != saved["state_dict"].keys()
+    torch.save(saved | {"state_dict": state}, tmp_path / "old.ckpt")
+    resumed = module(weighted(1.0))
+    fit(resumed, tmp_path, tmp_path / "old.ckpt", max_epochs=2)
+    assert torch.equal(resumed.objective.loss.weight, torch.full((10,), 3.0))
+
+
 @pytest.mark.parametrize("objective", [None, TRADES(), MTLIBP(adversarial=weighted(2.0))])
 def test_checkpoints_with_and_without_held_tensors_fit_each_other(tmp_path: Path, objective: Any) -> None:
     """A checkpoint of an earlier version has none; a module that only measures needs none."""
@@ -84,7 +94,9 @@ def test_checkpoints_with_and_without_held_tensors_fit_each_other(tmp_path: Path
     other = module(objective)
     Trainer(logger=False, accelerator="cpu").test(other, batches(), ckpt_path=path, verbose=False)
     old = torch.load(path, weights_only=True)
-    old["state_dict"] = {name: value for name, value in old["state_dict"].items() if not name.startswith("held")}
+    old["state_dict"] = {
+        name: value for name, value in old["state_dict"].items() if not name.startswith("extra_tensors")
+    }
     torch.save(old, tmp_path / "old.ckpt")
     resumed = module(weighted(2.0))
     fit(resumed, tmp_path, tmp_path / "old.ckpt", max_epochs=2)
@@ -113,5 +125,5 @@ def test_a_network_that_an_objective_holds_is_saved_once() -> None:
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
     trained = AdversarialClassifier(network, eps=0.1, objective=Selfish(network=network))
-    assert not [name for name in trained.state_dict() if name.startswith("held")]
+    assert not [name for name in trained.state_dict() if name.startswith("extra_tensors")]
     assert network[1].weight.requires_grad

@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_modules.loaders import Repeats, check_one_loader, warn_of_stream
+from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_of_stream
 from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_finite, check_labels
@@ -17,7 +17,7 @@ from rampart.kernels.precision import full_float32
 from rampart.networks.gates import plain_form
 
 
-class JudgedClassifier(LightningModule):
+class EvaluationSteps(LightningModule):
     """A classifier that is judged under attack; :class:`AdversarialClassifier` trains it.
 
     Attributes:
@@ -37,7 +37,7 @@ class JudgedClassifier(LightningModule):
     test_robust_acc: nn.ModuleList
 
     @property
-    def judged_network(self) -> nn.Module:
+    def evaluated_network(self) -> nn.Module:
         """The network in the form that others attack, which validation, test and predict do: see `plain_form`."""
         return plain_form(self.network)
 
@@ -53,15 +53,15 @@ class JudgedClassifier(LightningModule):
         Raises:
             ValueError: If there are several loaders.
         """
-        self._begin_judging(self.trainer.val_dataloaders, "val")
+        self._begin_evaluation(self.trainer.val_dataloaders, "val")
 
     def on_test_start(self) -> None:
         """See :meth:`on_validation_start`."""
-        self._begin_judging(self.trainer.test_dataloaders, "test")
+        self._begin_evaluation(self.trainer.test_dataloaders, "test")
 
     def on_predict_start(self) -> None:
         """See :meth:`on_validation_start`."""
-        self._begin_judging(self.trainer.predict_dataloaders, "predict")
+        self._begin_evaluation(self.trainer.predict_dataloaders, "predict")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure clean accuracy and, at the target eps, robust accuracy: correct both without attack and under it.
@@ -70,7 +70,7 @@ class JudgedClassifier(LightningModule):
             ValueError: If the batch is of another form, or the network's logits are not finite.
         """
         named = NamedAttack(self.val_attack, self.target_eps)
-        self._judge(batch, "val", batch_idx, self.val_clean_acc, [(named, self.val_robust_acc)])
+        self._evaluate(batch, "val", batch_idx, self.val_clean_acc, [(named, self.val_robust_acc)])
         self.log("val/clean_acc", self.val_clean_acc, prog_bar=True)
         self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
 
@@ -85,7 +85,7 @@ class JudgedClassifier(LightningModule):
         """
         metrics: Any = self.test_robust_acc
         robust = list(zip(self.test_attacks, metrics, strict=True))
-        counted = self._judge(batch, "test", batch_idx, self.test_clean_acc, robust)
+        counted = self._evaluate(batch, "test", batch_idx, self.test_clean_acc, robust)
         self.log("test/clean_acc", self.test_clean_acc)
         for named, metric in robust:
             self.log(f"test/robust_acc/{named.name}", metric)
@@ -110,7 +110,7 @@ class JudgedClassifier(LightningModule):
             clean = self._logits(images, f"on batch {batch_idx} of predict").softmax(1).max(1)
             labels = clean.indices if known is None else known
             named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
-            attacked = named(self.judged_network, images, labels, generator=self._generator("predict", batch_idx))
+            attacked = named(self.evaluated_network, images, labels, generator=self._generator("predict", batch_idx))
             adv = self._logits(attacked, f"under {named.name} on batch {batch_idx} of predict").softmax(1).max(1)
         told = {name: value for name, value in (("label", known), ("index", index)) if value is not None}
         return told | {
@@ -120,18 +120,18 @@ class JudgedClassifier(LightningModule):
             "adv_confidence": adv.values,
         }
 
-    def _begin_judging(self, loaders: Any, stage: str) -> None:
+    def _begin_evaluation(self, loaders: Any, stage: str) -> None:
         check_one_loader(loaders, stage)
         warn_of_stream(loaders, stage, self.trainer.world_size)
-        self._repeats = Repeats(loaders)
+        self._padding = SamplerPadding(loaders)
 
-    def _judge(
+    def _evaluate(
         self, batch: Any, stage: str, batch_idx: int, clean: Metric, robust: Iterable[tuple[NamedAttack, Metric]]
     ) -> Batch:
         """Count the batch's images that are classified correctly, and under each attack those that still are."""
         images, labels, index = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
-        kept = self._repeats.take(len(images))
+        kept = self._padding.count_unpadded(len(images))
         counted = Batch(images[:kept], labels[:kept], None if index is None else index[:kept])
         if kept == 0:
             return counted
@@ -146,13 +146,13 @@ class JudgedClassifier(LightningModule):
                 active, adv_classes = classes == labels, classes
                 if bool(active.any()):
                     generator = self._generator(stage, batch_idx)
-                    adv = named(self.judged_network, images, labels, generator=generator, active=active)
+                    adv = named(self.evaluated_network, images, labels, generator=generator, active=active)
                     adv_classes = torch.where(active, self._logits(adv, where).argmax(1), classes)
                 metric.update(adv_classes, labels)
         return counted
 
     def _logits(self, images: Tensor, where: str) -> Tensor:
-        logits = logits_of(self.judged_network, images)
+        logits = logits_of(self.evaluated_network, images)
         check_finite(logits, where)
         return logits
 
