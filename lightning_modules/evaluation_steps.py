@@ -14,7 +14,7 @@ from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.data.batch import Batch, read_batch
 from rampart.kernels.precision import full_float32
-from rampart.networks.gates import plain_form
+from rampart.networks import plain_form
 
 
 class EvaluationSteps(LightningModule):

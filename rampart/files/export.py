@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rampart.files.weight_checks import check_finite_weights
-from rampart.networks.gates import plain_form
+from rampart.networks import plain_form
 
 ExportFormat: TypeAlias = Literal["pth", "safetensors", "onnx"]
 ImageShape: TypeAlias = tuple[int, int, int]
@@ -25,7 +25,7 @@ def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape
       Shaeiri et al. 2020: tensors ``conv1``, ``conv2``, ``fc1``, ``fc2``, which their MNIST/test.py loads.
     - ``.safetensors``: the same tensors in a file that can hold nothing else.
     - ``.onnx``: in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits`` ``(N, classes)``, any N.
-      Of a network with gates it is the plain form (:func:`rampart.networks.gates.plain_form`), which test and evaluate
+      Of a network with gates it is the plain form (:func:`rampart.networks.plain_form`), which test and evaluate
       attack.
 
     Names are the network's own, without those that ``torch.compile`` or ``DataParallel`` put before them.

@@ -9,7 +9,7 @@ and for training to see.
 
 Elsewhere the gradient is exactly zero here. In the paper's network with the same weights it is rounding noise of 1e-8,
 which attacks that go by the gradient's sign follow as a random search. That is the network that others attack, so
-validation, test and evaluation attack it too: :func:`plain_form`.
+validation, test and evaluation attack it too: :meth:`GatedMNISTCNN.plain`.
 
 Pooling passes on the largest of four, so that gates for bright pixels tell whether any of the four is white; whether
 any is black, which is what the gap between two strokes consists of, takes gates for dark pixels.
@@ -23,7 +23,6 @@ holds the filters, and the second has to give each pair opposite weights. Neithe
 follows one pixel, the largest of four gates is the gate of the largest of four pixels; so it is computed here.
 """
 
-import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -31,8 +30,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from rampart.bounds.interval import Interval
 
 LEVELS = (0.43, 0.5, 0.57)
 PLACES = 8  # for bright and for dark pixels, each at the four around the kernel's centre
@@ -75,8 +72,8 @@ class Gates(nn.Conv2d):
                 self.bias[number] = -sign * slope * LEVELS[level + end]
         self.requires_grad_(False)
 
-    def forward(self, images: Any) -> Any:
-        """Return the pooled output of the gates; of an Interval, an Interval, as every gate rises with its pixels.
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled output of the gates.
 
         Args:
             images: ``(N, 1, H, W)``, float, in [0, 1]; N at least 1, H - K + 1 and W - K + 1 even.
@@ -85,8 +82,6 @@ class Gates(nn.Conv2d):
             ``(N, 16, (H - K + 1) // 2, (W - K + 1) // 2)``: gates for bright pixels from 0 to 1, for dark ones from -1
             (a black pixel among the four) to 0.
         """
-        if isinstance(images, Interval):
-            return Interval(self(images.lower), self(images.upper))
         centre, reach = self.kernel_size[0] // 2, 2 - self.kernel_size[0]
         rows, columns = images.shape[2] + reach, images.shape[3] + reach
         seen = images[:, :, centre : centre + rows, centre : centre + columns]
@@ -140,28 +135,6 @@ class GateConv2d(nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def plain_form(network: nn.Module) -> nn.Module:
-    """A network as others load it: plain convolutions in place of gates, with the same parameters and answers.
-
-    Args:
-        network: Left as it is.
-
-    Returns:
-        The network itself if it has no gates; else a shallow copy, which shares parameters, buffers and other layers.
-    """
-    if isinstance(network, Gates | GateConv2d):
-        rows, columns = network.kernel_size
-        plain = nn.Conv2d(network.in_channels, network.out_channels, (rows, columns), device="meta")
-        plain.weight, plain.bias = network.weight, network.bias
-        return plain.train(network.training)
-    forms = {name: plain_form(child) for name, child in network.named_children()}
-    if all(form is child for form, child in zip(forms.values(), network.children(), strict=True)):
-        return network
-    plain_network = copy.copy(network)
-    plain_network._modules = {**network._modules, **forms}
-    return plain_network
-
-
 def _of_each_square(pixels: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The brightest or darkest pixel of each 2x2 square, ``(N, 1, H + 1, W + 1)`` to ``(N, 4, H / 2, W / 2)``.
 
@@ -171,4 +144,4 @@ def _of_each_square(pixels: Tensor, extreme: Callable[[Tensor, Tensor], Tensor])
     return F.pixel_unshuffle(extreme(down[..., :-1], down[..., 1:]), 2)
 
 
-_NOT_GATES = "{} is not that of a network with gates: build the network with init 'default' for it"
+_NOT_GATES = "{} is not that of a network with gates: load it into rampart.networks.MNISTCNN"

@@ -1,12 +1,9 @@
 """The network of the paper's MNIST experiments."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rampart.kernels.pooled_convolution import pooled_convolution, suits
-from rampart.networks.gates import GateConv2d, Gates
 from rampart.networks.initialisation import Initialisation, initialise
 
 
@@ -17,11 +14,7 @@ class MNISTCNN(nn.Module):
 
     Args:
         num_classes: Number of logits.
-        init: Random initial weights; see :func:`rampart.networks.initialisation.initialise`. With ``"gates"`` the first
-        layer
-            is not trained: it holds gates against large perturbations of black and white, see
-            :mod:`rampart.networks.gates`;
-            such a network takes weights of its own kind alone, and they are taken by all.
+        init: Random initial weights; see :func:`rampart.networks.initialisation.initialise`.
 
     Raises:
         ValueError: If there are fewer than two classes.
@@ -32,25 +25,21 @@ class MNISTCNN(nn.Module):
 
     image_shape = (1, 28, 28)
 
-    def __init__(self, num_classes: int = 10, init: Initialisation | Literal["gates"] = "default") -> None:
+    def __init__(self, num_classes: int = 10, init: Initialisation = "default") -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         super().__init__()
         self.init_args = {"num_classes": num_classes, "init": init}
-        gates = init == "gates"
-        self.conv1 = Gates(32, 5) if gates else nn.Conv2d(1, 32, 5)
-        self.conv2 = GateConv2d(32, 64, 5) if gates else nn.Conv2d(32, 64, 5)
+        self.conv1 = nn.Conv2d(1, 32, 5)
+        self.conv2 = nn.Conv2d(32, 64, 5)
         self.fc1 = nn.Linear(1024, 1024)
         self.fc2 = nn.Linear(1024, num_classes)
-        if init != "gates":
-            initialise(self, init)
+        initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""
         # Pooling before ReLU gives what the paper's order gives, and leaves ReLU a quarter of the work.
-        if isinstance(self.conv1, Gates):
-            x = self.conv1(images)  # (N, 16, 12, 12), pooled
-        elif suits(self.conv1, images):
+        if suits(self.conv1, images):
             assert self.conv1.bias is not None
             x = pooled_convolution(images, self.conv1.weight, self.conv1.bias)
         else:

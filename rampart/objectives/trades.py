@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from rampart.attacks import APGD, Attack, MixedPGD
 from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_labels
-from rampart.networks import MNISTCNN, Normalize
+from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from rampart.networks.gates import GateConv2d, Gates
 from rampart.objectives.adversarial_training import Objective, ObjectiveOutput
 
@@ -26,7 +26,7 @@ MODE_DEPENDENT = (  # Layers of torch that are one function in train mode and an
     nn.TransformerDecoderLayer,
 )
 
-OF_ONE_MODE = (MNISTCNN, Normalize, Gates, GateConv2d)
+OF_ONE_MODE = (MNISTCNN, GatedMNISTCNN, Normalize, Gates, GateConv2d)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_modules import AdversarialClassifier, MNISTClassifier
 from rampart.attacks import PGD, NamedAttack
 from rampart.data.tensor_batches import TensorBatches
-from rampart.networks import MNISTCNN
+from rampart.networks import GatedMNISTCNN
 from rampart.objectives import MTLIBP, AdversarialTraining, Objective
 from tests.conftest import small_network
 
@@ -81,7 +81,7 @@ def test_validation_attacks_at_the_target_whatever_training_is_at(tmp_path: Path
 
 
 def test_training_attacks_the_gates_and_judges_attack_the_network_that_others_load(tmp_path: Path) -> None:
-    module = AdversarialClassifier(MNISTCNN(init="gates"), eps=0.1, attack=PGD(steps=1), val_attack=PGD(steps=1))
+    module = AdversarialClassifier(GatedMNISTCNN(), eps=0.1, attack=PGD(steps=1), val_attack=PGD(steps=1))
     gated = []
     module.network.get_submodule("conv1").register_forward_pre_hook(lambda *_: gated.append(True))
     t = trainer(tmp_path)

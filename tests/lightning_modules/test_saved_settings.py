@@ -16,7 +16,7 @@ from lightning_modules.saved_settings import NotPlainError, build, describe
 from rampart.attacks import APGD, FAB, PGD, MixedPGD, NamedAttack, Square
 from rampart.attacks.losses import margin
 from rampart.data.tensor_batches import TensorBatches
-from rampart.networks import MNISTCNN, Normalize, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
 from tests.conftest import ROOT, small_network
 
@@ -83,7 +83,7 @@ def test_settings_come_back_from_plain_values(value: Any) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        MNISTCNN(num_classes=3, init="gates"),
+        GatedMNISTCNN(num_classes=3),
         ResNet18(mean=(0.5,), std=(0.25,)),
         nn.Sequential(Normalize([0.1, 0.2], [0.3, 0.4]), nn.Conv2d(2, 3, 5, stride=2, bias=False), nn.Flatten()),
         nn.Sequential(

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rampart.bounds.interval import Interval, interval_logits
 from rampart.bounds.interval_rules import NoBoundError
-from rampart.networks import MNISTCNN, Normalize, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 
 
 def boxed(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
@@ -22,10 +22,10 @@ def boxed(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
 
 
 @settings(max_examples=20, deadline=None)
-@given(init=st.sampled_from(["default", "gates"]), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
-def test_no_image_of_the_box_leaves_the_bounds(init: Literal["default", "gates"], eps: float, seed: int) -> None:
+@given(make=st.sampled_from([MNISTCNN, GatedMNISTCNN]), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
+def test_no_image_of_the_box_leaves_the_bounds(make: type[MNISTCNN | GatedMNISTCNN], eps: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    network = MNISTCNN(init=init).double()
+    network = make().double()
     images = torch.rand(3, 1, 28, 28, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 10, (3,), generator=generator)
     bounds = interval_logits(network, images, eps)

@@ -15,7 +15,7 @@ from rampart.attacks import PGD
 from rampart.files import export_network
 from rampart.files.export import check_export
 from rampart.files.weights import load_weights
-from rampart.networks import MNISTCNN, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
@@ -80,7 +80,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def test_onnx_holds_the_network_that_is_attacked(tmp_path: Path, labels: Tensor) -> None:
-    network = MNISTCNN(init="gates").eval()
+    network = GatedMNISTCNN().eval()
     images = torch.rand(12, *MNIST).round(decimals=1)  # many pixels between the gates' levels
     attacked = AdversarialClassifier(network, 0.4).evaluated_network
     adversarial = PGD(steps=5)(attacked, images, labels, 0.4)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rampart.files.weights import load_weights
-from rampart.networks import MNISTCNN, Normalize
+from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from tests.conftest import ROOT
 
 
@@ -456,7 +456,7 @@ def test_lazy_layers_ask_for_an_image_first(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_refuses_its_weights_leaves_the_others_as_they_were(tmp_path: Path) -> None:
-    network = MNISTCNN(init="gates")
+    network = GatedMNISTCNN()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     torch.save(MNISTCNN().state_dict(), tmp_path / "weights")
     with pytest.raises(ValueError, match=r"conv1\.weight is not that of a network with gates") as caught:

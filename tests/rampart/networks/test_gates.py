@@ -1,16 +1,18 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rampart.networks import MNISTCNN
-from rampart.networks.gates import LEVELS, Gates, plain_form
+from rampart.networks import MNISTCNN, GatedMNISTCNN, plain_form
+from rampart.networks.gates import LEVELS, GateConv2d, Gates
 
 EPS = LEVELS[0]  # the largest that black and white stand
 
 
 def test_nothing_that_happens_to_black_and_white_gets_through() -> None:
-    network = MNISTCNN(init="gates")
+    network = GatedMNISTCNN()
     clean = (torch.rand(8, 1, 28, 28) > 0.5).float()
     for adv in ((clean - EPS * (2 * clean - 1)), clean + EPS * (torch.rand_like(clean) * 2 - 1)):
         assert torch.allclose(network(adv.clamp(0, 1)), network(clean), atol=1e-4)
@@ -18,7 +20,7 @@ def test_nothing_that_happens_to_black_and_white_gets_through() -> None:
 
 def test_a_gate_answers_for_the_brightest_or_the_darkest_of_four_pixels() -> None:
     images = torch.rand(2, 1, 28, 28)
-    answers = MNISTCNN(init="gates").conv1(images)
+    answers = GatedMNISTCNN().conv1(images)
     assert answers.shape == (2, 16, 12, 12)
     for gate in range(16):
         down, across = 2 + gate // 2 % 2, 2 + gate % 2
@@ -30,14 +32,14 @@ def test_a_gate_answers_for_the_brightest_or_the_darkest_of_four_pixels() -> Non
 
 
 def test_a_plain_convolution_pooling_and_relu_with_the_same_weights_give_each_gate_as_a_pair() -> None:
-    gates, images = MNISTCNN(init="gates").conv1, torch.rand(2, 1, 28, 28)
+    gates, images = GatedMNISTCNN().conv1, torch.rand(2, 1, 28, 28)
     pairs = F.conv2d(images, gates.weight, gates.bias).relu()
     pairs = F.max_pool2d(pairs, 2)
     assert torch.allclose(pairs[:, 0::2] - pairs[:, 1::2], gates(images), atol=1e-5)
 
 
 def test_any_pixel_between_the_outer_levels_has_a_gradient() -> None:
-    gates = MNISTCNN(init="gates").conv1
+    gates = GatedMNISTCNN().conv1
     images = torch.empty(4, 1, 28, 28).uniform_(LEVELS[0] + 1e-3, LEVELS[-1] - 1e-3)
     blocks = images[:, :, 2:26:2, 2:26:2].repeat_interleave(2, 2).repeat_interleave(2, 3)
     images[:, :, 2:26, 2:26] = blocks  # of a bright gate's four pixels none is brighter
@@ -46,7 +48,7 @@ def test_any_pixel_between_the_outer_levels_has_a_gradient() -> None:
 
 
 def test_training_leaves_the_gates_and_the_weights_that_make_them_as_they_are() -> None:
-    network = MNISTCNN(init="gates")
+    network = GatedMNISTCNN()
     before = network.conv1.weight.clone()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(5):
@@ -64,14 +66,14 @@ def test_training_leaves_the_gates_and_the_weights_that_make_them_as_they_are() 
 
 
 def test_the_papers_network_with_the_same_weights_answers_the_same() -> None:
-    gated, plain = MNISTCNN(init="gates"), MNISTCNN()
+    gated, plain = GatedMNISTCNN(), MNISTCNN()
     plain.load_state_dict(gated.state_dict())
     images = torch.rand(4, 1, 28, 28)
     assert torch.allclose(plain(images), gated(images), atol=1e-5)
 
 
 def test_the_plain_form_is_the_papers_network_on_the_same_parameters() -> None:
-    gated, papers, images = MNISTCNN(init="gates"), MNISTCNN(), torch.full((1, 1, 28, 28), 0.2)
+    gated, papers, images = GatedMNISTCNN(), MNISTCNN(), torch.full((1, 1, 28, 28), 0.2)
     plain = plain_form(nn.Sequential(nn.Identity(), gated)).get_submodule("1")
     assert isinstance(plain, MNISTCNN)
     assert plain.conv1.weight is gated.conv1.weight
@@ -90,12 +92,38 @@ def test_the_plain_form_is_the_papers_network_on_the_same_parameters() -> None:
 
 def test_a_network_without_gates_is_its_own_plain_form() -> None:
     network = MNISTCNN()
-    assert plain_form(network) is network
+    for wrapped in (network, nn.Sequential(network), nn.DataParallel(network), compiled(network)):
+        assert plain_form(wrapped) is wrapped
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    return torch.compile(network, backend="eager")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, compiled])
+def test_the_plain_form_of_a_wrapped_network_has_no_gates(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    gated = GatedMNISTCNN()
+    plain = plain_form(wrap(gated).eval())
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(plain(images), gated.plain()(images))
+    assert not any(isinstance(module, Gates | GateConv2d | GatedMNISTCNN) for module in plain.modules())
+    assert {id(parameter) for parameter in plain.parameters()} == {id(parameter) for parameter in gated.parameters()}
+    assert not any(module.training for module in plain.modules())
+
+
+def test_the_plain_form_keeps_hooks_and_settings() -> None:
+    gated, called = GatedMNISTCNN(num_classes=3), []
+    gated.register_forward_hook(lambda module, *_: called.append(module))
+    plain = gated.plain()
+    plain(torch.rand(1, 1, 28, 28))
+    assert called == [plain]
+    assert plain.init_args == MNISTCNN(num_classes=3).init_args
+    assert repr(plain) == repr(MNISTCNN(num_classes=3))
 
 
 @pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight"])
 def test_weights_that_are_not_gates_are_refused(name: str) -> None:
-    gated, others = MNISTCNN(init="gates"), MNISTCNN(init="gates").state_dict()
+    gated, others = GatedMNISTCNN(), GatedMNISTCNN().state_dict()
     gated.load_state_dict(others)
     others[name] = MNISTCNN().state_dict()[name]
     with pytest.raises(RuntimeError, match=rf"{name} is not that of a network with gates"):
@@ -103,7 +131,7 @@ def test_weights_that_are_not_gates_are_refused(name: str) -> None:
 
 
 def test_weights_in_half_precision_are_taken_and_the_gates_stay_exact() -> None:
-    gated, exact = MNISTCNN(init="gates"), MNISTCNN(init="gates").state_dict()
+    gated, exact = GatedMNISTCNN(), GatedMNISTCNN().state_dict()
     gated.load_state_dict({name: value.half() for name, value in exact.items()})
     assert torch.equal(gated.state_dict()["conv1.bias"], exact["conv1.bias"])
     assert torch.equal(gated.state_dict()["conv2.weight"], exact["conv2.weight"].half().float())

@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import hubconf
-from rampart.networks import MNISTCNN, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
 from rampart.networks.resnet import CHANNELS_LAST_FROM
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": MNISTCNN,
-    "gates": lambda: MNISTCNN(init="gates"),
+    "gates": GatedMNISTCNN,
     "hub": lambda: hubconf.mnist_cnn("fast"),
     "resnet": lambda: ResNet18(num_classes=3),
 }
@@ -143,7 +143,7 @@ def test_checkpointing_gives_the_same_gradient(network: Any, pictures: Tensor, r
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("make", [MNISTCNN, lambda: MNISTCNN(init="gates")])
+@pytest.mark.parametrize("make", [MNISTCNN, GatedMNISTCNN])
 def test_compiled_and_exported_networks_compute_the_same(make: Callable[[], nn.Module]) -> None:
     network, images = make().eval(), torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(images), network(images))

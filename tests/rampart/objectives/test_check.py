@@ -12,7 +12,7 @@ from lightning_modules import AdversarialClassifier
 from rampart.attacks import APGD, FAB, PGD, Attack, MixedPGD, Square
 from rampart.attacks.losses import cross_entropy
 from rampart.data.tensor_batches import TensorBatches
-from rampart.networks import MNISTCNN, Normalize, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
 
 LEFTOVER = AdversarialTraining(leftover_gradient=True)
@@ -86,7 +86,7 @@ def test_what_works_passes() -> None:
     for any_attack in (FAB(), Square(), APGD(targets=3), PGD(norm="L2", steps=3)):
         AdversarialTraining().check(any_attack, ResNet18())
         MTLIBP(weight=0).check(any_attack, ResNet18())
-    for bounded in (network, MNISTCNN(init="gates"), ResNet18().eval(), nn.Sequential(nn.Flatten(), nn.Linear(784, 3))):
+    for bounded in (network, GatedMNISTCNN(), ResNet18().eval(), nn.Sequential(nn.Flatten(), nn.Linear(784, 3))):
         MTLIBP().check(PGD(), bounded)
 
 
