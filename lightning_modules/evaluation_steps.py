@@ -13,6 +13,7 @@ from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.data.batch import Batch, read_batch
+from rampart.evaluation.robust_mask import robust_mask
 from rampart.kernels.precision import full_float32
 from rampart.networks import plain_form
 
@@ -139,16 +140,14 @@ class EvaluationSteps(LightningModule):
         with full_float32(self.device.type):
             logits = self._logits(images, f"on batch {batch_idx} of {stage}")
             check_labels(labels, logits)  # Here too, for attacks that do not look at the labels.
-            classes = logits.argmax(1)
-            clean.update(classes, labels)
+            correct = logits.argmax(1) == labels
+            _update(clean, correct)
             for named, metric in robust:
                 where = f"under {named.name} on batch {batch_idx} of {stage}"
-                active, adv_classes = classes == labels, classes
-                if bool(active.any()):
-                    generator = self._generator(stage, batch_idx)
-                    adv = named(self.evaluated_network, images, labels, generator=generator, active=active)
-                    adv_classes = torch.where(active, self._logits(adv, where).argmax(1), classes)
-                metric.update(adv_classes, labels)
+                generator, network = self._generator(stage, batch_idx), self.evaluated_network
+                _update(
+                    metric, robust_mask(network, images, labels, named.attack, named.eps, generator, correct, where)
+                )
         return counted
 
     def _logits(self, images: Tensor, where: str) -> Tensor:
@@ -158,3 +157,8 @@ class EvaluationSteps(LightningModule):
 
     def _generator(self, stage: str, *state: int) -> torch.Generator:
         raise NotImplementedError
+
+
+def _update(accuracy: Metric, correct: Tensor) -> None:
+    """Count images ``(N,)``, bool: True where one is classified correctly."""
+    accuracy.update(correct.int(), torch.ones_like(correct, dtype=torch.int))

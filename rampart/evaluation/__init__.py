@@ -7,6 +7,7 @@ from rampart.evaluation.html import html_of
 from rampart.evaluation.presets import Preset, preset_attacks
 from rampart.evaluation.report import disagreements, report_of, table_of, write_per_image
 from rampart.evaluation.results import Example, Stage, WorstCase
+from rampart.evaluation.robust_mask import robust_mask
 from rampart.evaluation.robustness_curve import fooling_eps
 from rampart.evaluation.survey import Probe
 from rampart.evaluation.worst_case import Watcher, WorstCaseSearch
@@ -33,6 +34,7 @@ __all__ = [
     "preset_attacks",
     "provenance",
     "report_of",
+    "robust_mask",
     "robustness_figure",
     "table_of",
     "worst_case_figures",

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from rampart.attacks import Attack
-from rampart.attacks.attack import attack_active
 from rampart.attacks.context import Model
-from rampart.attacks.logits import logits_of
-from rampart.attacks.validation import check_finite
+from rampart.evaluation.robust_mask import robust_mask
 
 
 def fooling_eps(
@@ -47,9 +45,7 @@ def fooling_eps(
         active = smallest.isinf()
         if not bool(active.any()):
             break
-        adv = attack_active(attack, model, images, labels, eps, generator(eps), active)
-        with torch.no_grad():
-            logits = logits_of(model, adv)
-        check_finite(logits, f"under {attack.name} at eps {eps:g}")
-        smallest = smallest.where(~active | (logits.argmax(1) == labels), eps)
+        where = f"under {attack.name} at eps {eps:g}"
+        robust = robust_mask(model, images, labels, attack, eps, generator(eps), active, where)
+        smallest = smallest.where(~active | robust, eps)
     return smallest
