@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.as_published import PlainMNISTCNN, PlainResNet18, papers_loop
 from benchmarks.timing import PEAK_SIZE, in_turn, matrix_product
 from rampart.attacks import PGD
-from rampart.evaluation import provenance
+from rampart.files import provenance
 from rampart.networks import MNISTCNN, ResNet18
 
 STEPS = {"MNIST CNN": 5, "ResNet-18": 2}

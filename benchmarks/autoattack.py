@@ -25,7 +25,8 @@ from torch import nn
 from benchmarks.as_published import PlainMNISTCNN
 from benchmarks.timing import in_turn
 from benchmarks.worst_case import images_of
-from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks, provenance
+from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks
+from rampart.files import provenance
 from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from datamodules import DigitsDataModule
 from rampart.attacks import PGD
-from rampart.evaluation import provenance
+from rampart.files import provenance
 from rampart.networks import MNISTCNN
 
 ROUNDS = 3

@@ -21,7 +21,7 @@ from benchmarks.timing import in_turn
 from datamodules import DigitsDataModule, MNISTDataModule
 from lightning_modules import MNISTClassifier
 from rampart.attacks import PGD, NamedAttack
-from rampart.evaluation import provenance
+from rampart.files import provenance
 from rampart.files.weights import load_weights
 
 EPS, STEP_SIZE, STEPS = 0.4, 0.005, 200

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from commands.command_line import RampartCLI
 from rampart.attacks import PGD
 from rampart.bounds.interval import Interval
-from rampart.evaluation import provenance
+from rampart.files import provenance
 
 EPS = 0.4
 ATTACKS = {

@@ -26,7 +26,7 @@ from callbacks import EpsilonRampCallback, RampartProgressBar
 from datamodules import DigitsDataModule
 from lightning_modules import MNISTClassifier
 from rampart.attacks import PGD
-from rampart.evaluation import provenance
+from rampart.files import provenance
 from rampart.networks import MNISTCNN
 from rampart.schedules import Phase
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from datamodules import MNISTDataModule
 from rampart.attacks import PGD
-from rampart.evaluation import provenance
+from rampart.files import provenance
 from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN
 

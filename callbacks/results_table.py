@@ -9,7 +9,8 @@ from torchmetrics import Metric
 
 from callbacks.outputs import new_file, run_folder
 from rampart.attacks import NamedAttack, parse_eps
-from rampart.evaluation import disagreements, fingerprint, provenance
+from rampart.evaluation import disagreements
+from rampart.files import fingerprint, provenance
 from rampart.kernels.precision import full_float32
 
 

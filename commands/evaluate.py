@@ -25,7 +25,6 @@ from rampart.evaluation import (
     Source,
     WorstCase,
     WorstCaseSearch,
-    fingerprint,
     html_of,
     masking_signs,
     preset_attacks,
@@ -34,6 +33,7 @@ from rampart.evaluation import (
     worst_case_figures,
     write_per_image,
 )
+from rampart.files import fingerprint
 from rampart.files.weights import load_weights
 from rampart.kernels.precision import full_float32
 

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningArgumentParser
 
-from rampart.evaluation import provenance
+from rampart.files import provenance
 
 USE = """\
 Rampart trains image classifiers that stay robust under large perturbations.

@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import main
-from rampart.evaluation import fingerprint
+from rampart.files import fingerprint
 from rampart.networks import MNISTCNN
 from tests.conftest import ROOT
 from tests.datamodules.test_datamodules import mnist_root  # noqa: F401 (a fixture)

@@ -12,7 +12,7 @@ import torch
 import hubconf
 from datamodules import DigitsDataModule
 from rampart.attacks import PGD
-from rampart.evaluation import fingerprint
+from rampart.files import fingerprint
 from rampart.networks import MNISTCNN
 from tests.conftest import ROOT
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.worst_case import images_of
 from rampart.attacks import PGD
 from rampart.attacks.input_gradient import loss_gradient
-from rampart.evaluation import provenance
+from rampart.files import provenance
 from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN
 

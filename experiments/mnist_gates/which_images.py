@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.worst_case import images_of
-from rampart.evaluation import provenance
+from rampart.files import provenance
 
 EPS = 0.4
 GROUPS = 5  # by how gray the strokes are, equal in size

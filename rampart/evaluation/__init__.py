@@ -11,7 +11,6 @@ from rampart.evaluation.robust_mask import robust_mask
 from rampart.evaluation.robustness_curve import fooling_eps
 from rampart.evaluation.survey import Probe
 from rampart.evaluation.worst_case import Watcher, WorstCaseSearch
-from rampart.files.provenance import fingerprint, provenance
 
 __all__ = [
     "Example",
@@ -26,13 +25,11 @@ __all__ = [
     "adversarial_figure",
     "can_be_drawn",
     "disagreements",
-    "fingerprint",
     "fooling_eps",
     "html_of",
     "in_memory",
     "masking_signs",
     "preset_attacks",
-    "provenance",
     "report_of",
     "robust_mask",
     "robustness_figure",

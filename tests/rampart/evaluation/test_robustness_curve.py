@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import pytest
@@ -7,8 +6,7 @@ from torch import Tensor
 
 from rampart.attacks import PGD, Attack, Eps
 from rampart.attacks.context import Model
-from rampart.evaluation import fooling_eps, provenance
-from rampart.kernels.precision import full_float32
+from rampart.evaluation import fooling_eps
 from tests.conftest import LinearModel
 
 
@@ -65,23 +63,3 @@ def test_logits_that_are_no_numbers_give_no_curve() -> None:
 def test_a_grid_must_rise() -> None:
     with pytest.raises(ValueError, match="eps_grid must rise"):
         fooling_eps(LinearModel(torch.ones(4)), torch.rand(1, 4), torch.tensor([0]), PGD(), [0.1, 0.1])
-
-
-def test_provenance_is_plain_data() -> None:
-    where = json.loads(json.dumps(provenance()))
-    assert where["versions"]["torch"] == torch.__version__.split("+", maxsplit=1)[0] or where["versions"]["torch"]
-    assert where["threads"] == torch.get_num_threads()
-    assert (where["precision"], where["world_size"], where["trainer_precision"]) == ("float32", 1, None)
-
-
-def test_provenance_records_the_arithmetic_as_it_is() -> None:
-    assert provenance()["tf32"]  # torch's default for convolutions
-    with full_float32("cpu"):
-        where = provenance("cuda:1", torch.float64, 4, "bf16-mixed")
-    told = [where[name] for name in ("device", "precision", "world_size", "trainer_precision", "tf32", "deterministic")]
-    assert told == ["cuda:1", "float64", 4, "bf16-mixed", False, False]
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert provenance()["deterministic"]
-    finally:
-        torch.use_deterministic_algorithms(False)

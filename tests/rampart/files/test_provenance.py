@@ -1,10 +1,14 @@
 import importlib.util
+import json
 import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
 
-from rampart.evaluation import provenance as provenance_function
+import torch
+
+from rampart.files import provenance
+from rampart.kernels.precision import full_float32
 from tests.conftest import ROOT
 
 
@@ -35,4 +39,24 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_code(tmp_path: Path
     git(tmp_path, "commit", "-q", "-m", "ours")
     assert tracked.provenance()["commit"].removesuffix("+") == git(tmp_path, "rev-parse", "--short=12", "HEAD")
     assert tracked.provenance()["commit"].endswith("+")  # .venv is not committed
-    assert provenance_function()["versions"]["torch"]
+    assert provenance()["versions"]["torch"]
+
+
+def test_provenance_is_plain_data() -> None:
+    where = json.loads(json.dumps(provenance()))
+    assert where["versions"]["torch"] == torch.__version__.split("+", maxsplit=1)[0] or where["versions"]["torch"]
+    assert where["threads"] == torch.get_num_threads()
+    assert (where["precision"], where["world_size"], where["trainer_precision"]) == ("float32", 1, None)
+
+
+def test_provenance_records_the_arithmetic_as_it_is() -> None:
+    assert provenance()["tf32"]  # torch's default for convolutions
+    with full_float32("cpu"):
+        where = provenance("cuda:1", torch.float64, 4, "bf16-mixed")
+    told = [where[name] for name in ("device", "precision", "world_size", "trainer_precision", "tf32", "deterministic")]
+    assert told == ["cuda:1", "float64", 4, "bf16-mixed", False, False]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert provenance()["deterministic"]
+    finally:
+        torch.use_deterministic_algorithms(False)
