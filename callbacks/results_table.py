@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from callbacks.outputs import new_file, run_folder
 from rampart.attacks import NamedAttack, parse_eps
-from rampart.evaluation import disagreements
+from rampart.evaluation import find_contradictions
 from rampart.files import fingerprint, provenance
 from rampart.kernels.precision import full_float32
 
@@ -144,7 +144,7 @@ def _check_consistency(attacks: list[NamedAttack], rows: list[dict[str, Any]], i
         (named.attack.settings(), parse_eps(named.eps, named.attack.norm), count)
         for named, count in zip(attacks, robust_counts[1:], strict=True)
     ]
-    if problems := disagreements(results, robust_counts[0]):
+    if problems := find_contradictions(results, robust_counts[0]):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
 
 

@@ -25,11 +25,11 @@ from rampart.evaluation import (
     Source,
     WorstCase,
     WorstCaseSearch,
-    html_of,
-    masking_signs,
+    build_report,
+    find_masking_signs,
+    format_table,
     preset_attacks,
-    report_of,
-    table_of,
+    render_html,
     worst_case_figures,
     write_per_image,
 )
@@ -164,17 +164,17 @@ def _report(
 ) -> None:
     target_eps = (model.target_eps if search.norm == model.attack.norm else 0.0) or search.eps[-1]
     names = [attack.name for attack in search.attacks]
-    signs = masking_signs(search.model, search.survey.probe, found, names)
-    report = report_of(search, found, signs, str(trainer.precision))
+    signs = find_masking_signs(search.model, search.survey.probe, found, names)
+    report = build_report(search, found, signs, str(trainer.precision))
     folder = run_folder(trainer)
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
     write_per_image(folder / "per_image.csv", found, names, search.norm)
-    print(f"\n{table_of(report)}\n")
+    print(f"\n{format_table(report)}\n")
     intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
     pictures: dict[str, bytes] = {}
     with warn_if_not_drawn("the figures"):
         for name, figure in worst_case_figures(found, search.eps, target_eps, intervals).items():
             pictures[name] = save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes()
     page = folder / "report.html"
-    page.write_text(html_of(report, pictures, ckpt_path or type(search.model).__name__), encoding="utf-8")
+    page.write_text(render_html(report, pictures, ckpt_path or type(search.model).__name__), encoding="utf-8")
     print(f"Report: {page}")

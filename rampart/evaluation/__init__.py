@@ -2,10 +2,10 @@
 
 from rampart.evaluation.batches import Source, in_memory
 from rampart.evaluation.figures import adversarial_figure, can_be_drawn, robustness_figure, worst_case_figures
-from rampart.evaluation.gradient_masking import Sign, masking_signs
-from rampart.evaluation.html import html_of
+from rampart.evaluation.gradient_masking import Sign, find_masking_signs
+from rampart.evaluation.html import render_html
 from rampart.evaluation.presets import Preset, preset_attacks
-from rampart.evaluation.report import disagreements, report_of, table_of, write_per_image
+from rampart.evaluation.report import build_report, find_contradictions, format_table, write_per_image
 from rampart.evaluation.results import Example, Stage, WorstCase
 from rampart.evaluation.robust_mask import robust_mask
 from rampart.evaluation.robustness_curve import fooling_eps
@@ -23,17 +23,17 @@ __all__ = [
     "WorstCase",
     "WorstCaseSearch",
     "adversarial_figure",
+    "build_report",
     "can_be_drawn",
-    "disagreements",
+    "find_contradictions",
+    "find_masking_signs",
     "fooling_eps",
-    "html_of",
+    "format_table",
     "in_memory",
-    "masking_signs",
     "preset_attacks",
-    "report_of",
+    "render_html",
     "robust_mask",
     "robustness_figure",
-    "table_of",
     "worst_case_figures",
     "write_per_image",
 ]

@@ -34,7 +34,7 @@ class Sign:
     images: list[int] = field(default_factory=list)
 
 
-def masking_signs(model: nn.Module, probe: Probe, found: WorstCase, attacks: Sequence[str]) -> list[Sign]:
+def find_masking_signs(model: nn.Module, probe: Probe, found: WorstCase, attacks: Sequence[str]) -> list[Sign]:
     """Look for signs of masked gradients and of models that can't be attacked as they are (Carlini et al. 2019).
 
     Args:

@@ -15,11 +15,11 @@ CAPTIONS = {
 }
 
 
-def html_of(report: dict[str, Any], pictures: Mapping[str, bytes], title: str = "") -> str:
+def render_html(report: dict[str, Any], pictures: Mapping[str, bytes], title: str = "") -> str:
     """The report with its figures inside, for any browser, offline.
 
     Args:
-        report: As :func:`rampart.evaluation.report.report_of` makes it.
+        report: As :func:`rampart.evaluation.report.build_report` makes it.
         pictures: PNG files by the names of :func:`rampart.evaluation.figures.worst_case_figures`.
         title: What was evaluated.
     """

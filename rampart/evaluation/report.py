@@ -13,7 +13,7 @@ from rampart.evaluation.worst_case import WorstCaseSearch
 from rampart.files.provenance import provenance
 
 
-def contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
+def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
     """List numbers that are impossible for any model: the evaluation is broken, and none of them may be quoted.
 
     Args:
@@ -35,7 +35,7 @@ def contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str
     return problems
 
 
-def disagreements(rows: Sequence[tuple[dict[str, Any], float, int]], clean: int) -> list[str]:
+def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean: int) -> list[str]:
     """List contradictions between attacks that were each run on all images, beyond what chance explains.
 
     A stronger attack leaves no more images standing: a larger eps, more restarts, more steps, and any attack rather
@@ -71,7 +71,7 @@ def _stronger_by(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     return differ[0] if isinstance(low, int) and isinstance(high, int) and high > low else None
 
 
-def interval(count: int, total: int) -> tuple[float, float]:
+def wilson_interval(count: int, total: int) -> tuple[float, float]:
     """95% confidence interval of a rate (Wilson 1927), for other images from where these came from."""
     z = 1.959964
     rate, spread = count / total, z * z / total
@@ -80,7 +80,7 @@ def interval(count: int, total: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def report_of(
+def build_report(
     search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign], trainer_precision: str | None = None
 ) -> dict[str, Any]:
     """All that ``report.json`` holds. Only what is under ``timings`` and ``made_on`` differs from run to run.
@@ -95,7 +95,7 @@ def report_of(
         ValueError: If the numbers contradict one another.
     """
     images, clean = len(found.labels), found.standing(0)
-    if problems := contradictions(images, clean, found.stages):
+    if problems := find_stage_contradictions(images, clean, found.stages):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
     finite = found.eps[found.eps > 0].sort().values
     probed = search.survey.probe.images
@@ -117,11 +117,11 @@ def report_of(
 
 
 def _rate(count: int, images: int) -> dict[str, Any]:
-    low, high = interval(count, images)
+    low, high = wilson_interval(count, images)
     return {"count": count, "accuracy": count / images, "interval_95": [low, high]}
 
 
-def table_of(report: dict[str, Any]) -> str:
+def format_table(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     images = report["images"]
     width = max(len("after"), *(len(stage["attack"]) for stage in report["stages"]))

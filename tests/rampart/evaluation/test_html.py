@@ -1,7 +1,7 @@
 import base64
 from html.parser import HTMLParser
 
-from rampart.evaluation import Sign, WorstCaseSearch, html_of, report_of
+from rampart.evaluation import Sign, WorstCaseSearch, build_report, render_html
 from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, shown
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -26,8 +26,8 @@ class Tags(HTMLParser):
 
 def page(signs: list[Sign], title: str = "") -> tuple[dict[str, object], str]:
     search = WorstCaseSearch(*shown(), [WEAK, STRONG], [0.1, 0.3])
-    report = report_of(search, search.run(), signs)
-    return report, html_of(report, {"curve": PNG}, title)
+    report = build_report(search, search.run(), signs)
+    return report, render_html(report, {"curve": PNG}, title)
 
 
 def test_the_page_asks_for_nothing_from_outside_and_is_well_formed() -> None:

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binomtest
 
 from rampart.attacks import APGD, PGD, Square
-from rampart.evaluation import Sign, Stage, WorstCaseSearch, in_memory, report_of, table_of, write_per_image
-from rampart.evaluation.report import contradictions, disagreements, interval
+from rampart.evaluation import Sign, Stage, WorstCaseSearch, build_report, format_table, in_memory, write_per_image
+from rampart.evaluation.report import find_contradictions, find_stage_contradictions, wilson_interval
 from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, case
 
 
@@ -19,7 +19,7 @@ def stage(attacked: int, standing: int) -> Stage:
 
 
 def test_stages_that_only_lose_images_contradict_nothing() -> None:
-    assert contradictions(10, 9, [stage(9, 9), stage(9, 4), stage(4, 0)]) == []
+    assert find_stage_contradictions(10, 9, [stage(9, 9), stage(9, 4), stage(4, 0)]) == []
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_stages_that_only_lose_images_contradict_nothing() -> None:
     ],
 )
 def test_stages_that_contradict_one_another_are_named(clean: int, stages: list[Stage], message: str) -> None:
-    (problem,) = contradictions(10, clean, stages)
+    (problem,) = find_stage_contradictions(10, clean, stages)
     assert message in problem
 
 
@@ -58,27 +58,27 @@ PGD_20, PGD_200, PGD_20X5 = (a.settings() for a in (PGD(steps=20), PGD(steps=200
     ],
 )
 def test_attacks_in_the_wrong_order_are_named(rows: Any, message: str) -> None:
-    assert disagreements(rows, clean=950) == [message]
-    assert disagreements(rows[::-1], clean=950) == [message]
+    assert find_contradictions(rows, clean=950) == [message]
+    assert find_contradictions(rows[::-1], clean=950) == [message]
 
 
 def test_attacks_in_the_right_order_and_what_chance_explains_are_not() -> None:
     rows = [(PGD_20, 0.0, 950), (PGD_20, 0.1, 900), (PGD_200, 0.1, 903), (PGD_20X5, 0.1, 890), (PGD_20, 0.2, 500)]
-    assert disagreements(rows, clean=950) == []
-    assert disagreements([(PGD_200, 0.1, 500), (Square().settings(), 0.1, 900)], clean=950) == []
+    assert find_contradictions(rows, clean=950) == []
+    assert find_contradictions([(PGD_200, 0.1, 500), (Square().settings(), 0.1, 900)], clean=950) == []
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 50), (50, 50), (1, 1), (8470, 10_000)])
 def test_the_interval_is_wilsons(count: int, total: int) -> None:
     oracle = binomtest(count, total).proportion_ci(method="wilson")
-    assert interval(count, total) == pytest.approx((oracle.low, oracle.high), abs=1e-6)
+    assert wilson_interval(count, total) == pytest.approx((oracle.low, oracle.high), abs=1e-6)
 
 
 def test_the_report_holds_counts_identity_and_origin() -> None:
     model, images, labels = case()
     search = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3])
     found = search.run()
-    report = json.loads(json.dumps(report_of(search, found, [Sign("softmax", "why", [3, 4])])))
+    report = json.loads(json.dumps(build_report(search, found, [Sign("softmax", "why", [3, 4])])))
     assert report["images"] == 40
     assert report["clean"]["count"] == 39
     assert [(row["eps"], row["count"]) for row in report["robust"]] == [
@@ -93,7 +93,7 @@ def test_the_report_holds_counts_identity_and_origin() -> None:
     assert len(report["search"]["weights"]) == 64
     assert report["made_on"]["versions"]["torch"]
     assert report["signs"] == [{"name": "softmax", "message": "why", "images": [3, 4]}]
-    table = table_of(report)
+    table = format_table(report)
     assert f"worst case at eps 0.3: {100 * report['robust'][1]['accuracy']:.2f}%" in table
     assert "warning: softmax: why" in table
 
@@ -104,7 +104,7 @@ def test_broken_numbers_are_refused() -> None:
     found = search.run()
     found.stages[0] = Stage("PGD-1", 0.1, 39, 40, 0.0)
     with pytest.raises(ValueError, match="the evaluation is broken, no number is reported: 40 images stand after"):
-        report_of(search, found, [])
+        build_report(search, found, [])
 
 
 def test_each_image_has_its_row(tmp_path: Path) -> None:
