@@ -1,8 +1,9 @@
-"""The rooms' rules: what imports what."""
+"""Rules of the packages: allowed imports and sizes of files."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,34 @@ from tests.conftest import ROOT
 
 LIGHTNING_ROOMS = {"lightning_modules", "datamodules", "callbacks"}
 TORCH_ROOMS = sorted(file.parent.name for file in (ROOT / "rampart").glob("*/__init__.py"))
+# The rooms of rampart that each room may import.
+MAY_IMPORT = {
+    "attacks": set(),
+    "kernels": set(),
+    "data": {"attacks"},
+    "schedules": {"attacks"},
+    "networks": {"kernels"},
+    "bounds": {"kernels", "networks"},
+    "objectives": {"attacks", "bounds", "kernels", "networks"},
+    "files": {"kernels", "networks"},
+    "evaluation": {"attacks", "bounds", "data", "files", "kernels", "networks"},
+}
 
 
-def imported(file: Path) -> set[str]:
+def imported_modules(file: Path) -> set[str]:
+    """Return the dotted names of all modules that a file imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= named if node.module == "rampart" else {node.module}
     return names
+
+
+def imported(file: Path) -> set[str]:
+    return {module.split(".")[0] for module in imported_modules(file)}
 
 
 @pytest.mark.parametrize("room", sorted(LIGHTNING_ROOMS))
@@ -38,6 +57,20 @@ def test_rampart_imports_nothing_of_lightning(room: str) -> None:
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     for file in (ROOT / "rampart" / room).glob("*.py"):
         assert not imported(file) & (LIGHTNING_ROOMS | {"cli", "commands", "pytorch_lightning"}), file
+
+
+def test_imports_between_rooms_of_rampart_form_no_circle() -> None:
+    assert set(MAY_IMPORT) == set(TORCH_ROOMS)
+    TopologicalSorter(MAY_IMPORT).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("room", TORCH_ROOMS)
+def test_a_room_of_rampart_imports_only_rooms_below_it(room: str) -> None:
+    for file in (ROOT / "rampart" / room).rglob("*.py"):
+        for module in imported_modules(file):
+            package, _, rest = module.partition(".")
+            if package == "rampart":
+                assert rest.split(".")[0] in MAY_IMPORT[room] | {room}, f"{file} imports {module}"
 
 
 def test_files_stay_small() -> None:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from rampart.attacks.context import Model
 from rampart.attacks.eps import Eps, NormName, parse_eps
-from rampart.data.batch import ROUNDING
+
+ROUNDING = 1e-5
+"""Largest excess over [0, 1] that counts as rounding: float32 operations err by less, half a gray level is 0.002."""
 
 
 def read_inputs(

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rampart.attacks.validation import ROUNDING
+
 IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "input", "inputs", "x", "data")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 INDEX_KEYS = ("index", "idx")
-ROUNDING = 1e-5
-"""Largest excess over [0, 1] that counts as rounding: float32 operations err by less, half a gray level is 0.002."""
 
 _FORM = (
     "a batch must be (images, labels), (images, labels, index) or a dictionary with a key for each, such as image and "

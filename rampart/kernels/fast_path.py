@@ -1,4 +1,4 @@
-"""Tell whether a network may compute its layers' results without calling them."""
+"""Tests for whether a network may compute the results of its layers by a faster path, without calling them."""
 
 import torch
 from torch import nn
@@ -7,14 +7,18 @@ from torch.fx import Proxy
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
-def may_bypass(inputs: object, *layers: nn.Module) -> bool:
-    """Tell whether the call of these layers on these inputs can be left out.
+def can_skip_calls(inputs: object, *layers: nn.Module) -> bool:
+    """Return True if nothing needs these layers to be called: no hooks, no tracing, no transformation.
 
-    Not where a layer has hooks (pruning, ``spectral_norm``, feature extraction), and not where the network's operations
-    are recorded or transformed: see :func:`is_observed`. ``torch.fx`` is known by its inputs.
+    Pruning, ``spectral_norm`` and feature extraction work by hooks. Tracing and transformation are those of
+    :func:`is_traced_or_transformed`, and ``torch.fx``, which is recognised by its inputs.
+
+    Args:
+        inputs: Input of the network or of the first layer.
+        layers: Layers that the faster path would not call.
     """
     return (
-        not is_observed()
+        not is_traced_or_transformed()
         and not isinstance(inputs, Proxy)
         and not any(
             layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
@@ -23,12 +27,12 @@ def may_bypass(inputs: object, *layers: nn.Module) -> bool:
     )
 
 
-def is_observed() -> bool:
-    """Tell whether something else than a plain evaluation sees each operation, and wants torch's ordinary ones.
+def is_traced_or_transformed() -> bool:
+    """Return True if the current operations are recorded or transformed, and so should be torch's ordinary ones.
 
-    It may record them to run them on other inputs (``torch.compile``, ``torch.export``, ``jit.trace``, ``make_fx``),
-    or transform them (``torch.func``, forward-mode derivatives, torch's own modes such as its counter of operations). A
-    custom mode sees what a plain evaluation computes.
+    Recorders run them again on other inputs: ``torch.compile``, ``torch.export``, ``jit.trace``, ``make_fx``.
+    Transformations are ``torch.func``, forward-mode derivatives, and the dispatch modes that torch defines, such as its
+    FLOP counter. Dispatch modes defined elsewhere do not count: they see the faster path's operations.
     """
     return bool(
         torch.compiler.is_compiling()

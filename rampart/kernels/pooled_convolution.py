@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.bounds.interval import Interval
-from rampart.kernels.fast_path import is_observed, may_bypass
+from rampart.kernels.fast_path import can_skip_calls, is_traced_or_transformed
 
 BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
 
@@ -37,10 +36,13 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return pooled
 
 
-def suits(conv: nn.Conv2d, images: Tensor | Interval) -> bool:
-    """Tell whether :func:`pooled_convolution` computes this convolution of these images (or of an interval of them)."""
+def can_use_pooled_convolution(conv: nn.Conv2d, images: object) -> bool:
+    """Return True if :func:`pooled_convolution` can replace this convolution for these images.
+
+    False for anything but a tensor, such as the intervals of :mod:`rampart.bounds`.
+    """
     return (
-        may_bypass(images, conv)
+        can_skip_calls(images, conv)
         and isinstance(images, Tensor)
         and images.device.type == "cpu"
         and images.ndim == 4
@@ -85,7 +87,7 @@ class _PooledConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, shifted, bias, chosen, pooled = ctx.saved_tensors
         # With create_graph, someone will differentiate this; is_grads_batched hands over many gradients as one.
-        if torch.is_grad_enabled() or is_observed() or torch._C._functorch.is_legacy_batchedtensor(grad):
+        if torch.is_grad_enabled() or is_traced_or_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             return _differentiable_backward((images, shifted, bias), ctx.needs_input_grad, grad)
         windows = _windows(images, shifted)
         n, height, width = windows.shape[:3]

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.kernels.pooled_convolution import pooled_convolution, suits
+from rampart.kernels.pooled_convolution import can_use_pooled_convolution, pooled_convolution
 from rampart.networks.initialisation import Initialisation, initialise
 
 
@@ -39,7 +39,7 @@ class MNISTCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""
         # Pooling before ReLU gives what the paper's order gives, and leaves ReLU a quarter of the work.
-        if suits(self.conv1, images):
+        if can_use_pooled_convolution(self.conv1, images):
             assert self.conv1.bias is not None
             x = pooled_convolution(images, self.conv1.weight, self.conv1.bias)
         else:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rampart.kernels.fast_path import may_bypass
+from rampart.kernels.fast_path import can_skip_calls
 from rampart.networks.normalize import Normalize
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -54,7 +54,7 @@ class ResNet18(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 3, 32, 32)``, float, in [0, 1]."""
         x = self.normalize(images)
-        if may_bypass(images) and len(images) >= CHANNELS_LAST_FROM:
+        if can_skip_calls(images) and len(images) >= CHANNELS_LAST_FROM:
             x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(_conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -106,7 +106,7 @@ def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
 
 def _folds(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
     """Tell whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a separate pass."""
-    if not may_bypass(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
+    if not can_skip_calls(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
         return False
     outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])
     return 2 * outputs >= conv.weight.numel()
