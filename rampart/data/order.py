@@ -1,0 +1,119 @@
+"""Order of a set's images in each epoch, shared between processes and resumable."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from rampart.attacks.random import generator_for
+
+
+class EpochOrder:
+    """Batches of indices into a set of images: an epoch's order, this rank's shard and the position within it.
+
+    The order depends on seed and epoch alone. When shuffling, as for training, all ranks have the same number of images
+    and up to ``world_size - 1`` images are left out; in order, as for evaluation, each image is on exactly one rank.
+
+    Args:
+        size: Number of images in the set.
+        batch_size: Images per batch and rank; the last batch may be smaller.
+        shuffle: Choose a new random order for each epoch.
+        drop_last: Leave out a smaller last batch.
+        seed: Seed of the orders; the same in all processes. A function is called at the start of each pass.
+        rank: Zero-based rank of this process; that of torch.distributed if None, or 0 without it.
+        world_size: Number of processes; that of torch.distributed if None, or 1 without it.
+
+    Raises:
+        ValueError: If the batch size is below 1, or there are too few images for a batch on each rank.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int | Callable[[], int] = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.size, self.batch_size, self.shuffle, self.drop_last, self.seed = size, batch_size, shuffle, drop_last, seed
+        self._rank, self._world_size = rank, world_size
+        self.epoch = self._done = self._done_in = 0
+        self._resume_at = (0, 0)
+        self._check_size()
+
+    @property
+    def rank(self) -> int:
+        """Zero-based rank of this process."""
+        if self._rank is not None:
+            return self._rank
+        return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share the images."""
+        if self._world_size is not None:
+            return self._world_size
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the zero-based epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches per epoch on this rank."""
+        size = self._images_of_rank()
+        return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch, ``(batch_size,)``, int64, from the resumed position on."""
+        self._check_size()
+        shard = self.indices()
+        epoch, done = self._resume_at
+        start, self._resume_at = done if epoch == self.epoch else 0, (0, 0)
+        for batch in range(start, len(self)):
+            self._done, self._done_in = batch + 1, self.epoch
+            yield shard[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def indices(self) -> Tensor:
+        """Return the indices of this rank's images in the epoch's order, int64."""
+        order = (
+            torch.randperm(self.size, generator=self.generator("order")) if self.shuffle else torch.arange(self.size)
+        )
+        return order[self.rank :: self.world_size][: self._images_of_rank()]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a CPU generator whose random numbers depend on purpose, seed and epoch alone."""
+        seed = self.seed() if callable(self.seed) else self.seed
+        return generator_for("cpu", purpose, seed, self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the zero-based epoch, and how many of its batches have been yielded (``done``)."""
+        return {"epoch": self.epoch, "done": self._done if self._done_in == self.epoch else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next pass after the batches that were yielded before, if it is a pass of the same epoch.
+
+        Raises:
+            ValueError: If the state is not one that :meth:`state_dict` returns.
+        """
+        epoch, done = state.get("epoch"), state.get("done")
+        if type(epoch) is not int or type(done) is not int or min(epoch, done) < 0:
+            raise ValueError(f"the training batches' position must be an epoch and a number of batches, got {state}")
+        self._resume_at = epoch, done
+
+    def _check_size(self) -> None:
+        if self.size < self.world_size * (self.batch_size if self.drop_last else 1):
+            raise ValueError(
+                f"{self.size} images give no batch of {self.batch_size} on each of {self.world_size} ranks; "
+                "use a smaller batch_size or more images"
+            )
+
+    def _images_of_rank(self) -> int:
+        # Ranks that train must take the same number of steps, so they leave up to world_size - 1 images out.
+        return self.size // self.world_size if self.shuffle else len(range(self.rank, self.size, self.world_size))
