@@ -1,5 +1,6 @@
 """LightningCLI with what every run of Rampart has."""
 
+import os
 import shlex
 import sys
 from argparse import ArgumentError
@@ -27,12 +28,13 @@ from callbacks import (
     RunCheckpoint,
 )
 from callbacks.outputs import run_folder
+from commands.any_network import any_network
 from commands.checkpoint_path import check_ckpt_path, check_init_from, suggesting_whole_ones
 from commands.config_files import check_configs
 from commands.ending import InterruptionCallback
 from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.loaders import LoaderConnector
-from commands.messages import command_line
+from commands.messages import command_line, keep_quiet
 from commands.parse_errors import explain, wrap_single
 from commands.records import copy_curves, hyper_parameters, log_results
 from commands.requeue import checkpoint_of_job, record_job
@@ -52,6 +54,20 @@ from rampart.files.weights import check_checkpoint, is_checkpoint_of, load_weigh
 
 # A loss's class weights are a list in a config: [1, 1, 2.5].
 register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
+
+
+def run_command(args: list[str] | None = None) -> None:
+    """Parse a command line and run its command.
+
+    Args:
+        args: Command and options; those that the process was started with if None.
+    """
+    keep_quiet()
+    # Last, so that a user's folder adds names to import and hides none.
+    sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
+    arguments = sys.argv if args is None else args
+    arguments[:] = any_network(arguments)
+    RampartCLI(args)
 
 
 class RampartCLI(LightningCLI):

@@ -1,0 +1,46 @@
+"""Errors and signals that end a command in one line and an exit status.
+
+Imports nothing heavy at first, because errors and signals of the start-up are handled too.
+"""
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from commands.interruption import Interrupted, end_children, interruptible, is_first_process, say, signals
+
+
+@contextmanager
+def one_line_errors(full_trace: bool) -> Iterator[None]:
+    """Print an error or a signal as one line to stderr, and exit.
+
+    The exit status is 1, 2 for a wrong command line, or 128 plus the signal's number.
+
+    Args:
+        full_trace: Raise the exception instead.
+    """
+    with interruptible():
+        try:
+            yield
+        except Interrupted as end:
+            end_children()
+            if full_trace:
+                raise
+            if is_first_process():
+                say(str(end))
+            sys.exit(end.status)
+        except Exception as error:
+            end_children()
+            if full_trace:
+                raise
+            say(_line(error))
+            sys.exit(2 if isinstance(error, ArgumentError) else 1)
+
+
+def _line(error: Exception) -> str:
+    from commands.messages import describe, without_noise_of_peers
+
+    if signals.received:
+        return str(Interrupted(signals.received, signals.advice))
+    return f"error: {without_noise_of_peers(describe(error), signals.advice)}"
