@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from rampart.data.batch import read_batch
 from rampart.evaluation import Source
-from rampart.evaluation.batches import Visitor
+from rampart.evaluation.image_source import Visitor
 
 Result = TypeVar("Result")
 

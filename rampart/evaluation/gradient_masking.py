@@ -12,8 +12,8 @@ from rampart.attacks.context import attack_context
 from rampart.attacks.input_gradient import loss_gradient
 from rampart.attacks.logits import logits_of
 from rampart.attacks.random import generator_for
+from rampart.evaluation.clean_pass import Probe
 from rampart.evaluation.results import WorstCase
-from rampart.evaluation.survey import Probe
 
 GRADIENT_FREE = ("Square",)
 MANY = 0.1  # share of images from which on a sign counts

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from rampart.attacks import Attack, Eps, parse_eps
 from rampart.attacks.logits import logits_of
 from rampart.attacks.random import generator_for
-from rampart.evaluation.batches import Source, show_batches
-from rampart.evaluation.code import code_fingerprint
-from rampart.evaluation.network import finite_logits
+from rampart.evaluation.cache import Store
+from rampart.evaluation.clean_pass import Survey, survey_images
+from rampart.evaluation.code_hash import code_fingerprint
+from rampart.evaluation.image_source import Source, show_batches
+from rampart.evaluation.network_checks import finite_logits
 from rampart.evaluation.results import Example, Stage, WorstCase, choose_examples
-from rampart.evaluation.store import Store
-from rampart.evaluation.survey import Survey, survey_images
-from rampart.evaluation.trial import attack_some, check_inside, is_fooled, isolated_random_state, try_out
+from rampart.evaluation.run_attack import attack_some, check_inside, is_fooled, isolated_random_state, try_out
 from rampart.files.provenance import fingerprint
 
 

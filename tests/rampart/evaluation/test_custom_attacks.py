@@ -14,7 +14,7 @@ from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.context import Model
 from rampart.attacks.eps import Eps
 from rampart.evaluation import WorstCaseSearch, in_memory
-from rampart.evaluation.code import code_fingerprint
+from rampart.evaluation.code_hash import code_fingerprint
 
 
 class Shift(Attack):

@@ -13,7 +13,7 @@ from torch import Tensor
 from rampart.attacks import PGD, Square
 from rampart.attacks.eps import NormName
 from rampart.evaluation import WorstCaseSearch, in_memory
-from rampart.evaluation.trial import is_fooled, try_out
+from rampart.evaluation.run_attack import is_fooled, try_out
 from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, Counting, case, same
 
 

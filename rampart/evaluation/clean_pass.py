@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rampart.attacks.validation import check_images, check_labels
-from rampart.evaluation.batches import Source, show_batches
-from rampart.evaluation.network import check_weights, finite_logits
+from rampart.evaluation.image_source import Source, show_batches
+from rampart.evaluation.network_checks import check_weights, finite_logits
 from rampart.files.provenance import fingerprint
 
 PROBED = 200  # images that are looked at for signs of masked gradients

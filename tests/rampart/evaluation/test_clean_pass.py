@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rampart.attacks import PGD
 from rampart.evaluation import WorstCaseSearch, in_memory
-from rampart.evaluation.batches import show_batches
-from rampart.evaluation.survey import survey_images
+from rampart.evaluation.clean_pass import survey_images
+from rampart.evaluation.image_source import show_batches
 from tests.rampart.evaluation.test_worst_case import Counting, Threshold, case
 
 

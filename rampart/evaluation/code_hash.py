@@ -16,7 +16,7 @@ def code_fingerprint(attacks: Sequence[Attack]) -> str:
         attacks: The files of their classes count, and of functions and other attacks among their settings.
     """
     here = Path(__file__).resolve().parent
-    root, own = here.parent, (here / "worst_case.py", here / "trial.py")
+    root, own = here.parent, (here / "worst_case.py", here / "run_attack.py")
     files = [*root.glob("attacks/*.py"), *root.glob("networks/*.py"), *root.glob("kernels/*.py"), *own]
     modules = {sys.modules.get(name) for name in _modules(list(attacks)) if name.split(".")[0] not in _FIXED}
     custom = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
