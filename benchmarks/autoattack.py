@@ -90,8 +90,8 @@ def main() -> None:
             arguments.seed,
         )
         result = search.run()
-        standing["rampart"] = result.standing(arguments.eps)
-        rounds.setdefault("rampart", []).append([stage(s.attack, s.standing, s.seconds) for s in result.stages])
+        standing["rampart"] = result.count_robust(arguments.eps)
+        rounds.setdefault("rampart", []).append([stage(s.attack, s.robust, s.seconds) for s in result.stages])
 
     def peer(name: str, make: Callable[[], nn.Module]) -> Callable[[], None]:
         def run() -> None:

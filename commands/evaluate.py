@@ -164,7 +164,7 @@ def _report(
 ) -> None:
     target_eps = (model.target_eps if search.norm == model.attack.norm else 0.0) or search.eps[-1]
     names = [attack.name for attack in search.attacks]
-    signs = find_masking_signs(search.model, search.survey.probe, found, names)
+    signs = find_masking_signs(search.model, search.clean_pass.probe, found, names)
     report = build_report(search, found, signs, str(trainer.precision))
     folder = run_folder(trainer)
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")

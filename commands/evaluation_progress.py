@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from rampart.attacks import PGD, Attack
-from rampart.evaluation import Watcher, WorstCase, WorstCaseSearch
+from rampart.evaluation import ProgressListener, WorstCase, WorstCaseSearch
 
 WIDTH = 79
 
@@ -24,7 +24,7 @@ class _Stage(NamedTuple):
     began: float
 
 
-class EvaluationProgress(Watcher):
+class EvaluationProgress(ProgressListener):
     """Shows which attack is at work on which batch, the images that are still robust, and the time left.
 
     The time left is estimated from what each attack took for an image so far; for one that was not done yet, from the
@@ -63,11 +63,11 @@ class EvaluationProgress(Watcher):
         if self._bar is not None:
             self._bar.close()
 
-    def surveyed(self, images: int) -> None:
+    def on_images_checked(self, images: int) -> None:
         """Show that the images are being looked at."""
         self._say(f"looking at the test images: {images:,}")
 
-    def stage_begins(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
+    def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
         """Note the stage; the one before has ended."""
         now = time.monotonic()
         if (before := self._stage) and before.batch == batch and now - before.began > 0.1:
@@ -78,7 +78,7 @@ class EvaluationProgress(Watcher):
         self._stage, self._calls = _Stage(batch, attack, eps, robust, size, now), 0
         self._show()
 
-    def batch_ends(self, batch: int, part: WorstCase) -> None:
+    def on_batch_end(self, batch: int, part: WorstCase) -> None:
         """Learn how long each attack took, then or in an earlier run, and show what is robust."""
         for number in range(len(self._search.attacks)):
             stages = part.stages[number :: len(self._search.attacks)]
@@ -89,21 +89,21 @@ class EvaluationProgress(Watcher):
             )
         self._batches, self._seen = self._batches + 1, batch + 1
         self._seconds += sum(stage.seconds for stage in part.stages)
-        robust = ", ".join(f"{part.standing(eps)} @ {eps:g}" for eps in self._search.eps)
-        done = f"batch {batch + 1}/{self._search.batches}: robust of {len(part.labels)}: {robust}"
+        robust = ", ".join(f"{part.count_robust(eps)} @ {eps:g}" for eps in self._search.eps)
+        done = f"batch {batch + 1}/{self._search.num_batches}: robust of {len(part.labels)}: {robust}"
         if not self._terminal:
             self._say(f"{done}{self._left_text(self._of_later_batches(batch))}", always=True)
 
-    def others_work(self, batches: int) -> None:
+    def on_wait_for_others(self, batches: int) -> None:
         """Show that other processes have the rest."""
         self._say(f"{batches} batches are in the hands of other processes: waiting for them", always=True)
 
     def _begin(self) -> None:
-        survey = self._search.survey
-        right = int((survey.clean == survey.labels).sum())
-        total = len(survey.labels)
+        clean_pass = self._search.clean_pass
+        right = int((clean_pass.clean_class == clean_pass.labels).sum())
+        total = len(clean_pass.labels)
         if self._shown and not self._terminal:
-            kinds, sizes, batches = len(self._search.attacks), len(self._search.eps), self._search.batches
+            kinds, sizes, batches = len(self._search.attacks), len(self._search.eps), self._search.num_batches
             plan = f"{kinds} attacks at {sizes} eps on {batches} batches"
             self._say(f"clean: {right:,} of {total:,} images; {plan}", always=True)
         self._next = time.monotonic() + (0 if self._terminal else 3)
@@ -121,7 +121,7 @@ class EvaluationProgress(Watcher):
         if (stage := self._stage) and time.monotonic() >= self._next:
             attack = self._search.attacks[stage.attack]
             self._say(
-                f"batch {stage.batch + 1}/{self._search.batches}: {attack.name} @ {stage.eps:g}, {stage.robust} of "
+                f"batch {stage.batch + 1}/{self._search.num_batches}: {attack.name} @ {stage.eps:g}, {stage.robust} of "
                 f"{stage.size} robust{self._left_text(self._time_left(stage))}"
             )
 
@@ -141,12 +141,12 @@ class EvaluationProgress(Watcher):
         return images * model_calls(self._search.attacks[attack], eps) * self._per_call
 
     def _later(self, stage: _Stage) -> int:
-        return self._search.batches - stage.batch - 1
+        return self._search.num_batches - stage.batch - 1
 
     def _of_later_batches(self, batch: int) -> float:
         # Where other processes take batches too, this one's share of those to come is as of those before.
         share = self._batches / max(self._seen, 1)
-        return (self._search.batches - batch - 1) * share * self._seconds / max(self._batches, 1)
+        return (self._search.num_batches - batch - 1) * share * self._seconds / max(self._batches, 1)
 
     def _left_text(self, seconds: float) -> str:
         if seconds <= 0:

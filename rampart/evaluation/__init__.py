@@ -10,16 +10,16 @@ from rampart.evaluation.report import build_report, find_contradictions, format_
 from rampart.evaluation.results import Example, Stage, WorstCase
 from rampart.evaluation.robust_mask import robust_mask
 from rampart.evaluation.robustness_curve import fooling_eps
-from rampart.evaluation.worst_case import Watcher, WorstCaseSearch
+from rampart.evaluation.worst_case import ProgressListener, WorstCaseSearch
 
 __all__ = [
     "Example",
     "Preset",
     "Probe",
+    "ProgressListener",
     "Sign",
     "Source",
     "Stage",
-    "Watcher",
     "WorstCase",
     "WorstCaseSearch",
     "adversarial_figure",

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 
-class Store:
+class ResultCache:
     """A folder of tensors by name; every file in it is whole, and anyone whom the umask lets may read it.
 
     Args:
@@ -22,7 +22,7 @@ class Store:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def claim(self, batch: int, wait: bool) -> contextlib.AbstractContextManager[object] | None:
+    def lock(self, batch: int, wait: bool) -> contextlib.AbstractContextManager[object] | None:
         """Keep other processes from a batch until the context is left or this process dies.
 
         Args:

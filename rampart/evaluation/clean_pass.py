@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rampart.attacks.validation import check_images, check_labels
-from rampart.evaluation.image_source import Source, show_batches
+from rampart.evaluation.image_source import Source, visit_batches
 from rampart.evaluation.network_checks import check_weights, finite_logits
 from rampart.files.provenance import fingerprint
 
-PROBED = 200  # images that are looked at for signs of masked gradients
+MAX_PROBED = 200  # images that are looked at for signs of masked gradients
 
 
 class Probe(NamedTuple):
@@ -22,43 +22,43 @@ class Probe(NamedTuple):
     Attributes:
         images: ``(M, ...)``, on the network's device.
         labels: ``(M,)``, int64, on the network's device.
-        places: ``(M,)``, int64: their numbers in the set.
+        indices: ``(M,)``, int64: their zero-based indices in the data set.
     """
 
     images: Tensor
     labels: Tensor
-    places: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True)
-class Survey:
+class CleanPass:
     """The images of an evaluation, without the images.
 
     Attributes:
         labels: ``(N,)``, int64.
-        clean: ``(N,)``, int64: the predictions for the clean images.
+        clean_class: ``(N,)``, int64: the predictions for the clean images.
         starts: Of each batch, the number of its first image.
-        names: Of each batch, a hash of its images and labels.
-        answers: The network's predictions for the first batch, hashed, and the size of its logits, in digits that a
+        hashes: Of each batch, a hash of its images and labels.
+        predictions: The network's predictions for the first batch, hashed, and the size of its logits, in digits that a
             machine's rounding does not reach.
         probe: For checks of the network and of the attacks.
     """
 
     labels: Tensor
-    clean: Tensor
+    clean_class: Tensor
     starts: list[int]
-    names: list[str]
-    answers: str
+    hashes: list[str]
+    predictions: str
     probe: Probe
 
 
-def survey_images(
+def run_clean_pass(
     network: nn.Module,
     source: Source,
     batch_size: int,
     num_images: int | None = None,
-    told: Callable[[int], None] = lambda _seen: None,
-) -> Survey:
+    on_progress: Callable[[int], None] = lambda _seen: None,
+) -> CleanPass:
     """Look at all images once.
 
     Args:
@@ -66,7 +66,7 @@ def survey_images(
         source: Shows the images.
         batch_size: Images of a batch.
         num_images: How many of the first images; all if None.
-        told: Is told the number of images seen.
+        on_progress: Called with the number of images seen so far, after each batch.
 
     Raises:
         ValueError: If there are no images or fewer than ``num_images``, an image or label is not as it must be, or the
@@ -78,30 +78,30 @@ def survey_images(
     labels_of: list[Tensor] = []
     clean_of: list[Tensor] = []
     probes: list[Probe] = []
-    starts, names, answers = [0], list[str](), ""
+    starts, hashes, predictions = [0], list[str](), ""
 
     def look(batch: int, images: Tensor, labels: Tensor) -> None:
-        nonlocal answers
+        nonlocal predictions
         places = torch.arange(len(labels)) + starts[-1]
         logits = _checked_logits(network, batch, images, labels, places)
         clean = logits.argmax(1)
-        answers = answers or f"{fingerprint(clean)[:16]}, {logits.abs().mean().item():.4g}"
+        predictions = predictions or f"{fingerprint(clean)[:16]}, {logits.abs().mean().item():.4g}"
         labels_of.append(labels.cpu())
         clean_of.append(clean.cpu())
-        names.append(fingerprint(images, labels)[:16])
+        hashes.append(fingerprint(images, labels)[:16])
         starts.append(starts[-1] + len(labels))
-        if (room := PROBED - sum(len(probe.labels) for probe in probes)) > 0:
+        if (room := MAX_PROBED - sum(len(probe.labels) for probe in probes)) > 0:
             right = (clean == labels).nonzero().squeeze(1)[:room]
             probes.append(Probe(images[right].clone(), labels[right].clone(), places[right.cpu()]))
-        told(starts[-1])
+        on_progress(starts[-1])
 
-    show_batches(source, look, batch_size, num_images)
+    visit_batches(source, look, batch_size, num_images)
     total = starts.pop()
     if total == 0:
         raise ValueError("the test data give no images: nothing can be evaluated")
     if num_images is not None and total < num_images:
         raise ValueError(f"num_images must be from 1 to the test images' number, {total}, got {num_images}")
-    return Survey(torch.cat(labels_of), torch.cat(clean_of), starts, names, answers, _join(probes))
+    return CleanPass(torch.cat(labels_of), torch.cat(clean_of), starts, hashes, predictions, _join(probes))
 
 
 def _join(probes: list[Probe]) -> Probe:

@@ -9,7 +9,7 @@ from typing import Any
 from rampart.attacks import Attack
 
 
-def code_fingerprint(attacks: Sequence[Attack]) -> str:
+def hash_code(attacks: Sequence[Attack]) -> str:
     """Return the SHA-256 of the code that a fooled image depends on, so that no result outlives the attack's code.
 
     Args:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rampart.evaluation.results import SHOWN, WorstCase
+from rampart.evaluation.results import MAX_EXAMPLES, WorstCase
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
+MAX_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
 
 
 def robustness_figure(
@@ -126,7 +126,7 @@ def worst_case_figures(
     """
     grid = [0.0, *eps_grid]
     images = len(found.labels)
-    accuracy = [found.standing(eps) / images for eps in grid]
+    accuracy = [found.count_robust(eps) / images for eps in grid]
     figures = {
         "curve": robustness_figure(grid, accuracy, target_eps, "the worst of all attacks", images, intervals),
         "radii": _radii_figure(found, grid),
@@ -135,17 +135,17 @@ def worst_case_figures(
     drawable = [example for example in found.examples if can_be_drawn(example.image[None])]
     drawable = [example for example in drawable if example.image.shape == drawable[0].image.shape]
     some = {
-        "easiest": ("The first to be fooled", drawable[:SHOWN]),
-        "hardest": ("The last to be fooled", drawable[SHOWN:][-SHOWN:]),
+        "easiest": ("The first to be fooled", drawable[:MAX_EXAMPLES]),
+        "hardest": ("The last to be fooled", drawable[MAX_EXAMPLES:][-MAX_EXAMPLES:]),
     }
     for name, (title, chosen) in some.items():
         if chosen:
-            places = [example.place for example in chosen]
+            places = [example.index for example in chosen]
             figures[name] = adversarial_figure(
                 torch.stack([example.image for example in chosen]),
                 torch.stack([example.adv for example in chosen]),
                 found.labels[places],
-                found.clean[places],
+                found.clean_class[places],
                 found.adv_class[places],
                 max(example.eps for example in chosen),
                 title,
@@ -169,14 +169,14 @@ def _radii_figure(found: WorstCase, grid: Sequence[float]) -> Figure:
 def _confusion_figure(found: WorstCase, eps: float) -> Figure:
     from matplotlib.figure import Figure
 
-    classes = int(max(found.labels.max(), found.adv_class.max(), found.clean.max())) + 1
+    classes = int(max(found.labels.max(), found.adv_class.max(), found.clean_class.max())) + 1
     answers = found.adv_class.where(found.eps.isfinite(), found.labels)
     counts = (found.labels * classes + answers).bincount(minlength=classes**2).view(classes, classes).cpu()
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     errors = counts.clone().fill_diagonal_(0)
     axes.imshow(errors.numpy(), cmap="Reds")
-    if classes <= NUMBERED:
+    if classes <= MAX_NUMBERED:
         for row, column in ((row, column) for row in range(classes) for column in range(classes)):
             color = "white" if errors[row, column] > 0.6 * errors.max() else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)

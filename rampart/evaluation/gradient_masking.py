@@ -16,7 +16,7 @@ from rampart.evaluation.clean_pass import Probe
 from rampart.evaluation.results import WorstCase
 
 GRADIENT_FREE = ("Square",)
-MANY = 0.1  # share of images from which on a sign counts
+MIN_SHARE = 0.1  # share of images from which on a sign counts
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def _batches(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
 
 
 def _constant(found: WorstCase) -> list[Sign]:
-    answers, labels = found.clean.bincount(), found.labels.bincount()
-    share = answers.max().item() / len(found.clean)
-    if share < 1 - MANY / 2 or labels.max().item() / len(found.labels) >= share:
+    answers, labels = found.clean_class.bincount(), found.labels.bincount()
+    share = answers.max().item() / len(found.clean_class)
+    if share < 1 - MIN_SHARE / 2 or labels.max().item() / len(found.labels) >= share:
         return []
     message = (
         f"{share:.0%} of the images get one answer, {int(answers.argmax())}: is the normalisation the one that the "
@@ -115,7 +115,7 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) 
     with attack_context(model, "eval", images.device.type):
         _, _, grad = loss_gradient(model, images.clone(), lambda x: F.cross_entropy(x, labels, reduction="none"))
     zero = grad.flatten(1).abs().amax(1) == 0
-    if zero.float().mean() < MANY:
+    if zero.float().mean() < MIN_SHARE:
         return []
     message = (
         f"{int(zero.sum())} of {len(index)} images have a gradient of exactly zero, which no attack by gradient can "
@@ -131,7 +131,7 @@ def _unbounded(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) 
     except ValueError as error:  # As for logits that are not finite, so far from the images.
         return [Sign("unbounded eps", f"PGD fails where every pixel may take any value: {error}")]
     stands = _answers(model, adv).argmax(1) == labels
-    if stands.float().mean() < MANY:
+    if stands.float().mean() < MIN_SHARE:
         return []
     message = (
         f"{int(stands.sum())} of {len(index)} images stand under PGD where every pixel may take any value: it does not "

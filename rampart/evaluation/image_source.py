@@ -24,7 +24,7 @@ def in_memory(images: Tensor, labels: Tensor) -> Source:
     return show
 
 
-def show_batches(
+def visit_batches(
     source: Source, visit: Callable[[int, Tensor, Tensor], None], batch_size: int, num_images: int | None = None
 ) -> None:
     """Show a source's images in batches of one size, whatever the size of its own.

@@ -12,6 +12,8 @@ from rampart.evaluation.results import Stage, WorstCase
 from rampart.evaluation.worst_case import WorstCaseSearch
 from rampart.files.provenance import provenance
 
+FORMAT = 2  # of report.json; 1 had no number, and said standing for robust and answers for predictions
+
 
 def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
     """List numbers that are impossible for any model: the evaluation is broken, and none of them may be quoted.
@@ -27,11 +29,11 @@ def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) 
     standing = clean
     for stage in stages:
         what = f"{stage.attack} at eps {stage.eps:g}"
-        if stage.standing > standing:
-            problems.append(f"{stage.standing} images stand after {what}, and only {standing} stood before")
+        if stage.robust > standing:
+            problems.append(f"{stage.robust} images stand after {what}, and only {standing} stood before")
         elif stage.attacked > standing:
             problems.append(f"{what} met {stage.attacked} images, and only {standing} stood before")
-        standing = stage.standing
+        standing = stage.robust
     return problems
 
 
@@ -94,20 +96,21 @@ def build_report(
     Raises:
         ValueError: If the numbers contradict one another.
     """
-    images, clean = len(found.labels), found.standing(0)
+    images, clean = len(found.labels), found.count_robust(0)
     if problems := find_stage_contradictions(images, clean, found.stages):
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
     finite = found.eps[found.eps > 0].sort().values
-    probed = search.survey.probe.images
+    probed = search.clean_pass.probe.images
     median = float(finite[(len(finite) - 1) // 2]) if len(finite) else 0.0
     return {
+        "format": FORMAT,
         "images": images,
         "norm": search.norm,
         "clean": _rate(clean, images),
-        "robust": [{"eps": eps, **_rate(found.standing(eps), images)} for eps in search.eps],
+        "robust": [{"eps": eps, **_rate(found.count_robust(eps), images)} for eps in search.eps],
         "median_fooling_eps": None if math.isinf(median) else median,
         "stages": [
-            {"attack": s.attack, "eps": s.eps, "attacked": s.attacked, "standing": s.standing} for s in found.stages
+            {"attack": s.attack, "eps": s.eps, "attacked": s.attacked, "robust": s.robust} for s in found.stages
         ],
         "signs": [{"name": sign.name, "message": sign.message, "images": sign.images} for sign in signs],
         "search": search.identity,
@@ -129,7 +132,7 @@ def format_table(report: dict[str, Any]) -> str:
     lines = [f"{'after':<{width}}  {'eps':>7}  {'met':>6}  {'stand':>6}  {title}"]
     lines += ["-" * (width + 34), _line("clean", "", images, report["clean"]["count"], images, width)]
     for stage in report["stages"]:
-        lines.append(_line(stage["attack"], f"{stage['eps']:g}", stage["attacked"], stage["standing"], images, width))
+        lines.append(_line(stage["attack"], f"{stage['eps']:g}", stage["attacked"], stage["robust"], images, width))
     lines.append("")
     for robust in report["robust"]:
         low, high = (f"{100 * bound:.2f}" for bound in robust["interval_95"])
@@ -149,7 +152,7 @@ def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str], norm: 
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"])
-        columns = (found.labels, found.clean, found.attack, found.eps, found.adv_class)
+        columns = (found.labels, found.clean_class, found.attack, found.eps, found.adv_class)
         for index, (label, clean, attack, eps, adv) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             by = attacks[attack] if attack >= 0 else ""
             writer.writerow([index, label, clean, by, "" if math.isinf(eps) else eps, adv, norm])

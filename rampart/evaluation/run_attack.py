@@ -20,7 +20,7 @@ ROUNDING = 1e-4
 otherwise."""
 
 
-def try_out(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> None:
+def check_attack_runs(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> None:
     """Run an attack for one step, so that one that can't run on such images or networks says so before any computes.
 
     Args:
@@ -50,7 +50,7 @@ def try_out(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, ep
         ) from error
 
 
-def attack_some(
+def attack_subset(
     attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, index: Tensor, eps: float, seed: int
 ) -> Tensor:
     """Attack some images of a batch.
@@ -78,7 +78,7 @@ def attack_some(
         return attack(model, images[index], labels[index], eps, generator=generator)
 
 
-def check_inside(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> None:
+def check_adversarial(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> None:
     """Refuse what an attack must not return.
 
     Raises:
@@ -97,7 +97,7 @@ def check_inside(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> Non
         )
 
 
-def is_fooled(
+def is_valid_result(
     found: Mapping[str, Tensor],
     model: nn.Module,
     images: Tensor,

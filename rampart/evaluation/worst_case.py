@@ -17,29 +17,35 @@ from torch import Tensor, nn
 from rampart.attacks import Attack, Eps, parse_eps
 from rampart.attacks.logits import logits_of
 from rampart.attacks.random import generator_for
-from rampart.evaluation.cache import Store
-from rampart.evaluation.clean_pass import Survey, survey_images
-from rampart.evaluation.code_hash import code_fingerprint
-from rampart.evaluation.image_source import Source, show_batches
+from rampart.evaluation.cache import ResultCache
+from rampart.evaluation.clean_pass import CleanPass, run_clean_pass
+from rampart.evaluation.code_hash import hash_code
+from rampart.evaluation.image_source import Source, visit_batches
 from rampart.evaluation.network_checks import finite_logits
 from rampart.evaluation.results import Example, Stage, WorstCase, choose_examples
-from rampart.evaluation.run_attack import attack_some, check_inside, is_fooled, isolated_random_state, try_out
+from rampart.evaluation.run_attack import (
+    attack_subset,
+    check_adversarial,
+    check_attack_runs,
+    is_valid_result,
+    isolated_random_state,
+)
 from rampart.files.provenance import fingerprint
 
 
-class Watcher:
+class ProgressListener:
     """Is told how a search goes on; this one keeps it to itself."""
 
-    def surveyed(self, images: int) -> None:
+    def on_images_checked(self, images: int) -> None:
         """So many images have been looked at, before any is attacked."""
 
-    def stage_begins(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
+    def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
         """An attack begins on the images of a batch that are still robust."""
 
-    def batch_ends(self, batch: int, part: WorstCase) -> None:
+    def on_batch_end(self, batch: int, part: WorstCase) -> None:
         """All attacks on a batch are done, or were done before."""
 
-    def others_work(self, batches: int) -> None:
+    def on_wait_for_others(self, batches: int) -> None:
         """So many batches are left, and other processes have them."""
 
 
@@ -69,7 +75,7 @@ class WorstCaseSearch:
         source: Shows the images ``(N, ...)``, float, in [0, 1], with labels ``(N,)``, int64.
         attacks: In order, the cheapest first.
         eps: Rising, pixel scale, above 0.
-        store: Holds the folders of all searches; made if need be. None keeps nothing.
+        cache_dir: Folder of cached results, shared by all searches; created if needed. None caches nothing.
         batch_size: Images of a batch.
         seed: Of the random numbers.
         num_images: How many of the first images; all if None.
@@ -87,7 +93,7 @@ class WorstCaseSearch:
         source: Source,
         attacks: Sequence[Attack],
         eps: Sequence[Eps],
-        store: Path | None = None,
+        cache_dir: Path | None = None,
         batch_size: int = 250,
         seed: int = 0,
         num_images: int | None = None,
@@ -103,24 +109,26 @@ class WorstCaseSearch:
             raise ValueError(f"eps must be at least one, above 0 and rising, got {list(eps)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.model, self.source, self.attacks, self._store = model, source, list(attacks), store
+        self.model, self.source, self.attacks, self._cache_dir = model, source, list(attacks), cache_dir
         self.batch_size, self.seed, self.num_images = batch_size, seed, num_images
-        self.watcher = Watcher()
+        self._listener = ProgressListener()
 
     @cached_property
-    def survey(self) -> Survey:
+    def clean_pass(self) -> CleanPass:
         """A first look at all images, and at whether the attacks can run on them.
 
         Raises:
             ValueError: If the images are not as they must be, or an attack can't run on them.
         """
-        survey = survey_images(self.model, self.source, self.batch_size, self.num_images, self.watcher.surveyed)
-        if len(survey.probe.places):  # The last robust image of a batch is attacked alone.
+        clean_pass = run_clean_pass(
+            self.model, self.source, self.batch_size, self.num_images, self._listener.on_images_checked
+        )
+        if len(clean_pass.probe.indices):  # The last robust image of a batch is attacked alone.
             with torch.no_grad():
-                logits_of(self.model, survey.probe.images[:1])
+                logits_of(self.model, clean_pass.probe.images[:1])
         for attack in self.attacks:
-            try_out(attack, self.model, survey.probe.images[:8], survey.probe.labels[:8], self.eps[0])
-        return survey
+            check_attack_runs(attack, self.model, clean_pass.probe.images[:8], clean_pass.probe.labels[:8], self.eps[0])
+        return clean_pass
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -128,9 +136,9 @@ class WorstCaseSearch:
         return {
             "weights": fingerprint(*self.model.state_dict().values()),
             "network": repr(self.model),
-            "answers": self.survey.answers,
-            "images": hashlib.sha256("".join(self.survey.names).encode()).hexdigest(),
-            "code": code_fingerprint(self.attacks),
+            "predictions": self.clean_pass.predictions,
+            "images": hashlib.sha256("".join(self.clean_pass.hashes).encode()).hexdigest(),
+            "code": hash_code(self.attacks),
             "attacks": [attack.settings() for attack in self.attacks],
             "norm": self.norm,
             "eps": self.eps,
@@ -139,71 +147,71 @@ class WorstCaseSearch:
         }
 
     @cached_property
-    def store(self) -> Store:
+    def cache(self) -> ResultCache:
         """This search's own files."""
         # More images of the same kind are more files of the same folder.
         shared = {name: value for name, value in self.identity.items() if name != "images"}
         text = json.dumps(shared, indent=2, default=str) + "\n"
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        store = Store(None if self._store is None else self._store / name)
-        if store.folder is not None and not (store.folder / "search.json").exists():
-            (store.folder / "search.json").write_text(text)
-        return store
+        cache = ResultCache(None if self._cache_dir is None else self._cache_dir / name)
+        if cache.folder is not None and not (cache.folder / "search.json").exists():
+            (cache.folder / "search.json").write_text(text)
+        return cache
 
     @property
-    def batches(self) -> int:
+    def num_batches(self) -> int:
         """Number of batches."""
-        return len(self.survey.names)
+        return len(self.clean_pass.hashes)
 
-    def run(self, watcher: Watcher | None = None) -> WorstCase:
+    def run(self, listener: ProgressListener | None = None) -> WorstCase:
         """Make what is not finished, and wait for what other processes are making.
 
         Args:
-            watcher: Is told how the search goes on.
+            listener: Is told how the search goes on.
 
         Raises:
             ValueError: If the images are not as they must be, or others each time that they are shown, if a logit is
                 not finite, or if an attack leaves ball or box.
         """
-        self.watcher = watcher or self.watcher
+        self._listener = listener or self._listener
         parts: dict[int, WorstCase] = {}
         examples: list[Example] = []
         self._pass(parts, examples, wait=False)
-        if len(parts) < self.batches:
-            self.watcher.others_work(self.batches - len(parts))
+        if len(parts) < self.num_batches:
+            self._listener.on_wait_for_others(self.num_batches - len(parts))
             self._pass(parts, examples, wait=True)
-        return replace(WorstCase.of([parts[number] for number in range(self.batches)]), examples=examples)
+        return replace(WorstCase.join([parts[number] for number in range(self.num_batches)]), examples=examples)
 
     def _pass(self, parts: dict[int, WorstCase], examples: list[Example], wait: bool) -> None:
         """Show all batches once, and add what those withstand that no other process has."""
-        survey, seen = self.survey, 0
+        clean_pass, seen = self.clean_pass, 0
 
         def visit(number: int, images: Tensor, labels: Tensor) -> None:
             nonlocal seen
             seen += 1
             name = fingerprint(images, labels)[:16]
-            if survey.names[number : number + 1] != [name]:
+            if clean_pass.hashes[number : number + 1] != [name]:
                 raise ValueError(_changed(number))
-            if number in parts or (claim := self.store.claim(number, wait)) is None:
+            if number in parts or (lock := self.cache.lock(number, wait)) is None:
                 return
-            with claim:
-                part = self._worst_case(_Batch(number, name, survey.starts[number], images, labels))
-            self.watcher.batch_ends(number, part)
+            with lock:
+                part = self._worst_case(_Batch(number, name, clean_pass.starts[number], images, labels))
+            self._listener.on_batch_end(number, part)
             # Only a few examples of all batches are kept: memory must not grow with the set.
             examples[:] = choose_examples([*examples, *part.examples])
             parts[number] = replace(part, examples=[])
 
-        show_batches(self.source, visit, self.batch_size, self.num_images)
-        if seen < self.batches:
+        visit_batches(self.source, visit, self.batch_size, self.num_images)
+        if seen < self.num_batches:
             raise ValueError(_changed(seen))
 
     def _worst_case(self, batch: _Batch) -> WorstCase:
         """Attack a batch with one attack after the other."""
         labels = batch.labels.cpu()
-        clean = self.survey.clean[batch.start : batch.start + len(labels)]
+        clean = self.clean_pass.clean_class[batch.start : batch.start + len(labels)]
         part = WorstCase(
             labels=labels,
-            clean=clean,
+            clean_class=clean,
             eps=torch.where(clean == labels, torch.inf, 0.0).double(),
             attack=torch.full_like(labels, -1),
             adv_class=clean.clone(),
@@ -213,14 +221,14 @@ class WorstCaseSearch:
             for number, attack in enumerate(self.attacks):
                 robust, seconds = torch.isinf(part.eps).nonzero().squeeze(1), 0.0
                 if len(robust) > 0:
-                    self.watcher.stage_begins(batch.number, number, eps, len(robust), len(labels))
+                    self._listener.on_stage_start(batch.number, number, eps, len(robust), len(labels))
                     found = self._attacked(attack, eps, batch, robust)
                     fooled = found["index"].cpu()
                     part.eps[fooled], part.attack[fooled] = eps, number
                     part.adv_class[fooled] = found["adv_class"].cpu()
                     seconds = float(found["seconds"])
                     part.examples[:] = choose_examples([*part.examples, *_examples(batch, found, eps, number)])
-                part.stages.append(Stage(attack.name, eps, len(robust), part.standing(eps), seconds))
+                part.stages.append(Stage(attack.name, eps, len(robust), part.count_robust(eps), seconds))
         return part
 
     def _attacked(self, attack: Attack, eps: float, batch: _Batch, robust: Tensor) -> dict[str, Tensor]:
@@ -236,8 +244,8 @@ class WorstCaseSearch:
             ``index``, ``adv`` and ``adv_class`` of the fooled images; ``seconds`` that it took.
         """
         name = f"{eps!r}-{quote(attack.name, safe='')}-{batch.number:05}-{batch.name}"
-        read = self.store.read(name, str(batch.images.device))
-        if read is not None and is_fooled(read, self.model, batch.images, batch.labels, robust, eps, attack.norm):
+        read = self.cache.read(name, str(batch.images.device))
+        if read is not None and is_valid_result(read, self.model, batch.images, batch.labels, robust, eps, attack.norm):
             return read
         index = robust.to(batch.labels.device)
         images, labels = batch.images[index], batch.labels[index]
@@ -245,13 +253,13 @@ class WorstCaseSearch:
         stage = f"{attack.name} at eps {eps:g} on batch {batch.number + 1}"
         start = time.perf_counter()
         try:
-            adv = attack_some(attack, self.model, batch.images, batch.labels, index, eps, seed)
+            adv = attack_subset(attack, self.model, batch.images, batch.labels, index, eps, seed)
         except ValueError as error:
             raise ValueError(f"{stage}: {error}") from error
         except (AttributeError, LookupError, TypeError) as error:  # An attack is anyone's code.
             raise ValueError(f"{stage}: {type(error).__name__}: {error}") from error
         seconds = time.perf_counter() - start
-        check_inside(adv, images, eps, attack)
+        check_adversarial(adv, images, eps, attack)
         adv = adv.detach()
         with isolated_random_state(seed, images.device):
             classes = finite_logits(self.model, adv, batch.start + robust, f"after {stage}").argmax(1)
@@ -262,7 +270,7 @@ class WorstCaseSearch:
             "adv_class": classes[fooled],
             "seconds": torch.tensor(seconds),
         }
-        self.store.write(name, found)
+        self.cache.write(name, found)
         return found
 
 

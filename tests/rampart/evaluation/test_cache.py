@@ -13,7 +13,7 @@ from torch import Tensor
 from rampart.attacks import PGD, Square
 from rampart.attacks.eps import NormName
 from rampart.evaluation import WorstCaseSearch, in_memory
-from rampart.evaluation.run_attack import is_fooled, try_out
+from rampart.evaluation.run_attack import check_attack_runs, is_valid_result
 from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, Counting, case, same
 
 
@@ -134,7 +134,7 @@ def test_a_file_whose_image_fools_by_a_rounding_less_is_believed() -> None:
     found = {"index": index, "adv": image, "adv_class": torch.tensor([1]), "seconds": torch.tensor(0.1)}
     norms: list[NormName] = ["Linf", "L2"]
     for norm in norms:
-        assert is_fooled(found, Near(), image, label, index, 0.1, norm)
+        assert is_valid_result(found, Near(), image, label, index, 0.1, norm)
 
 
 def test_an_attack_that_cannot_run_is_refused_before_others_compute() -> None:
@@ -149,5 +149,5 @@ def test_trying_an_attack_out_changes_nothing_and_passes_what_it_cannot_shorten(
     model, images, labels = case()
     state = torch.get_rng_state()
     for attack in (WEAK, Counting(), PGD(steps="paper", step_size=0.01)):
-        try_out(attack, model, images, labels, 0.1)
+        check_attack_runs(attack, model, images, labels, 0.1)
     assert torch.equal(state, torch.get_rng_state())

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rampart.attacks import PGD
 from rampart.evaluation import WorstCaseSearch, in_memory
-from rampart.evaluation.clean_pass import survey_images
-from rampart.evaluation.image_source import show_batches
+from rampart.evaluation.clean_pass import run_clean_pass
+from rampart.evaluation.image_source import visit_batches
 from tests.rampart.evaluation.test_worst_case import Counting, Threshold, case
 
 
@@ -114,32 +114,32 @@ def linear(parameter: float = 1.0, buffer: float = 1.0) -> nn.Module:
 def test_weights_that_are_no_numbers_are_refused_by_name(model: nn.Module, name: str) -> None:
     _, images, labels = case()
     with pytest.raises(ValueError, match=rf"weights are NaN or infinite, the first in {name}"):
-        survey_images(model, in_memory(images, labels), 10)
+        run_clean_pass(model, in_memory(images, labels), 10)
 
 
 def test_a_mask_of_infinity_among_the_buffers_is_no_error() -> None:
     model, images, labels = case()
     model.register_buffer("mask", torch.tensor(-torch.inf))
-    assert survey_images(model, in_memory(images, labels), 10).clean.shape == (40,)
+    assert run_clean_pass(model, in_memory(images, labels), 10).clean_class.shape == (40,)
 
 
 def test_no_images_and_too_few_are_refused() -> None:
     model, images, labels = case()
     with pytest.raises(ValueError, match="the test data give no images"):
-        survey_images(model, in_memory(images[:0], labels[:0]), 10)
+        run_clean_pass(model, in_memory(images[:0], labels[:0]), 10)
     with pytest.raises(ValueError, match="from 1 to the test images' number, 40, got 41"):
-        survey_images(model, in_memory(images, labels), 10, num_images=41)
+        run_clean_pass(model, in_memory(images, labels), 10, num_images=41)
 
 
 def test_a_survey_knows_what_the_search_needs() -> None:
     model, images, labels = case()
-    survey = survey_images(model, in_memory(images, labels), 15, num_images=38)
-    assert survey.starts == [0, 15, 30]
-    assert len(survey.names) == 3
-    assert torch.equal(survey.labels, labels[:38])
-    assert (survey.clean != survey.labels).nonzero().squeeze(1).tolist() == [3]
-    assert survey.probe.places.tolist() == [place for place in range(38) if place != 3]
-    assert torch.equal(survey.probe.images, images[survey.probe.places])
+    clean_pass = run_clean_pass(model, in_memory(images, labels), 15, num_images=38)
+    assert clean_pass.starts == [0, 15, 30]
+    assert len(clean_pass.hashes) == 3
+    assert torch.equal(clean_pass.labels, labels[:38])
+    assert (clean_pass.clean_class != clean_pass.labels).nonzero().squeeze(1).tolist() == [3]
+    assert clean_pass.probe.indices.tolist() == [place for place in range(38) if place != 3]
+    assert torch.equal(clean_pass.probe.images, images[clean_pass.probe.indices])
 
 
 def test_a_network_that_fails_is_named_with_its_error() -> None:
@@ -149,7 +149,7 @@ def test_a_network_that_fails_is_named_with_its_error() -> None:
 
     _, images, labels = case()
     with pytest.raises(ValueError, match=r"Fails failed on images of shape \(10, 1, 4, 4\): KeyError: 'key'"):
-        survey_images(Fails(), in_memory(images, labels), 10)
+        run_clean_pass(Fails(), in_memory(images, labels), 10)
 
 
 def test_memory_holds_a_batch_and_not_the_set() -> None:
@@ -183,7 +183,7 @@ def test_batches_have_one_size_whatever_the_loaders(sizes: list[int]) -> None:
 
     for limit, expected in ((None, [16, 16, 8]), (20, [16, 4]), (16, [16])):
         seen: list[tuple[int, Tensor, Tensor]] = []
-        show_batches(source, lambda *batch, seen=seen: seen.append(batch), 16, limit)
+        visit_batches(source, lambda *batch, seen=seen: seen.append(batch), 16, limit)
         assert [len(of) for _, _, of in seen] == expected
         assert [number for number, _, _ in seen] == list(range(len(expected)))
         assert torch.equal(torch.cat([part for _, part, _ in seen]), images[:limit])
@@ -195,5 +195,5 @@ def test_images_of_another_shape_begin_another_batch() -> None:
             visit(torch.rand(3, 1, side, side), torch.zeros(3, dtype=torch.int64))
 
     shapes: list[tuple[int, ...]] = []
-    show_batches(source, lambda _number, images, _labels: shapes.append(tuple(images.shape)), 4)
+    visit_batches(source, lambda _number, images, _labels: shapes.append(tuple(images.shape)), 4)
     assert shapes == [(4, 1, 2, 2), (2, 1, 2, 2), (3, 1, 3, 3)]

@@ -14,7 +14,7 @@ from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.context import Model
 from rampart.attacks.eps import Eps
 from rampart.evaluation import WorstCaseSearch, in_memory
-from rampart.evaluation.code_hash import code_fingerprint
+from rampart.evaluation.code_hash import hash_code
 
 
 class Shift(Attack):
@@ -58,7 +58,7 @@ def search(attack: Attack, store: Path | None = None, model: nn.Module | None = 
 
 
 def test_attacks_with_other_attributes_share_no_results(tmp_path: Path) -> None:
-    robust = [search(Shift(part), tmp_path).run().standing(0.2) for part in (0.0, 1.0, 0.0)]
+    robust = [search(Shift(part), tmp_path).run().count_robust(0.2) for part in (0.0, 1.0, 0.0)]
     assert robust == [4, 0, 4]
 
 
@@ -66,7 +66,7 @@ def test_an_attack_that_works_in_place_changes_no_images_but_its_own() -> None:
     before = IMAGES.clone()
     # At 0.1 by 0.04 and at 0.2 by 0.08: together they would fool the model one eps too early.
     found = search(Shift(0.4)).run()
-    assert (found.standing(0.1), found.standing(0.2)) == (4, 0)
+    assert (found.count_robust(0.1), found.count_robust(0.2)) == (4, 0)
     assert not torch.equal(NamedAttack(Shift(), 0.1)(Bright(), IMAGES, LABELS), IMAGES)
     assert torch.equal(IMAGES, before)
 
@@ -92,11 +92,11 @@ def test_results_do_not_outlive_the_code_of_a_custom_attack(tmp_path: Path, monk
     file.write_text("from tests.rampart.evaluation.test_custom_attacks import Shift\nclass Mine(Shift):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     mine = importlib.import_module("attack_of_a_user").Mine()
-    before = code_fingerprint([mine])
-    assert before != code_fingerprint([Shift()])
-    assert before == code_fingerprint([mine])
+    before = hash_code([mine])
+    assert before != hash_code([Shift()])
+    assert before == hash_code([mine])
     file.write_text(f"{file.read_text()}    part = 2\n")
-    assert before != code_fingerprint([mine])
+    assert before != hash_code([mine])
 
 
 def test_a_network_that_fails_on_one_image_is_refused_before_any_attack() -> None:
@@ -105,4 +105,4 @@ def test_a_network_that_fails_on_one_image_is_refused_before_any_attack() -> Non
             return super().forward(images).squeeze(0)
 
     with pytest.raises(ValueError, match=r"must return logits of shape \(1, classes\) for 1 images"):
-        _ = search(Shift(), model=Squeezed().eval()).survey
+        _ = search(Shift(), model=Squeezed().eval()).clean_pass

@@ -24,7 +24,7 @@ def test_the_curve_begins_at_clean_and_follows_the_counts(found: WorstCase) -> N
     axes = draw(found)["curve"].axes[0]
     eps, accuracy = axes.lines[0].get_data()
     assert list(eps) == [0.0, *GRID]
-    assert list(accuracy) == pytest.approx([100 * found.standing(value) / 40 for value in (0, *GRID)])
+    assert list(accuracy) == pytest.approx([100 * found.count_robust(value) / 40 for value in (0, *GRID)])
     assert "target eps 0.2" in axes.get_legend().get_texts()[0].get_text()
     assert len(axes.collections) == 4  # an interval each
 
@@ -59,7 +59,7 @@ def test_the_confusion_counts_every_image_and_no_error_on_its_diagonal(found: Wo
     axes = draw(found)["confusion"].axes[0]
     counts = [int(text.get_text()) for text in axes.texts]
     assert sum(counts) == 40
-    assert counts[0] + counts[3] == found.standing(0.3)
+    assert counts[0] + counts[3] == found.count_robust(0.3)
     assert axes.images[0].get_array().diagonal().sum() == 0
 
 
@@ -69,7 +69,7 @@ def test_twins_are_of_the_first_and_of_the_last_to_be_fooled(found: WorstCase) -
         i for eps in GRID for attack in (0, 1) for i in range(40) if found.eps[i] == eps and found.attack[i] == attack
     ]
     assert len(fell) > 20
-    twins = {example.place: example.adv for example in found.examples}
+    twins = {example.index: example.adv for example in found.examples}
     assert list(twins) == [*fell[:10], *fell[-10:]]
     for name, chosen in (("easiest", fell[:10]), ("hardest", fell[-10:])):
         shown = [torch.as_tensor(axes.images[0].get_array()) for axes in figures[name].axes]

@@ -88,7 +88,7 @@ def signs_of(model: nn.Module, digits: tuple[Tensor, Tensor]) -> dict[str, list[
     torch.manual_seed(0)
     searched = WorstCaseSearch(model, in_memory(*digits), ATTACKS, [0.02])
     found = searched.run()
-    signs = find_masking_signs(model, searched.survey.probe, found, [attack.name for attack in ATTACKS])
+    signs = find_masking_signs(model, searched.clean_pass.probe, found, [attack.name for attack in ATTACKS])
     assert all(sign.message for sign in signs)
     return {sign.name: sign.images for sign in signs}
 
@@ -121,7 +121,7 @@ def test_a_model_in_train_mode_is_found_and_left_as_it_is(digits: tuple[Tensor, 
     found = searched.run()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    signs = find_masking_signs(model, searched.survey.probe, found, ["PGD-5", "Square-60"])
+    signs = find_masking_signs(model, searched.clean_pass.probe, found, ["PGD-5", "Square-60"])
     assert [sign.name for sign in signs] == ["train mode"]
     assert "4 modules are in train mode" in signs[0].message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -132,11 +132,11 @@ def test_images_that_fall_only_without_gradients_are_named(honest: nn.Module, di
     blind = [PGD(steps=1, step_size=1e-6, random_start=False), Square(queries=100)]
     searched = WorstCaseSearch(honest, in_memory(images, labels), blind, [0.1])
     found, names = searched.run(), [attack.name for attack in blind]
-    signs = {s.name: s for s in find_masking_signs(honest, searched.survey.probe, found, names)}
+    signs = {s.name: s for s in find_masking_signs(honest, searched.clean_pass.probe, found, names)}
     assert signs["gradient-free"].images == (found.attack == 1).nonzero().squeeze(1).tolist()
     assert "Square-100" in signs["gradient-free"].message
     alone = WorstCaseSearch(honest, in_memory(images, labels), blind[1:], [0.1]).run()
-    assert find_masking_signs(honest, searched.survey.probe, alone, ["Square-100"]) == []
+    assert find_masking_signs(honest, searched.clean_pass.probe, alone, ["Square-100"]) == []
 
 
 def test_a_model_that_is_right_nowhere_is_named(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

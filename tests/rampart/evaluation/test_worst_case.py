@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rampart.attacks import APGD, PGD, Attack
 from rampart.attacks.context import Model
 from rampart.attacks.eps import Eps
-from rampart.evaluation import Source, Watcher, WorstCase, WorstCaseSearch, in_memory
+from rampart.evaluation import ProgressListener, Source, WorstCase, WorstCaseSearch, in_memory
 
 WEAK, STRONG = PGD(steps=1), PGD(steps=10, restarts=2)
 
@@ -24,13 +24,13 @@ class Threshold(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-class Parts(Watcher):
+class Parts(ProgressListener):
     """Keeps what the search says of each batch."""
 
     def __init__(self) -> None:
         self.of: dict[int, WorstCase] = {}
 
-    def batch_ends(self, batch: int, part: WorstCase) -> None:
+    def on_batch_end(self, batch: int, part: WorstCase) -> None:
         self.of[batch] = part
 
 
@@ -48,8 +48,8 @@ def case(n: int = 40) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def same(one: WorstCase, other: WorstCase) -> bool:
-    tensors = ("labels", "clean", "eps", "attack", "adv_class")
-    if [example.place for example in one.examples] != [example.place for example in other.examples]:
+    tensors = ("labels", "clean_class", "eps", "attack", "adv_class")
+    if [example.index for example in one.examples] != [example.index for example in other.examples]:
         return False
     adv = all(torch.equal(a.adv, b.adv) for a, b in zip(one.examples, other.examples, strict=True))
     return adv and one.stages == other.stages and all(torch.equal(getattr(one, x), getattr(other, x)) for x in tensors)
@@ -62,8 +62,8 @@ def test_each_image_has_its_smallest_fooling_eps_of_the_grid() -> None:
     found = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], grid, batch_size=7).run(parts)
     adv = images.clone()
     for example in (example for part in parts.of.values() for example in part.examples):
-        assert torch.equal(example.image, images[example.place])
-        adv[example.place] = example.adv
+        assert torch.equal(example.image, images[example.index])
+        adv[example.index] = example.adv
     distance = (images.flatten(1).mean(1) - 0.5).abs()
     for i in range(len(images)):
         first = next((eps for eps in grid if eps > distance[i]), float("inf"))
@@ -82,17 +82,17 @@ def test_stages_count_who_was_met_and_who_stands() -> None:
     parts = Parts()
     search = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3], batch_size=9)
     found = search.run(parts)
-    assert list(parts.of) == list(range(search.batches)) == [0, 1, 2, 3, 4]
-    assert same(WorstCase.of(list(parts.of.values())), found)
+    assert list(parts.of) == list(range(search.num_batches)) == [0, 1, 2, 3, 4]
+    assert same(WorstCase.join(list(parts.of.values())), found)
     told = found.stages
     assert [(stage.attack, stage.eps) for stage in told] == [
         ("PGD-1", 0.1), ("PGD-10x2", 0.1), ("PGD-1", 0.3), ("PGD-10x2", 0.3),
     ]  # fmt: skip
     assert told[0].attacked == 39
-    assert [stage.attacked for stage in told[1:]] == [stage.standing for stage in told[:-1]]
-    assert told[1].standing == found.standing(0.1)
-    assert told[3].standing == found.standing(0.3)
-    assert found.standing(0) == 39
+    assert [stage.attacked for stage in told[1:]] == [stage.robust for stage in told[:-1]]
+    assert told[1].robust == found.count_robust(0.1)
+    assert told[3].robust == found.count_robust(0.3)
+    assert found.count_robust(0) == 39
 
 
 class Counting(Attack):
@@ -115,7 +115,7 @@ def test_survivors_only_go_on() -> None:
     model, images, labels = case()
     counting = Counting()
     found = WorstCaseSearch(model, in_memory(images, labels), [STRONG, counting], [0.3], batch_size=10).run()
-    assert sum(counting.met) == found.standing(0.3)
+    assert sum(counting.met) == found.count_robust(0.3)
 
 
 class Killed(RuntimeError):
@@ -181,8 +181,8 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
         WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path, batch_size=20) for _ in range(2)
     ]
     whole = searches[0].run()
-    assert searches[0].store.folder is not None
-    (next(searches[0].store.folder.glob("*.safetensors"))).write_bytes(b"")
+    assert searches[0].cache.folder is not None
+    (next(searches[0].cache.folder.glob("*.safetensors"))).write_bytes(b"")
     assert same(whole, searches[1].run())
 
 
@@ -199,7 +199,7 @@ def test_searches_in_one_folder_share_the_batches(tmp_path: Path) -> None:
     searches = [
         WorstCaseSearch(model, in_memory(images, labels), [each], [0.1], tmp_path, batch_size=4) for each in slow
     ]
-    assert searches[0].store.folder == searches[1].store.folder
+    assert searches[0].cache.folder == searches[1].cache.folder
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(WorstCaseSearch.run, searches)
     assert same(one, other)
@@ -210,12 +210,12 @@ def test_searches_in_one_folder_share_the_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"eps": [0.2]}, {"attacks": [STRONG]}, {"batch_size": 4}])
 def test_a_search_takes_nothing_from_another(tmp_path: Path, changes: dict[str, Any]) -> None:
     model, images, labels = case(8)
-    settings: dict[str, Any] = {"attacks": [WEAK], "eps": [0.1], "store": tmp_path}
+    settings: dict[str, Any] = {"attacks": [WEAK], "eps": [0.1], "cache_dir": tmp_path}
     one = WorstCaseSearch(model, in_memory(images, labels), **settings)
-    assert one.store.folder == WorstCaseSearch(model, in_memory(images, labels), **settings).store.folder
-    assert one.store.folder != WorstCaseSearch(model, in_memory(images, labels), **(settings | changes)).store.folder
-    assert one.store.folder != WorstCaseSearch(model, in_memory(1 - images, labels), **settings).store.folder
-    assert one.store.folder != WorstCaseSearch(nn.Sequential(model), in_memory(images, labels), **settings).store.folder
+    assert one.cache.folder == WorstCaseSearch(model, in_memory(images, labels), **settings).cache.folder
+    assert one.cache.folder != WorstCaseSearch(model, in_memory(images, labels), **(settings | changes)).cache.folder
+    assert one.cache.folder != WorstCaseSearch(model, in_memory(1 - images, labels), **settings).cache.folder
+    assert one.cache.folder != WorstCaseSearch(nn.Sequential(model), in_memory(images, labels), **settings).cache.folder
 
 
 class Loose(Attack):
@@ -278,7 +278,7 @@ def test_a_model_whose_own_code_changed_is_asked_anew(tmp_path: Path) -> None:
     for changed in (Inverted(), Sure()):
         changed.__class__.__name__ = "Threshold"
         searches = [
-            WorstCaseSearch(m, in_memory(images, labels), [WEAK], [0.1], store=tmp_path) for m in (model, changed)
+            WorstCaseSearch(m, in_memory(images, labels), [WEAK], [0.1], cache_dir=tmp_path) for m in (model, changed)
         ]
         assert searches[0].identity["network"] == searches[1].identity["network"]
-        assert searches[0].store.folder != searches[1].store.folder
+        assert searches[0].cache.folder != searches[1].cache.folder
