@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.as_published import PlainMNISTCNN, PlainResNet18, papers_loop
 from benchmarks.timing import PEAK_SIZE, in_turn, matrix_product
-from rampart.attacks import PGD
+from rampart.attacks import PGD, AtImage
 from rampart.files import provenance
 from rampart.networks import MNISTCNN, ResNet18
 
@@ -48,7 +48,7 @@ def floor(network: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Non
 
 def rampart(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
     """Rampart's PGD."""
-    return PGD(steps=steps, step_size=step, random_start=False)(network, images, labels, eps)
+    return PGD(steps=steps, step_size=step, start=AtImage())(network, images, labels, eps)
 
 
 def paper(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:

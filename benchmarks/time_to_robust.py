@@ -24,7 +24,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from commands.command_line import RampartCLI
-from rampart.attacks import PGD
+from rampart.attacks import PGD, Level
 from rampart.bounds.interval import Interval
 from rampart.files import provenance
 
@@ -32,7 +32,7 @@ EPS = 0.4
 ATTACKS = {
     "robust": PGD(steps=200, step_size=0.005),
     "robust_from_gray": PGD(
-        steps=20, relative_step_size=0.1, step_schedule="linear", start_levels=(0.43, 0.57), iterate="best"
+        steps=20, relative_step_size=0.1, step_schedule="linear", start=Level(0.43, 0.57), iterate="best"
     ),
 }
 

@@ -21,7 +21,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor
 
 from datamodules import MNISTDataModule
-from rampart.attacks import PGD
+from rampart.attacks import PGD, Level
 from rampart.files import provenance
 from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN
@@ -97,7 +97,7 @@ def main() -> None:
     start = time.monotonic()
     left, attacked = standing.nonzero().squeeze(1), images.clone()
     gray = PGD(
-        steps=40, relative_step_size=0.1, step_schedule="linear", start_levels=(0.43, 0.57), restarts=3, iterate="best"
+        steps=40, relative_step_size=0.1, step_schedule="linear", start=Level(0.43, 0.57), restarts=3, iterate="best"
     )
     for batch in torch.split(left, 250):
         attacked[batch] = gray(network, images[batch], labels[batch], arguments.eps)

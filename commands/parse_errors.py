@@ -150,7 +150,8 @@ def _sentence(problem: Problem) -> str:
     for cause in problem.causes:
         if found := re.match(r"Option '(.*)' is not accepted", cause):
             allowed = _parameters(problem.class_path)
-            hint = _nearest(found[1], allowed, f"{problem.option}.") or f"; it takes {', '.join(allowed)}"
+            takes = f"; it takes {', '.join(allowed)}" if allowed else ", which has no settings"
+            hint = _nearest(found[1], allowed, f"{problem.option}.") or takes
             return f"{problem.option}: '{found[1]}' is not accepted by {short}{hint}"
         if found := re.match(r"the following arguments are required: (.*)", cause):
             example = f"'[{ITEMS[short]}]'" if short in ITEMS else f"{problem.option}.{found[1].split(',')[0]} VALUE"

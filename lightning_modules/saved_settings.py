@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rampart.attacks import Attack, NamedAttack
+from rampart.attacks import Attack, NamedAttack, Start
 from rampart.objectives import Objective
 
 ROOMS = ("rampart", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
-KINDS = (nn.Module, Attack, NamedAttack, Objective, Optimizer, LRScheduler)
+KINDS = (nn.Module, Attack, NamedAttack, Start, Objective, Optimizer, LRScheduler)
 
 
 class NotPlainError(ValueError):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.worst_case import images_of
-from rampart.attacks import PGD
+from rampart.attacks import PGD, AtImage, Level
 from rampart.attacks.input_gradient import loss_gradient
 from rampart.files import provenance
 from rampart.files.weights import load_weights
@@ -27,8 +27,8 @@ from rampart.networks import MNISTCNN
 
 ATTACKS = {
     "random point": PGD(relative_step_size=0.5, step_schedule="linear"),
-    "the image": PGD(relative_step_size=0.5, step_schedule="linear", random_start=False),
-    "mid-gray": PGD(relative_step_size=0.15, step_schedule="linear", start_levels=(0.43, 0.57)),
+    "the image": PGD(relative_step_size=0.5, step_schedule="linear", start=AtImage()),
+    "mid-gray": PGD(relative_step_size=0.15, step_schedule="linear", start=Level(0.43, 0.57)),
 }
 STEPS = (1, 3, 10, 40, 200)
 

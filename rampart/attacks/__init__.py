@@ -8,6 +8,7 @@ from rampart.attacks.mixed import MixedPGD
 from rampart.attacks.norms import L2, NORMS, Linf, Norm
 from rampart.attacks.pgd import PGD
 from rampart.attacks.square import Square
+from rampart.attacks.starts import AtImage, Level, Start, Uniform
 
 __all__ = [
     "APGD",
@@ -15,13 +16,17 @@ __all__ = [
     "L2",
     "NORMS",
     "PGD",
+    "AtImage",
     "Attack",
     "Eps",
+    "Level",
     "Linf",
     "MixedPGD",
     "NamedAttack",
     "Norm",
     "Square",
+    "Start",
+    "Uniform",
     "attack_active",
     "parse_eps",
 ]

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,10 +31,12 @@ class Attack(ABC):
         """Short name for tables."""
 
     def settings(self) -> dict[str, Any]:
-        """The class and every setting, in plain values, for a report; of a class that is no dataclass, attributes."""
-        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else dict(getattr(self, "__dict__", {}))
-        plain = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
-        return {"class": type(self).__qualname__, "norm": self.norm, **plain}
+        """Return the class name and all settings as plain values, for reports.
+
+        Settings are the fields of a dataclass and the attributes of any other class. A setting that is itself a
+        dataclass becomes a dictionary with its class name and fields; a function, its name.
+        """
+        return {"class": type(self).__qualname__, "norm": self.norm, **_plain_fields(self)}
 
     def with_settings(
         self: AnyAttack, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None
@@ -95,6 +97,21 @@ class Attack(ABC):
             eps: Radius on the pixel scale.
             generator: Source of the random draws, on the images' device; the global one if None.
         """
+
+
+def _plain_fields(thing: Any) -> dict[str, Any]:
+    names = [field.name for field in fields(thing)] if is_dataclass(thing) else list(getattr(thing, "__dict__", {}))
+    return {name: _plain(getattr(thing, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Attack):
+        return value.settings()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__qualname__, **_plain_fields(value)}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return getattr(value, "__qualname__", value)
 
 
 def attack_active(

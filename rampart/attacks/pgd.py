@@ -1,7 +1,7 @@
 """Projected gradient descent."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -15,16 +15,17 @@ from rampart.attacks.eps import Eps, NormName, exact, parse_number
 from rampart.attacks.input_gradient import loss_gradient, loss_gradient_of_weights, misclassified, predict
 from rampart.attacks.losses import LOSSES, AttackLoss, LossName
 from rampart.attacks.norms import NORMS
+from rampart.attacks.starts import Start, Uniform
 from rampart.attacks.steps import Step, StepSchedule, plan_steps
 from rampart.attacks.validation import check_labels, one_of, read_inputs
 from rampart.attacks.worst_iterate import Worst
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
     """PGD (Madry et al. 2018, section 2.1) with the choices that papers differ in.
 
-    ``PGD(steps=1, relative_step_size=1.0, random_start=False)`` is FGSM (Goodfellow et al. 2015).
+    ``PGD(steps=1, relative_step_size=1.0, start=AtImage())`` is FGSM (Goodfellow et al. 2015).
 
     Attributes:
         norm: The ball's norm.
@@ -41,13 +42,8 @@ class PGD(Attack):
             ``(7, 5, 3, 2, 1)`` goes from coarse to fine. A network trained at a large eps stands against changes of
             single pixels and falls to those of whole patches, which Square finds (Andriushchenko et al. 2020) and the
             gradients of single pixels hardly show; that of a block does. Above 1, images are ``(N, C, H, W)``.
-        random_start: Start at a uniform random point of the ball; otherwise at the image.
-        start_levels: Start at the point of the ball that is nearest to a constant image, whose level is drawn for each
-            image between these two: ``(0.5, 0.5)`` is mid-gray. Training at a large eps turns a first layer into
-            thresholds, just above the brightest that a black pixel can become and just below the darkest that a
-            white one can. Away from them there is no gradient, and from a random point of the ball most pixels are
-            away from them; from mid-gray every pixel that the attack may move has one. Takes the place of the random
-            start, and wants short steps: a tenth of eps.
+        start: Starting point of each run: :class:`Uniform`, :class:`AtImage` or :class:`Level` of
+            :mod:`rampart.attacks`.
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
         iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
         stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
@@ -66,8 +62,7 @@ class PGD(Attack):
     relative_step_size: float | str | None = None
     step_schedule: StepSchedule = "constant"
     block_sides: tuple[int, ...] = (1,)
-    random_start: bool = True
-    start_levels: tuple[float, float] | None = None
+    start: Start = field(default=Uniform())
     restarts: int = 1
     iterate: Literal["last", "best"] = "last"
     stop_when_fooled: bool = False
@@ -85,8 +80,8 @@ class PGD(Attack):
             raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
         if not self.block_sides or not all(isinstance(side, int) and side >= 1 for side in self.block_sides):
             raise ValueError(f"block_sides must be whole numbers from 1, at least one, got {self.block_sides!r}")
-        if self.start_levels is not None and not 0 <= self.start_levels[0] <= self.start_levels[1] <= 1:
-            raise ValueError(f"start_levels must be two rising numbers in [0, 1], got {self.start_levels!r}")
+        if not isinstance(self.start, Start):
+            raise ValueError(f"start must be Uniform(), AtImage() or Level(low, high), got {self.start!r}")
         if not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be a whole number from 1, got {self.restarts!r}")
         if self.stop_when_fooled and self.batchnorm != "eval":
@@ -133,7 +128,7 @@ class PGD(Attack):
         labels: Tensor,
         eps: Eps,
         generator: torch.Generator | None = None,
-        start: Tensor | None = None,
+        initial: Tensor | None = None,
         active: Tensor | None = None,
     ) -> Tensor:
         """Search the ball around each image for the point where the model's loss is highest.
@@ -147,7 +142,7 @@ class PGD(Attack):
             labels: ``(N,)``.
             eps: Radius on the pixel scale.
             generator: Source of the random starts.
-            start: Begin here, like ``images`` in shape, instead of at a random point or at the images.
+            initial: Start every run at these points instead, like ``images`` in shape.
             active: ``(N,)``, bool, the images to attack; see :func:`rampart.attacks.attack_active`. With ``batchnorm``
             other
                 than ``"eval"``, where images depend on one another, all are attacked and the active ones kept.
@@ -162,11 +157,11 @@ class PGD(Attack):
         if eps == 0 or len(images) == 0 or (active is not None and not bool(active.any())):
             return images
         with attack_context(model, self.batchnorm, images.device.type):
-            start = None if start is None else start.detach().clone()
+            initial = None if initial is None else initial.detach().clone()
             chosen: Tensor | slice = slice(None)
             if active is not None and self.batchnorm == "eval":
                 chosen = active.nonzero().squeeze(1)
-            adv = self._restart(model, images, labels, eps, generator, start, chosen)
+            adv = self._restart(model, images, labels, eps, generator, initial, chosen)
             if isinstance(chosen, Tensor):
                 return images.index_copy(0, chosen, adv)
             return adv if active is None else keep_active(adv, images, active)
@@ -222,33 +217,26 @@ class PGD(Attack):
         labels: Tensor,
         eps: float,
         generator: torch.Generator | None,
-        start: Tensor | None,
+        initial: Tensor | None,
         chosen: Tensor | slice,
     ) -> Tensor:
         """Run as often as there are restarts, on the chosen rows of a batch; return these."""
         # Starts are drawn for all images, so that no image's start depends on how the others fare.
-        begin = self._begin(images, eps, generator, start)[chosen]
+        begin = self._begin(images, eps, generator, initial)[chosen]
         chosen_images, chosen_labels, steps = images[chosen], labels[chosen], self._steps(eps)
         worst = self._run(model, chosen_images, chosen_labels, eps, begin, generator, steps)
         everyone = torch.arange(len(chosen_images), device=images.device)
         for _ in range(self.restarts - 1):
-            begin = self._begin(images, eps, generator, start)[chosen]
+            begin = self._begin(images, eps, generator, initial)[chosen]
             left = everyone[~worst.fooled] if self.stop_when_fooled else everyone
             if len(left):
                 run = self._run(model, chosen_images[left], chosen_labels[left], eps, begin[left], generator, steps)
                 worst.keep(left, run.adv, run.fooled, run.loss)
         return worst.adv
 
-    def _begin(self, images: Tensor, eps: float, generator: torch.Generator | None, start: Tensor | None) -> Tensor:
+    def _begin(self, images: Tensor, eps: float, generator: torch.Generator | None, initial: Tensor | None) -> Tensor:
         norm = NORMS[self.norm]
-        if start is not None:
-            return norm.project(start, images, eps)
-        if self.start_levels is not None:
-            low, high = self.start_levels
-            shape = (len(images), *[1] * (images.ndim - 1))
-            level = torch.rand(shape, generator=generator, dtype=images.dtype, device=images.device)
-            return norm.project((low + (high - low) * level).expand_as(images), images, eps)
-        return norm.random_start(images, eps, generator) if self.random_start else images.clone()
+        return self.start.point(images, eps, norm, generator) if initial is None else norm.project(initial, images, eps)
 
     def _run(
         self,

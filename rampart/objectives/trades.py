@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from rampart.attacks import APGD, Attack, MixedPGD
+from rampart.attacks import APGD, AtImage, Attack, MixedPGD
 from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_labels
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
@@ -72,10 +72,10 @@ class TRADES(Objective):
             attack.with_loss("cross_entropy")
         except TypeError as error:
             raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}") from error
-        if not getattr(attack, "random_start", True) and getattr(attack, "start_levels", None) is None:
+        if isinstance(getattr(attack, "start", None), AtImage):
             raise ValueError(
-                "TRADES needs an attack with a random start, as KL has no gradient at the images: set "
-                "attack.random_start to true, got false"
+                "TRADES needs an attack with a random start, as KL has no gradient at the images: set attack.start to "
+                "rampart.attacks.Uniform, got AtImage"
             )
         if getattr(attack, "stop_when_fooled", False):
             raise ValueError(

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
 
 from lightning_modules import AdversarialClassifier, MNISTClassifier
-from rampart.attacks import PGD, NamedAttack
+from rampart.attacks import PGD, AtImage, NamedAttack
 from rampart.data.tensor_batches import TensorBatches
 from rampart.networks import GatedMNISTCNN
 from rampart.objectives import MTLIBP, AdversarialTraining, Objective
@@ -125,7 +125,7 @@ def test_the_logged_adversarial_loss_is_that_under_every_objective(
 ) -> None:
     logged = {}
     monkeypatch.setattr(AdversarialClassifier, "log", lambda _, name, value, **__: logged.update({name: value}))
-    module = linear(eps=0.2, attack=PGD(steps=3, random_start=False), objective=objective)
+    module = linear(eps=0.2, attack=PGD(steps=3, start=AtImage()), objective=objective)
     data = batches(10)
     images, labels, _ = next(iter(data))
     expected = F.cross_entropy(module(module.attack(module.network, images, labels, eps=0.2)), labels).detach()
@@ -138,7 +138,7 @@ def test_the_logged_adversarial_loss_is_that_under_every_objective(
 
 def test_a_batch_trains_on_its_adversarial_images(tmp_path: Path) -> None:
     """One SGD step of the module equals one written out by hand."""
-    module = linear(eps=0.2, attack=PGD(steps=3, random_start=False), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    module = linear(eps=0.2, attack=PGD(steps=3, start=AtImage()), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
     weight = module.network[1].weight.detach().clone()
     data = batches(10)
     images, labels, _ = next(iter(data))

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from lightning_modules import AdversarialClassifier
 from lightning_modules.loaders import SamplerPadding, warn_of_stream
-from rampart.attacks import PGD, NamedAttack
+from rampart.attacks import PGD, AtImage, NamedAttack
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3
@@ -202,9 +202,7 @@ def test_a_network_that_works_in_place_is_trained_and_judged_as_one_that_does_no
     results = []
     for kind in (InPlace, OutOfPlace):
         torch.manual_seed(0)
-        module = classifier(
-            kind(), attack=PGD(steps=2, random_start=False), val_attack=PGD(steps=2, random_start=False)
-        )
+        module = classifier(kind(), attack=PGD(steps=2, start=AtImage()), val_attack=PGD(steps=2, start=AtImage()))
         run("fit", module, loader_of(IMAGES, LABELS))
         made = [run(command, module, loader_of(IMAGES, LABELS)) for command in COMMANDS[1:]]
         results.append((made[:2], made[2][0]["adv_confidence"].tolist(), module.network.inner[1].weight.tolist()))

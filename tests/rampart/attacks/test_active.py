@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, FAB, PGD, Attack, MixedPGD, NamedAttack, Square, attack_active
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, MixedPGD, NamedAttack, Square, attack_active
 from rampart.attacks.eps import Eps
 from tests.conftest import small_network
 
@@ -30,7 +30,7 @@ ATTACKS: list[Any] = [
     PGD(steps=3),
     PGD(steps=3, norm="L2", restarts=3),
     PGD(steps=4, restarts=3, stop_when_fooled=True, block_sides=(3, 2, 1)),
-    PGD(steps=2, start_levels=(0.2, 0.8), restarts=2, iterate="best"),
+    PGD(steps=2, start=Level(0.2, 0.8), restarts=2, iterate="best"),
     MixedPGD((PGD(steps=1), PGD(steps=4, restarts=2))),
     APGD(steps=6, restarts=2),
     APGD(steps=6, norm="L2", targets=3),
@@ -68,7 +68,7 @@ def test_a_result_does_not_depend_on_how_early_others_are_fooled(attack: Attack)
 
 def test_batch_statistics_are_those_of_the_whole_batch(images: Tensor, labels: Tensor) -> None:
     network = small_network().train()
-    attack = PGD(steps=3, random_start=False, batchnorm="train")
+    attack = PGD(steps=3, start=AtImage(), batchnorm="train")
     active = torch.arange(12) < 5
     torch.manual_seed(0)
     whole = attack(network, images, labels, 0.1)

@@ -27,7 +27,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(60):
         labels = torch.randint(10, (64,))
-        adv = PGD("L2", steps=2)(network, draw(templates, labels), labels, 0.5)
+        adv = PGD(norm="L2", steps=2)(network, draw(templates, labels), labels, 0.5)
         F.cross_entropy(network(adv), labels).backward()
         optimizer.step()
         optimizer.zero_grad()

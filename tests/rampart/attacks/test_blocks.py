@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD
+from rampart.attacks import PGD, AtImage
 from rampart.attacks.blocks import block_means
 from tests.conftest import LinearModel
 
@@ -40,7 +40,7 @@ def test_a_block_wider_than_the_image_is_the_image_or_few_parts_of_it() -> None:
 def test_a_step_gains_what_blocks_can_gain_on_a_linear_model() -> None:
     weight = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
     images = torch.full((1, 1, 8, 8), 0.5)
-    attack = PGD(steps=1, relative_step_size=1.0, random_start=False, block_sides=(3,))
+    attack = PGD(steps=1, relative_step_size=1.0, start=AtImage(), block_sides=(3,))
     adv = attack(LinearModel(weight), images, torch.zeros(1, dtype=torch.long), 0.1, torch.Generator().manual_seed(4))
     means = block_means(weight[None], 3, torch.Generator().manual_seed(4))
     gained = ((images - adv) * weight).sum()

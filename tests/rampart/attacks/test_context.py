@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, FAB, PGD, Attack, Square
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Square
 from rampart.networks import MNISTCNN
 from tests.conftest import small_network
 
@@ -57,12 +57,12 @@ def test_batchnorm_modes(images: Tensor, labels: Tensor) -> None:
     images = images * 0.3
     # Off-centre running statistics, so that the two kinds of statistics differ.
     model[1].running_mean.fill_(3.0)
-    start: dict[str, Any] = {"steps": 3, "random_start": False}
-    by_running = PGD(**start)(model, images, labels, eps=0.1)
-    by_batch = PGD(**start, batchnorm="train")(model, images, labels, eps=0.1)
+    settings: dict[str, Any] = {"steps": 3, "start": AtImage()}
+    by_running = PGD(**settings)(model, images, labels, eps=0.1)
+    by_batch = PGD(**settings, batchnorm="train")(model, images, labels, eps=0.1)
     assert not torch.equal(by_running, by_batch)
     assert model[1].num_batches_tracked == 0
-    PGD(**start, batchnorm="train_and_update")(model, images, labels, eps=0.1)
+    PGD(**settings, batchnorm="train_and_update")(model, images, labels, eps=0.1)
     assert model[1].num_batches_tracked == 3
     assert model[1].running_mean[0] < 3.0
 
@@ -105,10 +105,10 @@ def test_no_gradient_of_the_weights_is_computed(images: Tensor, labels: Tensor) 
 @pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_works_whatever_the_grad_mode(images: Tensor, labels: Tensor, surroundings: Any) -> None:
     model = MNISTCNN()
-    expected = PGD(steps=4, random_start=False)(model, images, labels, eps=0.3)
+    expected = PGD(steps=4, start=AtImage())(model, images, labels, eps=0.3)
     with surroundings():
         # Tensors made inside inference mode take no part in autograd.
-        adv = PGD(steps=4, random_start=False)(model, images + 0, labels + 0, eps=0.3)
+        adv = PGD(steps=4, start=AtImage())(model, images + 0, labels + 0, eps=0.3)
     torch.testing.assert_close(adv, expected)
     assert (adv - images).abs().max() > 0.25
 
@@ -121,9 +121,9 @@ def test_works_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype
         model.fc2.weight.mul_(200)
     labels = model(images).argmax(1)
     with torch.autocast("cpu", dtype):
-        adv = PGD(steps=3, random_start=False)(model, images, labels, eps=0.1)
+        adv = PGD(steps=3, start=AtImage())(model, images, labels, eps=0.1)
     moved = (adv - images).flatten(1).abs().amax(1)
-    reference = PGD(steps=3, random_start=False)(model, images, labels, eps=0.1)
+    reference = PGD(steps=3, start=AtImage())(model, images, labels, eps=0.1)
     expected = (reference - images).flatten(1).abs().amax(1)
     assert adv.dtype == torch.float32
     assert ((moved > 0.05) == (expected > 0.05)).float().mean() > 0.9

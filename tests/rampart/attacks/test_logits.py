@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import PGD
+from rampart.attacks import PGD, AtImage
 from rampart.attacks.logits import logits_of
 
 IMAGES = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -108,6 +108,6 @@ def test_full_memory_is_told_as_such() -> None:
 def test_a_network_that_works_in_place_leaves_the_images_and_can_be_attacked() -> None:
     before, same = IMAGES.clone(), OutOfPlace()
     assert torch.equal(logits_of(InPlace(), IMAGES), logits_of(same, IMAGES))
-    adv = PGD(steps=3, random_start=False)(InPlace(), IMAGES, LABELS, 0.1)
-    assert torch.equal(adv, PGD(steps=3, random_start=False)(same, IMAGES, LABELS, 0.1))
+    adv = PGD(steps=3, start=AtImage())(InPlace(), IMAGES, LABELS, 0.1)
+    assert torch.equal(adv, PGD(steps=3, start=AtImage())(same, IMAGES, LABELS, 0.1))
     assert torch.equal(IMAGES, before)

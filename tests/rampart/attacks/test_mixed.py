@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD, MixedPGD
+from rampart.attacks import PGD, AtImage, MixedPGD
 from tests.conftest import LinearModel, small_network
 
 
 def test_each_attack_is_drawn_and_the_result_is_that_of_the_one_drawn(images: Tensor, labels: Tensor) -> None:
     network = small_network()
-    attacks = (PGD(steps=2, random_start=False), PGD(steps=1, relative_step_size=0.1, random_start=False))
+    attacks = (PGD(steps=2, start=AtImage()), PGD(steps=1, relative_step_size=0.1, start=AtImage()))
     expected = [attack(network, images, labels, 0.3) for attack in attacks]
     generator = torch.Generator().manual_seed(0)
     mixed = MixedPGD(attacks)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rampart.attacks import PGD, NamedAttack
+from rampart.attacks import PGD, AtImage, Level, NamedAttack, Uniform
 from rampart.attacks.eps import NormName
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel, small_network
 
-FGSM = PGD(steps=1, relative_step_size=1.0, random_start=False)
+FGSM = PGD(steps=1, relative_step_size=1.0, start=AtImage())
 
 
 class Stubborn(nn.Module):
@@ -37,7 +37,7 @@ class Stubborn(nn.Module):
     eps=st.one_of(st.floats(0, 1), st.sampled_from([1e-8, 8 / 255, 0.1, 0.3, 0.4])),
     steps=st.integers(0, 5),
     relative=st.sampled_from([0.1, 1.0, 50.0]),
-    random_start=st.booleans(),
+    start=st.sampled_from([Uniform(), AtImage(), Level(0.4, 0.6)]),
     restarts=st.integers(1, 2),
     iterate=st.sampled_from(["last", "best"]),
     loss=st.sampled_from(["cross_entropy", "margin", "dlr"]),
@@ -66,7 +66,7 @@ def test_result_is_inside_ball_and_box_for_any_setting(
 def test_steps_have_the_schedules_lengths(schedule: Any, lengths: float) -> None:
     """On a linear model all steps go one way, so their lengths add up."""
     model, images = LinearModel(torch.ones(36).double()), torch.full((2, 1, 6, 6), 0.5).double()
-    attack = PGD(steps=4, step_size=0.02, step_schedule=schedule, random_start=False)
+    attack = PGD(steps=4, step_size=0.02, step_schedule=schedule, start=AtImage())
     adv = attack(model, images, torch.zeros(2, dtype=torch.long), eps=0.4)
     torch.testing.assert_close(images - adv, torch.full_like(images, 0.02 * lengths))
 
@@ -82,11 +82,11 @@ def test_gain_on_a_linear_model_is_eps_times_the_dual_norm() -> None:
     before = model(images)[:, 0]
     duals: dict[NormName, Tensor] = {"Linf": weight.abs().sum(), "L2": weight.norm()}
     for norm, dual in duals.items():
-        adv = PGD(norm=norm, steps=20, random_start=norm == "Linf")(model, images, labels, eps=0.1)
+        adv = PGD(norm=norm, steps=20, start=Uniform() if norm == "Linf" else AtImage())(model, images, labels, eps=0.1)
         torch.testing.assert_close(before - model(adv)[:, 0], (0.1 * dual).expand(3), rtol=1e-4, atol=1e-4)
 
 
-def test_one_full_step_without_random_start_is_fgsm(images: Tensor, labels: Tensor) -> None:
+def test_one_full_step_from_the_image_is_fgsm(images: Tensor, labels: Tensor) -> None:
     model = MNISTCNN()
     inputs = images.clone().requires_grad_()
     (grad,) = torch.autograd.grad(F.cross_entropy(model(inputs), labels), inputs)
@@ -120,7 +120,7 @@ def test_agrees_with_the_papers_loop(images: Tensor, labels: Tensor) -> None:
 
 def test_result_does_not_depend_on_the_rest_of_the_batch(images: Tensor, labels: Tensor) -> None:
     model = MNISTCNN().double()
-    attack = PGD(steps=5, random_start=False)
+    attack = PGD(steps=5, start=AtImage())
     images = images.double()
     whole = attack(model, images, labels, eps=0.2)
     alone = torch.cat([attack(model, images[i : i + 1], labels[i : i + 1], eps=0.2) for i in range(len(images))])
@@ -135,7 +135,7 @@ def loss_of(model: nn.Module, adv: Tensor, labels: Tensor) -> Tensor:
 def test_best_iterate_is_no_worse_an_attack_than_any_iterate(images: Tensor, labels: Tensor) -> None:
     model = MNISTCNN()
     # Steps as long as the ball make the iterates jump, so the last is often not the worst.
-    attack = PGD(steps=8, relative_step_size=2.0, random_start=False, iterate="best")
+    attack = PGD(steps=8, relative_step_size=2.0, start=AtImage(), iterate="best")
     best = attack(model, images, labels, eps=0.3)
     wrong = model(best).argmax(1) != labels
     for steps in range(9):
@@ -217,6 +217,7 @@ def test_step_sizes() -> None:
         ({"step_size": 0.1, "relative_step_size": 0.1}, "exclude each other"),
         ({"steps": "paper"}, "give step_size or relative_step_size"),
         ({"restarts": 0}, "restarts must be a whole number from 1"),
+        ({"start": "Uniform"}, r"start must be Uniform\(\), AtImage\(\) or Level\(low, high\), got 'Uniform'"),
         ({"step_schedule": "cosine"}, "step_schedule must be one of constant, linear"),
         ({"iterate": "first"}, "iterate must be one of last, best"),
         ({"loss": "hinge"}, "loss must be one of"),
@@ -367,7 +368,7 @@ def test_a_fooled_image_takes_no_further_step_and_no_further_restart(images: Ten
     labels[:5] = (labels[:5] + 1) % 10  # fooled from the start
     model = Counting(network)
     start = images.clone()
-    adv = PGD(steps=4, step_size=1e-6, random_start=False, restarts=2, stop_when_fooled=True)(
+    adv = PGD(steps=4, step_size=1e-6, start=AtImage(), restarts=2, stop_when_fooled=True)(
         model, images, labels, eps=1e-4
     )
     assert model.sizes == [12, 7, 7, 7, 7] + [7] * 5
@@ -382,7 +383,7 @@ def test_stopping_changes_nothing_for_the_images_that_hold(images: Tensor) -> No
     network = MNISTCNN()
     labels = network(images).argmax(1)
     labels[::2] = (labels[::2] + 1) % 10
-    attack = PGD(steps=5, step_size=1e-4, random_start=False)
+    attack = PGD(steps=5, step_size=1e-4, start=AtImage())
     plain, stopping = (a(network, images, labels, eps=1e-3) for a in (attack, replace(attack, stop_when_fooled=True)))
     # Sums in a smaller batch round otherwise, and a gradient near zero may change sign.
     assert ((plain - stopping)[1::2].abs() < 1e-6).double().mean() > 0.99

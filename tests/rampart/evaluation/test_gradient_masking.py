@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules import DigitsDataModule
-from rampart.attacks import PGD, Attack, Square
+from rampart.attacks import PGD, AtImage, Attack, Square
 from rampart.evaluation import WorstCaseSearch, find_masking_signs, in_memory
 
 ATTACKS: list[Attack] = [PGD(steps=5, iterate="best", stop_when_fooled=True), Square(queries=60)]
@@ -129,7 +129,7 @@ def test_a_model_in_train_mode_is_found_and_left_as_it_is(digits: tuple[Tensor, 
 
 def test_images_that_fall_only_without_gradients_are_named(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
-    blind = [PGD(steps=1, step_size=1e-6, random_start=False), Square(queries=100)]
+    blind = [PGD(steps=1, step_size=1e-6, start=AtImage()), Square(queries=100)]
     searched = WorstCaseSearch(honest, in_memory(images, labels), blind, [0.1])
     found, names = searched.run(), [attack.name for attack in blind]
     signs = {s.name: s for s in find_masking_signs(honest, searched.clean_pass.probe, found, names)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD, Attack, Eps
+from rampart.attacks import PGD, AtImage, Attack, Eps
 from rampart.attacks.context import Model
 from rampart.evaluation import fooling_eps
 from tests.conftest import LinearModel
@@ -30,7 +30,7 @@ def test_smallest_eps_is_exact_on_a_linear_model_and_survivors_alone_go_on() -> 
     images = (0.5 + margins).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
     labels = torch.zeros(5, dtype=torch.long)
     Counting.calls.clear()
-    attack: Attack = Counting(steps=1, relative_step_size=1.0, random_start=False)
+    attack: Attack = Counting(steps=1, relative_step_size=1.0, start=AtImage())
     smallest = fooling_eps(Centred(torch.ones(16)), images, labels, attack, [0.0, 0.1, 0.2, 0.3])
     assert smallest.tolist() == [0.0, 0.1, 0.2, 0.3, torch.inf]
     assert Counting.calls == [(0.0, 5), (0.1, 4), (0.2, 3), (0.3, 2)]
@@ -57,7 +57,7 @@ def test_logits_that_are_no_numbers_give_no_curve() -> None:
 
     images, labels = torch.full((2, 4), 0.45), torch.tensor([0, 0])
     with pytest.raises(ValueError, match=r"logits under PGD-5 at eps 0\.3 are NaN"):
-        fooling_eps(model, images, labels, PGD(steps=5, random_start=True), [0.0, 0.3])
+        fooling_eps(model, images, labels, PGD(steps=5), [0.0, 0.3])
 
 
 def test_a_grid_must_rise() -> None:

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.attacks import PGD
+from rampart.attacks import PGD, AtImage, Level
 from rampart.networks import MNISTCNN, ResNet18
 from rampart.objectives import AdversarialTraining
 from tests.conftest import small_network
 
 
 def test_loss_and_gradient_are_those_at_the_attacks_images(images: Tensor, labels: Tensor) -> None:
-    network, attack = MNISTCNN(), PGD(steps=3, random_start=False)
+    network, attack = MNISTCNN(), PGD(steps=3, start=AtImage())
     output = AdversarialTraining()(network, images, labels, attack, 0.3)
     adv = attack(network, images, labels, eps=0.3)
     expected = F.cross_entropy(network(adv), labels)
@@ -61,7 +61,7 @@ def test_leftover_gradient_is_that_of_the_published_loop(
 ) -> None:
     network, images = make().double(), images.double()
     papers, passes = copy.deepcopy(network), 0
-    attack = PGD(steps=steps, step_size=0.1, random_start=False, batchnorm="train_and_update")
+    attack = PGD(steps=steps, step_size=0.1, start=AtImage(), batchnorm="train_and_update")
 
     def count(*_: Any) -> None:
         nonlocal passes
@@ -103,7 +103,7 @@ def test_leftover_gradient_moves_statistics_no_oftener_than_the_attack_and_the_u
         PGD(steps=3),
         PGD(norm="L2", steps=3),
         PGD(steps="paper", relative_step_size=0.5),
-        PGD(steps=2, start_levels=(0.5, 0.5), step_size=0.05),
+        PGD(steps=2, start=Level(0.5, 0.5), step_size=0.05),
     ],
 )
 def test_leftover_gradient_leaves_the_attack_as_it_is(images: Tensor, labels: Tensor, attack: PGD) -> None:

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import APGD, FAB, PGD, Attack, MixedPGD, Square
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, MixedPGD, Square
 from rampart.attacks.losses import cross_entropy
 from rampart.data.tensor_batches import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
@@ -33,10 +33,10 @@ REFUSED: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     "trades, targeted apgd": (TRADES(), APGD(targets=9), MNISTCNN(), "goes on with fooled images"),
     "trades, square": (TRADES(), Square(), MNISTCNN(), "loss it can replace, such as PGD, got Square"),
     "trades, fab": (TRADES(), FAB(), MNISTCNN(), "loss it can replace, such as PGD, got FAB"),
-    "trades, from the images": (TRADES(), PGD(random_start=False), MNISTCNN(), "no gradient at the images: set"),
+    "trades, from the images": (TRADES(), PGD(start=AtImage()), MNISTCNN(), "no gradient at the images: set"),
     "trades, mixed": (
         TRADES(),
-        MixedPGD(attacks=(PGD(), PGD(steps=1, relative_step_size=1, random_start=False))),
+        MixedPGD(attacks=(PGD(), PGD(steps=1, relative_step_size=1, start=AtImage()))),
         MNISTCNN(),
         "random start",
     ),
@@ -79,9 +79,9 @@ def test_what_cant_work_is_refused_before_training_in_one_line(case: str) -> Non
 
 def test_what_works_passes() -> None:
     network = MNISTCNN()
-    for attack in (PGD(), PGD(random_start=False, start_levels=(0.5, 0.5)), MixedPGD(attacks=(PGD(),))):
+    for attack in (PGD(), PGD(start=Level(0.5, 0.5)), MixedPGD(attacks=(PGD(),))):
         TRADES().check(attack, network)
-    LEFTOVER.check(PGD(random_start=False, block_sides=(1, 1), loss=cross_entropy), network)
+    LEFTOVER.check(PGD(start=AtImage(), block_sides=(1, 1), loss=cross_entropy), network)
     AdversarialTraining(loss=nn.CrossEntropyLoss(), leftover_gradient=True).check(PGD(), network)
     for any_attack in (FAB(), Square(), APGD(targets=3), PGD(norm="L2", steps=3)):
         AdversarialTraining().check(any_attack, ResNet18())
