@@ -1,0 +1,122 @@
+"""The parser: every command's options, and what is wrong with a command line in the user's words."""
+
+import sys
+from argparse import ArgumentError
+from typing import Any
+
+import torch
+from jsonargparse.typing import register_type
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
+
+import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
+from callbacks import AdversarialImagesCallback, EpsilonRampCallback, RobustnessCurveCallback, RunCheckpoint
+from commands.config_files import check_configs
+from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
+from commands.messages import command_line
+from commands.parse_errors import explain, wrap_single
+from commands.trainer import RampartTrainer
+from commands.trainer_settings import check_seed
+from lightning_modules import AdversarialClassifier
+
+# A loss's class weights are a list in a config: [1, 1, 2.5].
+register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
+
+
+class ParsingCLI(LightningCLI):
+    """LightningCLI with Rampart's options, help and error messages."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        words = sys.argv[1:] if args is None else args
+        self.command = words[0] if words else ""
+        super().__init__(
+            model_class=AdversarialClassifier,
+            datamodule_class=LightningDataModule,
+            trainer_class=RampartTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            # Attacks guard themselves against inference mode; without it they have a copy less to make.
+            trainer_defaults={"inference_mode": False, "enable_model_summary": False},
+            auto_configure_optimizers=False,
+            parser_class=RampartParser,
+            save_config_callback=None,  # a callback would write it into the logger's folder, and not for every command
+            args=args,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there, and called on the object
+        """Return the command that is asked for, since building a parser takes time; else Lightning's and Rampart's."""
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("evaluate", "export")}
+        return {self.command: known[self.command]} if self.command in known else known
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Let parse errors reach :func:`main`, and begin the help with how the command line is used."""
+        kwargs = {"description": None, "exit_on_error": False, "allow_abbrev": False} | kwargs
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, RampartParser)
+        parser.introduction = USE.format(program=command_line())
+        return parser
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Describe each command in a sentence."""
+        super()._add_subcommands(parser, **kwargs)
+        subcommands: Any = parser._subcommands_action
+        for action in subcommands._choices_actions:
+            action.help = COMMANDS[action.dest]
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Put Rampart's own options first, and leave out Lightning's table of results: Rampart prints its own."""
+        usage = f"{command_line(subcommand)} [--config FILE] [--OPTION VALUE ...]"
+        parser = super()._prepare_subcommand_parser(
+            klass, subcommand, **kwargs | {"description": COMMANDS[subcommand], "usage": usage}
+        )
+        assert isinstance(parser, RampartParser)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)
+        parser._option_string_actions["--ckpt_path"].help = CKPT_PATH
+        parser.order_groups()
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has, and where a run's files go."""
+        parser.add_lightning_class_args(EpsilonRampCallback, "ramp")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(AdversarialImagesCallback, "images")
+        parser.add_lightning_class_args(RobustnessCurveCallback, "curve")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/robust_acc",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "epoch{epoch}-step{step}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.add_argument("--name", type=str, default="unnamed", help="The experiment's name.")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Runs go to RUNS_DIR/NAME/SUBCOMMAND-N.")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of fit."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; take one value for a list of one, and say in the user's words what is wrong.
+
+        Raises:
+            ArgumentError: If an option is unknown, a value is not allowed or a config file can't be read.
+        """
+        words: list[str] | None = list(sys.argv[1:] if args is None else args)
+        while words is not None:
+            given = words
+            try:
+                self.typed = given
+                check_configs(given)
+                self.config = parser.parse_args(given)
+                check_seed(self.config[self.config.subcommand].seed_everything)
+                return
+            except (ArgumentError, ValueError) as error:
+                words = wrap_single(str(error), given)
+                if words is None:
+                    command = next((word for word in given if word in self._subcommand_parsers), None)
+                    options = self._subcommand_parsers[command]._option_string_actions if command else {}
+                    raise ArgumentError(None, explain(str(error), options)) from error
