@@ -16,14 +16,14 @@ from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTab
 from callbacks.outputs import run_folder
 from commands.any_network import any_network
 from commands.checkpoint_path import check_ckpt_path, check_init_from, suggesting_whole_ones
-from commands.ending import InterruptionCallback
-from commands.loaders import LoaderConnector
+from commands.interruption_callback import InterruptionCallback
+from commands.loader_connector import LoaderConnector
 from commands.messages import command_line, keep_quiet
 from commands.parsing import ParsingCLI
-from commands.records import copy_curves, hyper_parameters, log_results
 from commands.requeue import checkpoint_of_job, record_job
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
+from commands.tensorboard_records import copy_curves, hyper_parameters, log_results
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_images, check_loaders, check_settings, complete_settings, naming_settings
 from lightning_modules import AdversarialClassifier

@@ -19,10 +19,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from commands.checkpoint_io import WholeFileIO
-from commands.ending import agreed_signal, save_and_end
 from commands.interruption import signals
-from commands.loaders import seed_epoch
-from commands.progress import resumed_progress
+from commands.interruption_callback import agreed_signal, save_and_end
+from commands.loader_connector import seed_epoch
+from commands.resumed_progress import resumed_progress
 from rampart.attacks.random import run_seed, seed_torch
 
 CLASSES = "optimizer_classes"

@@ -6,7 +6,7 @@ from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler, TensorDataset
 
-from commands.loaders import LoaderConnector
+from commands.loader_connector import LoaderConnector
 from commands.resuming import make_resumable
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from commands.records import copy_curves
+from commands.tensorboard_records import copy_curves
 from tests.commands.test_trainer_settings import run
 
 EVERY = ["--trainer.log_every_n_steps=1", "--images.num_images=2", "--images.every_n_epochs=1"]
