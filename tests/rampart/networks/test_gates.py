@@ -8,46 +8,46 @@ from torch import nn
 from rampart.networks import MNISTCNN, GatedMNISTCNN, plain_form
 from rampart.networks.gates import LEVELS, GateConv2d, Gates
 
-EPS = LEVELS[0]  # the largest that black and white stand
+EPS = LEVELS[0]  # the largest eps that changes no gate of a black or white pixel
 
 
-def test_nothing_that_happens_to_black_and_white_gets_through() -> None:
+def test_perturbations_of_black_and_white_pixels_do_not_change_the_logits() -> None:
     network = GatedMNISTCNN()
     clean = (torch.rand(8, 1, 28, 28) > 0.5).float()
     for adv in ((clean - EPS * (2 * clean - 1)), clean + EPS * (torch.rand_like(clean) * 2 - 1)):
         assert torch.allclose(network(adv.clamp(0, 1)), network(clean), atol=1e-4)
 
 
-def test_a_gate_answers_for_the_brightest_or_the_darkest_of_four_pixels() -> None:
+def test_a_pooled_gate_is_the_gate_of_the_brightest_or_darkest_of_four_pixels() -> None:
     images = torch.rand(2, 1, 28, 28)
-    answers = GatedMNISTCNN().conv1(images)
-    assert answers.shape == (2, 16, 12, 12)
+    gates = GatedMNISTCNN().conv1(images)
+    assert gates.shape == (2, 16, 12, 12)
     for gate in range(16):
         down, across = 2 + gate // 2 % 2, 2 + gate % 2
         pixels = images[:, 0, down : down + 24, across : across + 24].reshape(2, 12, 2, 12, 2)
         low, high = LEVELS[gate // 8 : gate // 8 + 2]
         bright = ((pixels - low) / (high - low)).clamp(0, 1)
         expected = bright.amax((2, 4)) if gate % 8 < 4 else bright.amin((2, 4)) - 1
-        assert torch.allclose(answers[:, gate], expected, atol=1e-5)
+        assert torch.allclose(gates[:, gate], expected, atol=1e-5)
 
 
-def test_a_plain_convolution_pooling_and_relu_with_the_same_weights_give_each_gate_as_a_pair() -> None:
+def test_a_plain_convolution_with_the_same_weights_computes_each_gate_as_a_pair() -> None:
     gates, images = GatedMNISTCNN().conv1, torch.rand(2, 1, 28, 28)
     pairs = F.conv2d(images, gates.weight, gates.bias).relu()
     pairs = F.max_pool2d(pairs, 2)
     assert torch.allclose(pairs[:, 0::2] - pairs[:, 1::2], gates(images), atol=1e-5)
 
 
-def test_any_pixel_between_the_outer_levels_has_a_gradient() -> None:
+def test_every_pixel_between_the_outer_levels_has_a_gradient() -> None:
     gates = GatedMNISTCNN().conv1
     images = torch.empty(4, 1, 28, 28).uniform_(LEVELS[0] + 1e-3, LEVELS[-1] - 1e-3)
     blocks = images[:, :, 2:26:2, 2:26:2].repeat_interleave(2, 2).repeat_interleave(2, 3)
-    images[:, :, 2:26, 2:26] = blocks  # of a bright gate's four pixels none is brighter
+    images[:, :, 2:26, 2:26] = blocks  # all four pixels of a bright gate are equal
     (gradient,) = torch.autograd.grad(gates(images.requires_grad_())[:, [0, 8]].sum(), images)
     assert (F.avg_pool2d(gradient[:, :, 2:26, 2:26], 2) * 4 > 1).all()
 
 
-def test_training_leaves_the_gates_and_the_weights_that_make_them_as_they_are() -> None:
+def test_training_changes_neither_the_gates_nor_the_opposite_pairs_of_weights() -> None:
     network = GatedMNISTCNN()
     before = network.conv1.weight.clone()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -65,7 +65,7 @@ def test_training_leaves_the_gates_and_the_weights_that_make_them_as_they_are() 
     assert torch.allclose(network(adv), network(clean), rtol=1e-4, atol=1e-4)
 
 
-def test_the_papers_network_with_the_same_weights_answers_the_same() -> None:
+def test_the_papers_network_with_the_same_weights_computes_the_same_logits() -> None:
     gated, plain = GatedMNISTCNN(), MNISTCNN()
     plain.load_state_dict(gated.state_dict())
     images = torch.rand(4, 1, 28, 28)
@@ -122,7 +122,7 @@ def test_the_plain_form_keeps_hooks_and_settings() -> None:
 
 
 @pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight"])
-def test_weights_that_are_not_gates_are_refused(name: str) -> None:
+def test_loading_weights_that_are_not_gates_raises(name: str) -> None:
     gated, others = GatedMNISTCNN(), GatedMNISTCNN().state_dict()
     gated.load_state_dict(others)
     others[name] = MNISTCNN().state_dict()[name]
@@ -130,7 +130,7 @@ def test_weights_that_are_not_gates_are_refused(name: str) -> None:
         gated.load_state_dict(others)
 
 
-def test_weights_in_half_precision_are_taken_and_the_gates_stay_exact() -> None:
+def test_loading_half_precision_weights_keeps_the_gates_exact() -> None:
     gated, exact = GatedMNISTCNN(), GatedMNISTCNN().state_dict()
     gated.load_state_dict({name: value.half() for name, value in exact.items()})
     assert torch.equal(gated.state_dict()["conv1.bias"], exact["conv1.bias"])
@@ -138,6 +138,6 @@ def test_weights_in_half_precision_are_taken_and_the_gates_stay_exact() -> None:
 
 
 @pytest.mark.parametrize(("filters", "size"), [(16, 5), (32, 1)])
-def test_a_layer_that_cant_hold_them_is_refused(filters: int, size: int) -> None:
-    with pytest.raises(ValueError, match="gates need 32 filters or more of 3x3 up, got"):
+def test_a_layer_too_small_for_the_gates_raises(filters: int, size: int) -> None:
+    with pytest.raises(ValueError, match="gates need at least 32 filters of at least 3x3, got"):
         Gates(filters, size)
