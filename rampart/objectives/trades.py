@@ -1,5 +1,6 @@
 """TRADES: accuracy on the images as they are, and the same answer all over the ball."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from rampart.attacks import APGD, AtImage, Attack, MixedPGD
+from rampart.attacks import APGD, AtImage, Attack
 from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_labels
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
@@ -58,13 +59,16 @@ class TRADES(Objective):
     def check(self, attack: Attack, network: nn.Module) -> None:
         """See :meth:`Objective.check`. KL compares an image with its own reference and is flat at the image.
 
+        Of an attack that chooses one of several, which it holds as ``attacks``, each is checked.
+
         Raises:
             TypeError: If the attack has no loss to replace, or leaves images out of its batch.
             ValueError: If the attack starts at the images, or leaves fooled images out of its batch.
         """
-        if isinstance(attack, MixedPGD):
-            for each in attack.attacks:
-                self.check(each, network)
+        choices: Sequence[Attack] = getattr(attack, "attacks", ())
+        if choices:
+            for choice in choices:
+                self.check(choice, network)
             return
         if isinstance(attack, APGD):
             raise TypeError(f"TRADES needs an attack that goes on with fooled images, such as PGD, got {attack}")

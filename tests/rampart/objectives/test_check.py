@@ -9,11 +9,12 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, MixedPGD, Square
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, Square
 from rampart.attacks.losses import cross_entropy
 from rampart.data.tensor_batches import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
+from tests.rampart.objectives.attacks import OneOf
 
 LEFTOVER = AdversarialTraining(leftover_gradient=True)
 
@@ -36,7 +37,7 @@ REFUSED: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     "trades, from the images": (TRADES(), PGD(start=AtImage()), MNISTCNN(), "no gradient at the images: set"),
     "trades, mixed": (
         TRADES(),
-        MixedPGD(attacks=(PGD(), PGD(steps=1, relative_step_size=1, start=AtImage()))),
+        OneOf((PGD(), PGD(steps=1, relative_step_size=1, start=AtImage()))),
         MNISTCNN(),
         "random start",
     ),
@@ -53,7 +54,7 @@ REFUSED: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     "leftover, margin": (LEFTOVER, PGD(loss="margin"), MNISTCNN(), "leave attack.loss out, got margin"),
     "leftover, dlr": (LEFTOVER, PGD(loss="dlr"), MNISTCNN(), "cross-entropy for attack and training"),
     "leftover, apgd": (LEFTOVER, APGD(), MNISTCNN(), "leftover_gradient needs a PGD.*got APGD"),
-    "leftover, mixed": (LEFTOVER, MixedPGD(attacks=(PGD(),)), MNISTCNN(), "leftover_gradient needs a PGD"),
+    "leftover, mixed": (LEFTOVER, OneOf((PGD(),)), MNISTCNN(), "leftover_gradient needs a PGD"),
     "leftover, smoothed": (
         AdversarialTraining(loss=nn.CrossEntropyLoss(label_smoothing=0.1), leftover_gradient=True),
         PGD(),
@@ -79,7 +80,7 @@ def test_what_cant_work_is_refused_before_training_in_one_line(case: str) -> Non
 
 def test_what_works_passes() -> None:
     network = MNISTCNN()
-    for attack in (PGD(), PGD(start=Level(0.5, 0.5)), MixedPGD(attacks=(PGD(),))):
+    for attack in (PGD(), PGD(start=Level(0.5, 0.5)), OneOf((PGD(),))):
         TRADES().check(attack, network)
     LEFTOVER.check(PGD(start=AtImage(), block_sides=(1, 1), loss=cross_entropy), network)
     AdversarialTraining(loss=nn.CrossEntropyLoss(), leftover_gradient=True).check(PGD(), network)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.attacks import PGD, Attack, MixedPGD
+from rampart.attacks import PGD, Attack
 from rampart.attacks.context import attack_context
 from rampart.networks import MNISTCNN, ResNet18
 from rampart.objectives import TRADES
+from tests.rampart.objectives.attacks import OneOf
 
 PGD_5 = PGD(steps=5, step_size=0.05)
 
@@ -122,7 +123,7 @@ def test_the_attacks_reference_costs_a_pass_only_where_modes_differ(
 def test_each_of_several_attacks_raises_the_divergence(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     one = TRADES()(network, images, labels, PGD(steps=0), 0.3, generator()).parts["kl"]
-    mixed = MixedPGD(attacks=(PGD(steps=8), PGD(steps=9)))
+    mixed = OneOf((PGD(steps=8), PGD(steps=9)))
     assert TRADES()(network, images, labels, mixed, 0.3, generator()).parts["kl"] > 2 * one
 
 
