@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_modules.evaluation_steps import EvaluationSteps
+from lightning_modules.evaluation_steps import EvaluationSteps, accuracy
 from lightning_modules.extra_tensors import match_extra_tensors, register_tensors
 from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_of_stream
 from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_monitors, check_schedules
 from lightning_modules.saved_settings import build_module, settings_of
+from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from rampart.attacks.random import agree_on_run_seed, generator_for, resume_run_seed, run_seed
+from rampart.attacks.random import agree_on_run_seed, resume_run_seed
 from rampart.data.batch import read_batch
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
@@ -31,43 +29,47 @@ OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 class AdversarialClassifier(EvaluationSteps):
     """Train, validate and test an image classifier under attack.
 
+    :class:`EvaluationSteps` has validation, test and prediction. A subclass that overrides ``default_eps``,
+    :meth:`default_network` or :meth:`default_test_attacks` is a preset, such as :class:`MNISTClassifier`.
+
     A batch is ``(images, labels)`` or ``(images, labels, index)``: images ``(N, C, H, W)``, float, in [0, 1];
-    labels ``(N,)``, int64; index ``(N,)``, each image's place in its set. Others that mean the same are read too, see
+    labels ``(N,)``, int64; index ``(N,)``, each image's position in its set. Other accepted forms are listed by
     :func:`rampart.data.batch.read_batch`. Training runs in the trainer's precision, everything else in float32.
 
-    Args:
-        network: Images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer.
-        eps: Target radius on the pixel scale, such as ``0.4`` or ``"8/255"``: what validation attacks at and,
-            unless a ramp sets another, training too.
-        attack: The attack of training; PGD with 40 steps if None.
-        val_attack: The attack of validation, at the target eps; PGD with 20 steps if None.
-        test_attacks: The rows of the test table; the validation attack at the target eps if None. ``predict``
-            uses the last.
-        objective: What training minimises; the adversarial loss if None.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning rate's schedule from the optimizer; several rule it together, or one after the
-            other if there are milestones. A length (``total_steps``, ``T_max``, ``total_iters``) of -1 is the run's.
-        lr_interval: When the schedule advances: after each optimizer step or each epoch.
-        lr_milestones: Where one of several schedules ends and the next begins: whole numbers of steps or epochs, as the
-            interval says, or shares of the run below 1. A warm-up of a twentieth: ``(0.05,)``.
-        lr_monitor: Metric that a ReduceLROnPlateau watches after each validated epoch, such as ``val/robust_acc``.
+    The attributes ``eps`` and ``attack`` are those of the next training batch: an epsilon ramp sets them before it.
+    Validation is not affected, it always attacks at ``target_eps``.
 
-    Attributes:
-        eps: Radius of the next training batch; an epsilon ramp sets it.
-        target_eps: The fixed radius of validation.
-        attack: Attack of the next training batch; an epsilon ramp may set it.
-        network_settings: Class path and arguments of the network for :meth:`load_from_checkpoint`, where a config gave
-            them; otherwise what the network itself tells.
+    Args:
+        network: Maps images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer. The class's default
+            if None: MNISTClassifier has the paper's MNIST CNN, AdversarialClassifier none.
+        eps: Target radius on the pixel scale, such as ``0.4`` or ``"8/255"``, of validation and, unless a ramp sets
+            another, of training. The class's default if None: 0.4 for MNISTClassifier, none for AdversarialClassifier.
+        attack: Training attack; PGD with 40 steps if None.
+        val_attack: Validation attack, at the target eps; PGD with 20 steps if None.
+        test_attacks: Rows of the test table; ``predict`` uses the last. The class's default if None: PGD-200 at 0.3 and
+            0.4 for MNISTClassifier, the validation attack at the target eps for AdversarialClassifier.
+        objective: Loss that training minimises, with the attack; the adversarial loss if None.
+        optimizer: Builds the optimizer from the parameters.
+        lr_scheduler: Builds the learning-rate schedule from the optimizer. Several schedules apply at the same time, or
+            one after the other if there are milestones. A length (``total_steps``, ``T_max``, ``total_iters``) of -1 is
+            replaced by the length of the run.
+        lr_interval: Advance the schedule after each optimizer step or each epoch.
+        lr_milestones: Ends of all schedules but the last, if they apply one after the other: whole numbers of steps or
+            epochs, as lr_interval says, or fractions of the run below 1. A warm-up of a twentieth: ``(0.05,)``.
+        lr_monitor: Metric that ReduceLROnPlateau watches after each epoch with validation, such as ``val/robust_acc``.
 
     Raises:
-        ValueError: If eps is out of the norm's range, validation's norm is not training's, or two test attacks have
-            one name.
+        ValueError: If network or eps is not given and the class has no default, eps is out of the norm's range, the
+            validation attack's norm is not the training attack's, or two test attacks have the same name.
     """
+
+    default_eps: Eps | None = None
+    """The eps for ``eps=None``; None if it must be given."""
 
     def __init__(
         self,
-        network: nn.Module,
-        eps: Eps,
+        network: nn.Module | None = None,
+        eps: Eps | None = None,
         attack: Attack | None = None,
         val_attack: Attack | None = None,
         test_attacks: tuple[NamedAttack, ...] | None = None,
@@ -78,51 +80,57 @@ class AdversarialClassifier(EvaluationSteps):
         lr_milestones: tuple[int | float, ...] | None = None,
         lr_monitor: str | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.attack = attack or PGD()
-        self.target_eps = self.eps = parse_eps(eps, self.attack.norm, "model.eps")
-        self.val_attack = val_attack or PGD(norm=self.attack.norm, steps=20)
-        if self.val_attack.norm != self.attack.norm:
+        eps = self.default_eps if eps is None else eps
+        if eps is None:
+            raise ValueError(f"model.eps must be given, such as 0.4 or 8/255: {type(self).__name__} has no default")
+        attack = attack or PGD()
+        target_eps = parse_eps(eps, attack.norm, "model.eps")
+        val_attack = val_attack or PGD(norm=attack.norm, steps=20)
+        if val_attack.norm != attack.norm:
             raise ValueError(
-                f"model.val_attack must have the norm of model.attack, {self.attack.norm}, for eps to be one size; "
-                f"got {self.val_attack.norm}"
+                f"model.val_attack must have the norm of model.attack, {attack.norm}, for eps to be one size; "
+                f"got {val_attack.norm}"
             )
-        self.test_attacks = [NamedAttack(self.val_attack, eps)] if test_attacks is None else list(test_attacks)
-        names = [named.name for named in self.test_attacks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
-        self.objective = objective or AdversarialTraining()
-        self.extra_tensors = register_tensors(
-            self,
-            objective=self.objective,
-            attack=self.attack,
-            val_attack=self.val_attack,
-            test_attacks=self.test_attacks,
-        )
-        self._settings = settings_of(
-            {
-                "eps": eps,
-                "attack": self.attack,
-                "val_attack": self.val_attack,
-                "test_attacks": self.test_attacks,
-                "objective": self.objective,
-                "optimizer": optimizer,
-                "lr_scheduler": lr_scheduler,
-                "lr_interval": lr_interval,
-                "lr_milestones": lr_milestones,
-                "lr_monitor": lr_monitor,
-            }
-        )
+        if test_attacks is None:
+            test_attacks = self.default_test_attacks() or (NamedAttack(val_attack, eps),)
+        super().__init__(self.default_network() if network is None else network, val_attack, target_eps, test_attacks)
+        self.attack, self.eps, self.objective = attack, target_eps, objective or AdversarialTraining()
+        described = {
+            "objective": self.objective,
+            "attack": attack,
+            "val_attack": val_attack,
+            "test_attacks": self.test_attacks,
+        }
+        self.extra_tensors = register_tensors(self, **described)
+        lr_settings = {
+            "lr_scheduler": lr_scheduler,
+            "lr_interval": lr_interval,
+            "lr_milestones": lr_milestones,
+            "lr_monitor": lr_monitor,
+        }
+        self._settings = settings_of({"eps": eps, "optimizer": optimizer, **described, **lr_settings})
+        # Class path and arguments of the network in a config, set by the command line; None: the network is described.
         self.network_settings: dict[str, Any] | None = None
         self._optimizer = optimizer
         self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
-        self.train_adv_acc = _accuracy()
-        self.val_clean_acc = _accuracy()
-        self.val_robust_acc = _accuracy()
-        self.test_clean_acc = _accuracy()
-        self.test_robust_acc = nn.ModuleList(_accuracy() for _ in self.test_attacks)
+        self.train_adv_acc = accuracy()
         self._losses = FiniteLossCheck()
+
+    @classmethod
+    def default_network(cls) -> nn.Module:
+        """Return a new network for ``network=None``; a preset overrides it.
+
+        Raises:
+            ValueError: If the class has no default network.
+        """
+        raise ValueError(
+            f"model.network must be given, such as rampart.networks.ResNet18: {cls.__name__} has no default"
+        )
+
+    @classmethod
+    def default_test_attacks(cls) -> tuple[NamedAttack, ...]:
+        """Return the attacks for ``test_attacks=None``; empty for the validation attack at the target eps."""
+        return ()
 
     def setup(self, stage: str) -> None:
         """Agree on the run's seed, and refuse what can't work together before anything is computed.
@@ -132,29 +140,10 @@ class AdversarialClassifier(EvaluationSteps):
             ValueError: If one of their settings is, or one of the trainer's.
         """
         agree_on_run_seed(self.trainer)
-        if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
-            raise ValueError(
-                f"trainer.precision {self.trainer.precision} rounds images by more than a small eps: use bf16-mixed, "
-                "16-mixed or 32-true"
-            )
-        if stage != "fit":
-            return
-        if self.trainer.accumulate_grad_batches < 1:
-            raise ValueError(
-                f"trainer.accumulate_grad_batches must be at least 1, got {self.trainer.accumulate_grad_batches}"
-            )
-        self.objective.check(self.attack, self.network)
-        batches = _most_accumulated(self.trainer)
-        if batches > 1 and not self.objective.accumulates:
-            raise ValueError(
-                f"{self.objective} can't sum the gradients of several batches: set trainer.accumulate_grad_batches to "
-                f"1, got {batches}"
-            )
-
-    @property
-    def run_seed(self) -> int:
-        """The seed of the run that the module is in, the same in all processes: see :mod:`rampart.attacks.random`."""
-        return run_seed(self._trainer)
+        check_precision(self.trainer)
+        if stage == "fit":
+            self.objective.check(self.attack, self.network)
+            check_accumulation(self.trainer, self.objective)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, classes)`` for images ``(N, C, H, W)``, float, in [0, 1]."""
@@ -282,18 +271,3 @@ class AdversarialClassifier(EvaluationSteps):
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
         return module.to(map_location)
-
-    def _generator(self, stage: str, *state: int) -> torch.Generator:
-        """Return random numbers that depend on stage, seed, rank and progress alone."""
-        return generator_for(self.device, stage, self.run_seed, self.global_rank, *state)
-
-
-def _most_accumulated(trainer: Trainer) -> int:
-    """Number of batches between two updates, the largest of the run."""
-    schedules = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-    return max(trainer.accumulate_grad_batches, *(max(schedule.values()) for schedule in schedules), 1)
-
-
-def _accuracy() -> MulticlassAccuracy:
-    # Predictions and labels are checked where they arise; the metric's own checks would copy them to the host.
-    return MulticlassAccuracy(average="micro", validate_args=False)

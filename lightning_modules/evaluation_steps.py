@@ -1,16 +1,18 @@
-"""The steps of validation, test and predict: in float32, each image once, no number from logits that are none."""
+"""Validation, test and predict steps: in float32, each image counted once, and no result from non-finite logits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_of_stream
 from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import logits_of
+from rampart.attacks.random import generator_for, run_seed
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.data.batch import Batch, read_batch
 from rampart.evaluation.robust_mask import robust_mask
@@ -19,27 +21,39 @@ from rampart.networks import plain_form
 
 
 class EvaluationSteps(LightningModule):
-    """A classifier that is judged under attack; :class:`AdversarialClassifier` trains it.
+    """Validate, test and predict with an image classifier under attack; :class:`AdversarialClassifier` adds training.
 
-    Attributes:
-        network: Images in [0, 1] to logits ``(N, classes)``.
-        val_attack: The attack of validation.
-        target_eps: The radius of validation.
-        test_attacks: The rows of the test table; ``predict`` uses the last, or validation's where there is none.
+    Args:
+        network: Maps images in [0, 1] to logits ``(N, classes)``.
+        val_attack: Validation attack.
+        target_eps: Radius of the validation attack.
+        test_attacks: Rows of the test table; ``predict`` uses the last, or the validation attack if there are none.
+
+    Raises:
+        ValueError: If two test attacks have the same name.
     """
 
-    network: nn.Module
-    val_attack: Attack
-    target_eps: float
-    test_attacks: list[NamedAttack]
-    val_clean_acc: Metric
-    val_robust_acc: Metric
-    test_clean_acc: Metric
-    test_robust_acc: nn.ModuleList
+    def __init__(
+        self, network: nn.Module, val_attack: Attack, target_eps: float, test_attacks: Sequence[NamedAttack]
+    ) -> None:
+        super().__init__()
+        self.network, self.val_attack, self.target_eps = network, val_attack, target_eps
+        self.test_attacks = list(test_attacks)
+        names = [named.name for named in self.test_attacks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
+        self.val_clean_acc, self.val_robust_acc = accuracy(), accuracy()
+        self.test_clean_acc = accuracy()
+        self.test_robust_acc = nn.ModuleList(accuracy() for _ in self.test_attacks)
+
+    @property
+    def run_seed(self) -> int:
+        """Seed of the current run, the same in all processes; see :mod:`rampart.attacks.random`."""
+        return run_seed(self._trainer)
 
     @property
     def evaluated_network(self) -> nn.Module:
-        """The network in the form that others attack, which validation, test and predict do: see `plain_form`."""
+        """Network that validation, test and predict attack: the plain form, see :func:`rampart.networks.plain_form`."""
         return plain_form(self.network)
 
     @property
@@ -156,7 +170,14 @@ class EvaluationSteps(LightningModule):
         return logits
 
     def _generator(self, stage: str, *state: int) -> torch.Generator:
-        raise NotImplementedError
+        """Return random numbers that depend on stage, seed, rank and progress alone."""
+        return generator_for(self.device, stage, self.run_seed, self.global_rank, *state)
+
+
+def accuracy() -> MulticlassAccuracy:
+    """Return a metric of the rate of correctly classified images."""
+    # Predictions and labels are validated where they arise; the metric's own validation would copy them to the host.
+    return MulticlassAccuracy(average="micro", validate_args=False)
 
 
 def _update(accuracy: Metric, correct: Tensor) -> None:

@@ -260,9 +260,39 @@ def test_two_test_attacks_of_one_name_are_refused() -> None:
         linear(test_attacks=[NamedAttack(PGD(steps=2), 0.1), NamedAttack(PGD(steps=2, step_size=0.1), 0.1)])
 
 
-def test_the_mnist_classifier_is_tested_as_the_paper_tests() -> None:
+def test_the_mnist_classifier_has_the_papers_network_eps_and_test_attacks() -> None:
     module = MNISTClassifier()
     assert module.target_eps == 0.4
     assert [named.name for named in module.test_attacks] == ["PGD-200 @ 0.3", "PGD-200 @ 0.4"]
     assert {named.attack.step_size_at(0.4) for named in module.test_attacks} == {0.005}  # type: ignore[attr-defined]
     assert module(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+class Preset(AdversarialClassifier):
+    default_eps = "8/255"
+
+    @classmethod
+    def default_network(cls) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def test_a_preset_has_defaults_and_takes_every_setting(tmp_path: Path) -> None:
+    module = Preset(attack=PGD(steps=1))
+    assert module.target_eps == 8 / 255
+    assert [named.name for named in module.test_attacks] == ["PGD-20 @ 8/255"]
+    t = trainer(tmp_path)
+    t.fit(module, batches())
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = AdversarialClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert type(loaded) is Preset
+    assert loaded.attack == PGD(steps=1)
+    assert torch.equal(loaded.network[1].weight, module.network[1].weight)  # type: ignore[index]
+    network = nn.Sequential()  # has no layers, and so is false in Python
+    given = Preset(network, 0.2, test_attacks=())
+    assert (given.network, given.target_eps, given.test_attacks) == (network, 0.2, [])
+
+
+@pytest.mark.parametrize(("arguments", "missing"), [((nn.Flatten(),), "eps"), ((None, 0.1), "network")])
+def test_an_argument_without_a_default_is_asked_for(arguments: Any, missing: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.{missing} must be given, such as .*: AdversarialClassifier has no"):
+        AdversarialClassifier(*arguments)

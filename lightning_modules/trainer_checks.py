@@ -1,0 +1,41 @@
+"""Checks of a trainer's settings that adversarial training depends on."""
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
+
+from rampart.objectives import Objective
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Refuse a precision in which images themselves are rounded.
+
+    Raises:
+        ValueError: If the trainer's precision is one of these.
+    """
+    if trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+        raise ValueError(
+            f"trainer.precision {trainer.precision} rounds images by more than a small eps: use bf16-mixed, "
+            "16-mixed or 32-true"
+        )
+
+
+def check_accumulation(trainer: Trainer, objective: Objective) -> None:
+    """Refuse gradient accumulation by an objective that can't sum the gradients of several batches.
+
+    Raises:
+        ValueError: If that is so, or the trainer accumulates fewer than one batch.
+    """
+    if trainer.accumulate_grad_batches < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}")
+    batches = _largest_accumulation(trainer)
+    if batches > 1 and not objective.accumulates:
+        raise ValueError(
+            f"{objective} can't sum the gradients of several batches: set trainer.accumulate_grad_batches to 1, "
+            f"got {batches}"
+        )
+
+
+def _largest_accumulation(trainer: Trainer) -> int:
+    """Return the largest number of batches between two optimizer steps of the run."""
+    schedules = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return max(trainer.accumulate_grad_batches, *(max(schedule.values()) for schedule in schedules), 1)
