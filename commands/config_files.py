@@ -1,11 +1,49 @@
 """Config files, checked before the parser reads them, so that an error names the file and the line."""
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
+
+from rampart.files.old_names import update_path, update_settings
 
 LARGEST = 1_000_000
+
+_load_yaml = get_loader("yaml")
+
+
+def read_old_configs() -> None:
+    """Let the parser convert the class paths and settings of earlier versions in every YAML text that it reads."""
+
+    def load(text: str) -> Any:
+        value = _load_yaml(text)
+        return update_settings(value, is_users_module) if isinstance(value, (dict, list)) else value
+
+    set_loader("yaml", load, exceptions=(yaml.YAMLError,))
+
+
+def update_words(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line with the class paths of earlier versions replaced by those of today."""
+    new = []
+    for word in arguments:
+        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        new.append(flag + equals + update_path(value, is_users_module))
+    return new
+
+
+def is_users_module(name: str) -> bool:
+    """Tell whether a module can be found, without importing it: then an old class path names the user's code.
+
+    A folder that only an earlier version's compiled files have left behind is no module.
+    """
+    package, _, module = name.partition(".")
+    found = find_spec(package)
+    if found is None or found.origin is not None:
+        return found is not None
+    return any((Path(folder) / f"{module}.py").is_file() for folder in found.submodule_search_locations or ())
 
 
 def check_configs(arguments: Sequence[str]) -> None:

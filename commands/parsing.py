@@ -12,7 +12,7 @@ from torch import Tensor
 
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
 from callbacks import AdversarialImagesCallback, EpsilonRampCallback, RobustnessCurveCallback, RunCheckpoint
-from commands.config_files import check_configs
+from commands.config_files import check_configs, read_old_configs, update_words
 from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.messages import command_line
 from commands.parse_errors import explain, wrap_single
@@ -22,6 +22,7 @@ from lightning_modules import AdversarialClassifier
 
 # A loss's class weights are a list in a config: [1, 1, 2.5].
 register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
+read_old_configs()
 
 
 class ParsingCLI(LightningCLI):
@@ -105,7 +106,7 @@ class ParsingCLI(LightningCLI):
         Raises:
             ArgumentError: If an option is unknown, a value is not allowed or a config file can't be read.
         """
-        words: list[str] | None = list(sys.argv[1:] if args is None else args)
+        words: list[str] | None = update_words(sys.argv[1:] if args is None else args)
         while words is not None:
             given = words
             try:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rampart.attacks import Attack, NamedAttack, Start
+from rampart.files.old_names import update_settings
 from rampart.objectives import Objective
 
 ROOMS = ("rampart", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
@@ -201,7 +202,7 @@ def build_module(
             f"{path} does not hold a module's settings, which earlier versions and files of weights do not have: "
             f"pass them, load_from_checkpoint({str(path)!r}, network=..., eps=...)"
         )
-    settings = dict(settings) if isinstance(settings, dict) else {}
+    settings = update_settings(settings, sys.modules.__contains__) if isinstance(settings, dict) else {}
     try:
         named = resolve(str(settings.pop("class_path", "")))
         module_class = named if issubclass(named, module_class) else module_class

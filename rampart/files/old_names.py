@@ -1,0 +1,102 @@
+"""Convert class paths and settings that earlier versions of Rampart wrote into today's."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Packages of earlier versions, their modules, and what of these a config or a checkpoint can name.
+OLD_ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "attacks": {
+        "apgd": ("APGD",),
+        "attack": ("NamedAttack",),
+        "fab": ("FAB",),
+        "pgd": ("PGD",),
+        "square": ("Square",),
+        "losses": ("cross_entropy", "dlr", "margin"),
+    },
+    "networks": {"mnist_cnn": ("MNISTCNN",), "normalize": ("Normalize",), "resnet": ("ResNet18",)},
+    "objectives": {"adversarial_training": ("AdversarialTraining",), "mtl_ibp": ("MTLIBP",), "trades": ("TRADES",)},
+}
+MIXED_PGD = "rampart.attacks.MixedPGD"
+
+# Keys: old class paths. Configs name classes by their package, checkpoints by their module.
+NEW_PATHS = {
+    "attacks.MixedPGD": MIXED_PGD,
+    "attacks.mixed.MixedPGD": MIXED_PGD,
+    "commands.any_network.AnyNetwork": "lightning_modules.AdversarialClassifier",
+    "commands.any_network.AnyLightningModule": "lightning_modules.AdversarialClassifier",
+}
+for _room, _modules in OLD_ROOMS.items():
+    for _module, _names in _modules.items():
+        for _name in _names:
+            NEW_PATHS[f"{_room}.{_module}.{_name}"] = f"rampart.{_room}.{_module}.{_name}"
+            if _module != "losses":
+                NEW_PATHS[f"{_room}.{_name}"] = f"rampart.{_room}.{_name}"
+
+PGD_PATHS = ("PGD", "rampart.attacks.PGD", "rampart.attacks.pgd.PGD")
+MNIST_CNN_PATHS = ("MNISTCNN", "rampart.networks.MNISTCNN", "rampart.networks.mnist_cnn.MNISTCNN")
+
+
+def no_package(_name: str) -> bool:
+    """Return False: no module takes precedence over an old name."""
+    return False
+
+
+def update_path(path: str, is_foreign: Callable[[str], bool] = no_package) -> str:
+    """Return the class path of today for one of an earlier version; other strings are returned unchanged.
+
+    Args:
+        path: A class path, such as ``attacks.PGD``, or any other string.
+        is_foreign: Tells whether a module name, such as ``attacks``, belongs to code of the user, whose class is then
+            meant.
+    """
+    if path not in NEW_PATHS:
+        return path
+    module = path.rpartition(".")[0]
+    return path if module.split(".")[0] in OLD_ROOMS and is_foreign(module) else NEW_PATHS[path]
+
+
+def update_settings(value: Any, is_foreign: Callable[[str], bool] = no_package) -> Any:
+    """Return the settings of a config or a checkpoint with the class paths and arguments of today.
+
+    Args:
+        value: Nested mappings and sequences of plain values; classes are ``{"class_path": ..., "init_args": ...}``, or
+            a class path alone. It is not changed. The result may share parts with it.
+        is_foreign: See :func:`update_path`.
+    """
+    if isinstance(value, str):
+        return update_path(value, is_foreign)
+    if isinstance(value, (list, tuple)):
+        return type(value)(update_settings(item, is_foreign) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    new = {key: update_settings(item, is_foreign) for key, item in value.items()}
+    path, settings = new.get("class_path"), new.get("init_args")
+    if not isinstance(settings, dict):
+        return new
+    if path in PGD_PATHS:
+        return new | {"init_args": _update_pgd(settings)}
+    if path == MIXED_PGD and isinstance(settings.get("attacks"), (list, tuple)):
+        attacks = [_update_pgd(item) if isinstance(item, dict) else item for item in settings["attacks"]]
+        return new | {"init_args": settings | {"attacks": attacks}}
+    if path in MNIST_CNN_PATHS and settings.get("init") == "gates":
+        rest = {name: item for name, item in settings.items() if name != "init"}
+        return new | {"class_path": "rampart.networks.GatedMNISTCNN", "init_args": rest}
+    return new
+
+
+def _update_pgd(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace ``random_start`` and ``start_levels`` by ``start``, and leave out ``block_sides`` at its default."""
+    new = {
+        name: value for name, value in settings.items() if name not in ("random_start", "start_levels", "block_sides")
+    }
+    sides = settings.get("block_sides")
+    if sides is not None and list(sides) != [1]:
+        new["block_sides"] = sides
+    if "random_start" not in settings and "start_levels" not in settings:
+        return new
+    if (levels := settings.get("start_levels")) is not None:
+        low, high = levels
+        start: dict[str, Any] = {"class_path": "rampart.attacks.Level", "init_args": {"low": low, "high": high}}
+    else:
+        start = {"class_path": f"rampart.attacks.{'Uniform' if settings.get('random_start', True) else 'AtImage'}"}
+    return {"start": start} | new
