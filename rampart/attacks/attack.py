@@ -30,6 +30,16 @@ class Attack(ABC):
     def name(self) -> str:
         """Short name for tables."""
 
+    @property
+    def starts_at_images(self) -> bool:
+        """True if the first loss is that of the clean images. A divergence from them has no gradient there."""
+        return False
+
+    @property
+    def drops_fooled_images(self) -> bool:
+        """True if later losses are those of the images that are not yet fooled, instead of the whole batch."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """Return the class name and all settings as plain values, for reports.
 

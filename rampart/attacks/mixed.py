@@ -1,4 +1,4 @@
-"""A different attack for every batch."""
+"""A random choice among several PGDs for each batch."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,16 +15,17 @@ from rampart.attacks.pgd import PGD
 
 @dataclass(frozen=True)
 class MixedPGD(Attack):
-    """One of several PGDs for each batch, for training: a network learns to stand against the one attack it meets.
+    """Attack each batch by one of several PGDs, chosen at random; for training.
 
-    After training against one step length, another length of the same attack fools more; the same holds for blocks.
+    A network learns to be robust to the one attack that it is trained with. After training with one step length, the
+    same attack with another length fools more images; the same holds for blocks of pixels.
 
     Attributes:
-        attacks: Each is drawn with the same probability; all of one norm.
-        steps: Number of steps of each; their own if None.
+        attacks: The attacks, equally likely; all of one norm.
+        steps: Number of steps of every attack; if None, each keeps its own.
 
     Raises:
-        ValueError: If there is no attack, or they are of several norms.
+        ValueError: If there is no attack, or their norms differ.
     """
 
     attacks: tuple[PGD, ...]
@@ -47,6 +48,16 @@ class MixedPGD(Attack):
     def name(self) -> str:
         """Short name for tables, such as ``one of PGD-4, PGD-10``."""
         return f"one of {', '.join(dict.fromkeys(attack.name for attack in self.attacks))}"
+
+    @property
+    def starts_at_images(self) -> bool:
+        """True if one of the attacks starts at the images."""
+        return any(attack.starts_at_images for attack in self.attacks)
+
+    @property
+    def drops_fooled_images(self) -> bool:
+        """True if one of the attacks stops when fooled."""
+        return any(attack.drops_fooled_images for attack in self.attacks)
 
     def with_settings(self, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None) -> "MixedPGD":
         """See :meth:`rampart.attacks.Attack.with_settings`: the steps of every attack; each keeps its own step size.
@@ -75,6 +86,6 @@ class MixedPGD(Attack):
         generator: torch.Generator | None = None,
         active: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`rampart.attacks.PGD.__call__`; one attack is drawn, whichever images are active."""
+        """See :meth:`rampart.attacks.PGD.__call__`; the choice of the attack does not depend on ``active``."""
         drawn = torch.randint(len(self.attacks), (), generator=generator, device=images.device)
         return self.attacks[int(drawn)](model, images, labels, eps, generator=generator, active=active)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from rampart.attacks.attack import Attack, keep_active
-from rampart.attacks.blocks import block_means
 from rampart.attacks.context import BatchNormMode, Model, attack_context
 from rampart.attacks.eps import Eps, NormName, exact, parse_number
 from rampart.attacks.input_gradient import loss_gradient, loss_gradient_of_weights, misclassified, predict
 from rampart.attacks.losses import LOSSES, AttackLoss, LossName
 from rampart.attacks.norms import NORMS
-from rampart.attacks.starts import Start, Uniform
+from rampart.attacks.starts import AtImage, Start, Uniform
 from rampart.attacks.steps import Step, StepSchedule, plan_steps
 from rampart.attacks.validation import check_labels, one_of, read_inputs
 from rampart.attacks.worst_iterate import Worst
@@ -38,10 +37,6 @@ class PGD(Attack):
         step_schedule: ``"constant"``, or ``"linear"``: step k of n (from zero) has 1 - k / n of the length. Long first
             steps leave the flat regions that a network trained at a large eps puts around the images, where small
             ones find no gradient (the reason for the 2 eps that APGD begins with; Croce and Hein 2020).
-        block_sides: Sides of the square blocks of pixels that move as one, over a run from the first to the last:
-            ``(7, 5, 3, 2, 1)`` goes from coarse to fine. A network trained at a large eps stands against changes of
-            single pixels and falls to those of whole patches, which Square finds (Andriushchenko et al. 2020) and the
-            gradients of single pixels hardly show; that of a block does. Above 1, images are ``(N, C, H, W)``.
         start: Starting point of each run: :class:`Uniform`, :class:`AtImage` or :class:`Level` of
             :mod:`rampart.attacks`.
         restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
@@ -61,7 +56,6 @@ class PGD(Attack):
     step_size: Eps | None = None
     relative_step_size: float | str | None = None
     step_schedule: StepSchedule = "constant"
-    block_sides: tuple[int, ...] = (1,)
     start: Start = field(default=Uniform())
     restarts: int = 1
     iterate: Literal["last", "best"] = "last"
@@ -78,8 +72,6 @@ class PGD(Attack):
             one_of("loss", self.loss, list(LOSSES))
         if self.steps != "paper" and (not isinstance(self.steps, int) or self.steps < 0):
             raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
-        if not self.block_sides or not all(isinstance(side, int) and side >= 1 for side in self.block_sides):
-            raise ValueError(f"block_sides must be whole numbers from 1, at least one, got {self.block_sides!r}")
         if not isinstance(self.start, Start):
             raise ValueError(f"start must be Uniform(), AtImage() or Level(low, high), got {self.start!r}")
         if not isinstance(self.restarts, int) or self.restarts < 1:
@@ -105,6 +97,14 @@ class PGD(Attack):
         steps = "paper" if self.steps == "paper" else f"{self.steps}"
         return f"{kind}-{steps}{restarts}"
 
+    @property
+    def starts_at_images(self) -> bool:
+        return isinstance(self.start, AtImage)
+
+    @property
+    def drops_fooled_images(self) -> bool:
+        return self.stop_when_fooled
+
     def steps_at(self, eps: float) -> int:
         """Number of gradient steps of one run at this eps."""
         if self.steps != "paper":
@@ -120,6 +120,20 @@ class PGD(Attack):
             return parse_number(self.relative_step_size, "relative_step_size") * eps
         assert self.steps != "paper"
         return 2.5 * eps / max(self.steps, 1)
+
+    def step_gradient(self, grad: Tensor, step: int, eps: float, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
+        """Return the gradient that a step follows; subclasses may change it, as by smoothing.
+
+        Args:
+            grad: ``(N, ...)``, gradient of each image's loss with respect to its pixels.
+            step: Zero-based number of the step, below ``steps_at(eps)``.
+            eps: Radius on the pixel scale.
+            generator: Source of random numbers, on the images' device; the global one if None.
+
+        Returns:
+            Like ``grad``.
+        """
+        return grad
 
     def __call__(
         self,
@@ -143,9 +157,8 @@ class PGD(Attack):
             eps: Radius on the pixel scale.
             generator: Source of the random starts.
             initial: Start every run at these points instead, like ``images`` in shape.
-            active: ``(N,)``, bool, the images to attack; see :func:`rampart.attacks.attack_active`. With ``batchnorm``
-            other
-                than ``"eval"``, where images depend on one another, all are attacked and the active ones kept.
+            active: ``(N,)``, bool, the images to attack; see :func:`rampart.attacks.attack_active`. If ``batchnorm`` is
+                not ``"eval"``, images depend on one another: all are attacked, and the active results are returned.
 
         Returns:
             Adversarial images, like ``images`` in shape and dtype, without a graph.
@@ -250,8 +263,8 @@ class PGD(Attack):
     ) -> Worst:
         worst = Worst.at(adv)
         active = torch.arange(len(images), device=images.device)
-        for number, step in enumerate(steps):
-            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=number == 0))
+        for step in steps:
+            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=step.number == 0))
             if self.iterate == "best" or self.stop_when_fooled:
                 fooled = misclassified(logits, labels)
             if self.iterate == "best":
@@ -272,13 +285,12 @@ class PGD(Attack):
         return worst
 
     def _steps(self, eps: float) -> list[Step]:
-        return plan_steps(self.steps_at(eps), self.step_size_at(eps), self.step_schedule, self.block_sides)
+        return plan_steps(self.steps_at(eps), self.step_size_at(eps), self.step_schedule)
 
     def _move(
         self, adv: Tensor, grad: Tensor, images: Tensor, eps: float, step: Step, generator: torch.Generator | None
     ) -> Tensor:
-        norm = NORMS[self.norm]
-        grad = grad if step.side == 1 else block_means(grad, step.side, generator)
+        norm, grad = NORMS[self.norm], self.step_gradient(grad, step.number, eps, generator)
         return norm.project(norm.steepest_step(grad, step.length).add_(adv), images, eps)
 
     def _loss(self, logits: Tensor, labels: Tensor, check: bool = False) -> Tensor:

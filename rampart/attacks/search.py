@@ -35,6 +35,10 @@ class Search(Attack):
     """
 
     @property
+    def drops_fooled_images(self) -> bool:
+        return True
+
+    @property
     @abstractmethod
     def runs(self) -> int:
         """Number of runs: restarts or target classes."""

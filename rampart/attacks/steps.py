@@ -1,31 +1,29 @@
 """The steps of one PGD run."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 StepSchedule: TypeAlias = Literal["constant", "linear"]
 
 
 class Step(NamedTuple):
-    """One step.
+    """One step of a run.
 
     Attributes:
-        length: On the pixel scale.
-        side: Of the blocks that it moves, in pixels.
+        number: Zero-based number of the step.
+        length: Length on the pixel scale.
     """
 
+    number: int
     length: float
-    side: int
 
 
-def plan_steps(count: int, length: float, schedule: StepSchedule, block_sides: Sequence[int]) -> list[Step]:
+def plan_steps(count: int, length: float, schedule: StepSchedule) -> list[Step]:
     """List the steps of a run; see :class:`rampart.attacks.PGD` for the arguments.
 
     Args:
         count: Number of steps.
-        length: Of the first.
+        length: Length of the first step.
         schedule: ``"linear"`` shrinks them.
-        block_sides: Spread over the run from the first to the last.
     """
-    lengths = [length * (1 - step / count) if schedule == "linear" else length for step in range(count)]
-    return [Step(length, block_sides[step * len(block_sides) // count]) for step, length in enumerate(lengths)]
+    linear = schedule == "linear"
+    return [Step(number, length * (1 - number / count) if linear else length) for number in range(count)]

@@ -7,8 +7,8 @@ from rampart.attacks import PGD, Attack
 from rampart.attacks.losses import LOSSES
 
 NEEDS = (
-    "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, no blocks, and "
-    "the cross-entropy for attack and training: "
+    "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, and the "
+    "cross-entropy for attack and training: "
 )
 
 
@@ -34,7 +34,6 @@ def check_leftover(attack: Attack, loss: nn.Module | None) -> PGD:
         "step_schedule": ("constant",),
         "iterate": ("last",),
         "stop_when_fooled": (False,),
-        "block_sides": ((1,) * len(attack.block_sides),),
         "loss": ("cross_entropy", LOSSES["cross_entropy"]),
     }.items():
         value = getattr(attack, name)

@@ -1,6 +1,5 @@
 """TRADES: accuracy on the images as they are, and the same answer all over the ball."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from rampart.attacks import APGD, AtImage, Attack
+from rampart.attacks import Attack
 from rampart.attacks.logits import logits_of
 from rampart.attacks.validation import check_labels
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
@@ -56,34 +55,26 @@ class TRADES(Objective):
         if not self.beta >= 0:
             raise ValueError(f"beta must be at least 0, got {self.beta}")
 
-    def check(self, attack: Attack, network: nn.Module) -> None:
+    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - suits any network
         """See :meth:`Objective.check`. KL compares an image with its own reference and is flat at the image.
 
-        Of an attack that chooses one of several, which it holds as ``attacks``, each is checked.
-
         Raises:
-            TypeError: If the attack has no loss to replace, or leaves images out of its batch.
+            TypeError: If the attack has no loss to replace.
             ValueError: If the attack starts at the images, or leaves fooled images out of its batch.
         """
-        choices: Sequence[Attack] = getattr(attack, "attacks", ())
-        if choices:
-            for choice in choices:
-                self.check(choice, network)
-            return
-        if isinstance(attack, APGD):
-            raise TypeError(f"TRADES needs an attack that goes on with fooled images, such as PGD, got {attack}")
         try:
             attack.with_loss("cross_entropy")
         except TypeError as error:
             raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}") from error
-        if isinstance(getattr(attack, "start", None), AtImage):
+        if attack.drops_fooled_images:
             raise ValueError(
-                "TRADES needs an attack with a random start, as KL has no gradient at the images: set attack.start to "
-                "rampart.attacks.Uniform, got AtImage"
+                "TRADES needs an attack that continues with fooled images, such as PGD without stop_when_fooled, got "
+                f"{attack}"
             )
-        if getattr(attack, "stop_when_fooled", False):
+        if attack.starts_at_images:
             raise ValueError(
-                "TRADES needs an attack that goes on with fooled images: set attack.stop_when_fooled to false, got true"
+                "TRADES needs an attack with a random start, as KL has no gradient at the images, such as PGD with "
+                f"start: Uniform, got {attack}"
             )
 
     def __call__(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks import EpsilonRampCallback
 from lightning_modules import AdversarialClassifier, MNISTClassifier
-from rampart.attacks import PGD, Attack, MixedPGD, Square
+from rampart.attacks import APGD, PGD, Attack, Square
 from rampart.data.tensor_batches import TensorBatches
 from rampart.networks import MNISTCNN
 from rampart.objectives import AdversarialTraining
@@ -293,7 +293,7 @@ def test_special_trainer_settings_follow_the_phases(tmp_path: Path, settings: di
 @pytest.mark.parametrize(
     ("attack", "objective", "phase", "message"),
     [
-        (MixedPGD((PGD(), PGD())), None, Phase(0.4, epochs=1, step_size=0.1), "a step size for each of its 2 attacks"),
+        (APGD(), None, Phase(0.4, epochs=1, step_size=0.1), "APGD has no step_size to set"),
         (Square(), None, Phase(0.4, epochs=1, steps=5), "Square has no steps to set"),
         (PGD(), Picky(), Phase(0.4, epochs=1, steps=13), "not 13 steps"),
     ],

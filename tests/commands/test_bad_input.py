@@ -299,10 +299,8 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
     ("fit", ["--model.attack.start=rampart.attacks.PGD"], ["start", "PGD"]),
     ("fit", ["--model.attack.start.low=0.4"], ["start", "low", "Uniform, which has no settings"]),
     ("fit", ["--model.attack.random_start=false"], ["random_start"]),
-    ("fit", ["--model.attack.init_args.block_sides=[0]"], ["block_sides", "0"]),
     ("fit", ["--model.attack=rampart.attacks.BIM"], ["attack", "BIM"]),
     ("fit", ["--model.attack=torch.nn.Linear"], ["attack", "Linear"]),
-    ("fit", ["--model.attack=rampart.attacks.MixedPGD", "--model.attack.attacks=[]"], ["attacks"]),
     ("fit", ["--model.val_attack=rampart.attacks.PGD", "--model.val_attack.norm=L2"], ["val_attack", "L2"]),
     # eps and the ramp.
     ("fit", ["--model.eps=-0.1"], ["eps", "-0.1"]),

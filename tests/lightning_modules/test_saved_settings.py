@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from cli import main
 from lightning_modules import AdversarialClassifier, MNISTClassifier
 from lightning_modules.saved_settings import NotPlainError, build, describe
-from rampart.attacks import APGD, FAB, PGD, Level, MixedPGD, NamedAttack, Square
+from rampart.attacks import APGD, FAB, PGD, Level, NamedAttack, Square
 from rampart.attacks.losses import margin
 from rampart.data.tensor_batches import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
@@ -64,12 +64,11 @@ def change(path: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     "value",
     [
-        PGD(steps=3, step_size="2/255", loss="margin", start=Level(0.4, 0.6), block_sides=(3, 1)),
+        PGD(steps=3, step_size="2/255", loss="margin", start=Level(0.4, 0.6)),
         PGD(loss=margin, norm="L2"),
         APGD(targets=3),
         FAB(),
         Square(queries=7),
-        MixedPGD((PGD(steps=2), PGD(steps=3))),
         (NamedAttack(PGD(steps=3), "8/255"), NamedAttack(Square(), 0.3, name="S")),
         TRADES(),
         MTLIBP(weight=0.3, adversarial=AdversarialTraining(leftover_gradient=True)),

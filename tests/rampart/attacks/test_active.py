@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, MixedPGD, NamedAttack, Square, attack_active
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, NamedAttack, Square, attack_active
 from rampart.attacks.eps import Eps
 from tests.conftest import small_network
 
@@ -29,9 +29,8 @@ class RowByRow(nn.Module):
 ATTACKS: list[Any] = [
     PGD(steps=3),
     PGD(steps=3, norm="L2", restarts=3),
-    PGD(steps=4, restarts=3, stop_when_fooled=True, block_sides=(3, 2, 1)),
+    PGD(steps=4, restarts=3, stop_when_fooled=True),
     PGD(steps=2, start=Level(0.2, 0.8), restarts=2, iterate="best"),
-    MixedPGD((PGD(steps=1), PGD(steps=4, restarts=2))),
     APGD(steps=6, restarts=2),
     APGD(steps=6, norm="L2", targets=3),
     FAB(steps=4, targets=2, restarts=3),

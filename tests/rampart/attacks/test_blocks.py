@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD, AtImage
-from rampart.attacks.blocks import block_means
+from rampart.attacks import AtImage
+from rampart.attacks.blocks import BlockPGD, block_means
 from tests.conftest import LinearModel
 
 
@@ -40,7 +40,7 @@ def test_a_block_wider_than_the_image_is_the_image_or_few_parts_of_it() -> None:
 def test_a_step_gains_what_blocks_can_gain_on_a_linear_model() -> None:
     weight = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
     images = torch.full((1, 1, 8, 8), 0.5)
-    attack = PGD(steps=1, relative_step_size=1.0, start=AtImage(), block_sides=(3,))
+    attack = BlockPGD(steps=1, relative_step_size=1.0, start=AtImage(), block_sides=(3,))
     adv = attack(LinearModel(weight), images, torch.zeros(1, dtype=torch.long), 0.1, torch.Generator().manual_seed(4))
     means = block_means(weight[None], 3, torch.Generator().manual_seed(4))
     gained = ((images - adv) * weight).sum()
@@ -55,13 +55,13 @@ def test_sides_are_spread_over_the_steps_coarse_to_fine(monkeypatch: pytest.Monk
         sides.append(side)
         return block_means(grad, side, generator)
 
-    monkeypatch.setattr("rampart.attacks.pgd.block_means", record)
+    monkeypatch.setattr("rampart.attacks.blocks.block_means", record)
     images, labels = torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)
-    PGD(steps=7, block_sides=(7, 3, 1))(LinearModel(torch.randn(1, 8, 8)), images, labels, 0.1)
+    BlockPGD(steps=7, block_sides=(7, 3, 1))(LinearModel(torch.randn(1, 8, 8)), images, labels, 0.1)
     assert sides == [7, 7, 7, 3, 3]  # and two steps of single pixels
 
 
 @pytest.mark.parametrize("sides", [(), (0,), (2, -1), (1.5,)])
 def test_sides_that_are_none_are_refused(sides: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="block_sides must be whole numbers from 1"):
-        PGD(block_sides=sides)
+        BlockPGD(block_sides=sides)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import APGD, FAB, PGD, Attack, MixedPGD, Square
+from rampart.attacks import APGD, FAB, PGD, Attack, Square
 from rampart.attacks.eps import Eps
 from rampart.attacks.losses import margin
 
@@ -18,10 +18,6 @@ def test_steps_and_step_size_are_replaced() -> None:
     assert relative.with_settings(steps="paper", step_size=0.01) == PGD(steps="paper", step_size=0.01, restarts=2)
     assert APGD().with_settings(steps=5) == APGD(steps=5)
     assert FAB().with_settings(steps=5) == FAB(steps=5)
-    mixed = MixedPGD((PGD(steps=2), PGD(steps=3, relative_step_size=0.5)))
-    assert mixed.with_settings(steps=4).attacks == (PGD(steps=4), PGD(steps=4, relative_step_size=0.5))
-    given = MixedPGD((PGD(steps=2),), steps=3)
-    assert given.with_settings(steps=4).attacks == (PGD(steps=4),)
     with pytest.raises(ValueError, match="step_size must be above 0"):
         PGD().with_settings(step_size=0)
 
@@ -31,7 +27,6 @@ def test_steps_and_step_size_are_replaced() -> None:
     [
         (lambda: Square().with_settings(steps=3), "Square has no steps to set"),
         (lambda: APGD().with_settings(step_size=0.1), "APGD has no step_size to set"),
-        (lambda: MixedPGD((PGD(), PGD())).with_settings(step_size=0.1), "a step size for each of its 2 attacks"),
         (lambda: FAB().with_loss("margin"), "FAB has no loss to set"),
         (lambda: APGD(targets=3).with_loss("margin"), "leave targets out"),
     ],
@@ -45,7 +40,6 @@ def test_what_an_attack_does_not_have_is_refused_in_one_line(change: Any, messag
 def test_losses_are_replaced() -> None:
     assert PGD().with_loss("dlr") == PGD(loss="dlr")
     assert APGD().with_loss(margin) == APGD(loss=margin)
-    assert MixedPGD((PGD(steps=1), PGD(steps=2))).with_loss("margin").attacks[1] == PGD(steps=2, loss="margin")
     with pytest.raises(ValueError, match="loss must be one of"):
         PGD().with_loss("nonsense")  # type: ignore[arg-type]
 

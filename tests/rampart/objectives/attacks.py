@@ -16,6 +16,11 @@ class OneOf(Attack):
     norm: Literal["Linf"] = "Linf"
     name: str = "first"
 
+    @property
+    def starts_at_images(self) -> bool:
+        """True if one of its attacks starts at the images."""
+        return any(attack.starts_at_images for attack in self.attacks)
+
     def with_loss(self, loss: Any) -> "OneOf":
         """Return the same attack with another loss for each of its attacks."""
         return replace(self, attacks=tuple(attack.with_loss(loss) for attack in self.attacks))
