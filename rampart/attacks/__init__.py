@@ -4,7 +4,6 @@ from rampart.attacks.apgd import APGD
 from rampart.attacks.attack import Attack, NamedAttack, attack_active
 from rampart.attacks.eps import Eps, parse_eps
 from rampart.attacks.fab import FAB
-from rampart.attacks.mixed import MixedPGD
 from rampart.attacks.norms import L2, NORMS, Linf, Norm
 from rampart.attacks.pgd import PGD
 from rampart.attacks.square import Square
@@ -21,7 +20,6 @@ __all__ = [
     "Eps",
     "Level",
     "Linf",
-    "MixedPGD",
     "NamedAttack",
     "Norm",
     "Square",

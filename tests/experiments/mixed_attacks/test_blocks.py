@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.mixed_attacks.blocks import BlockPGD, block_means
 from rampart.attacks import AtImage
-from rampart.attacks.blocks import BlockPGD, block_means
 from tests.conftest import LinearModel
 
 
@@ -55,7 +55,7 @@ def test_sides_are_spread_over_the_steps_coarse_to_fine(monkeypatch: pytest.Monk
         sides.append(side)
         return block_means(grad, side, generator)
 
-    monkeypatch.setattr("rampart.attacks.blocks.block_means", record)
+    monkeypatch.setattr("experiments.mixed_attacks.blocks.block_means", record)
     images, labels = torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)
     BlockPGD(steps=7, block_sides=(7, 3, 1))(LinearModel(torch.randn(1, 8, 8)), images, labels, 0.1)
     assert sides == [7, 7, 7, 3, 3]  # and two steps of single pixels

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD, AtImage, MixedPGD
+from experiments.mixed_attacks import MixedPGD
+from rampart.attacks import PGD, AtImage
 from tests.conftest import LinearModel, small_network
 
 
