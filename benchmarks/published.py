@@ -89,7 +89,7 @@ def evaluate(arguments: argparse.Namespace, runs: Path) -> dict[str, Any]:
     """Run the command line's evaluation and return its report, with the command and its wall time."""
     case = CASES[arguments.case]
     options = [
-        "evaluate", "--model", case.network, "--ckpt_path", str(arguments.weights.resolve()),
+        "evaluate", "--model.network", case.network, "--ckpt_path", str(arguments.weights.resolve()),
         "--data", "MNISTDataModule", "--data.data_dir", str(Path(arguments.data_dir).resolve()),
         "--eps", f"[{case.eps}]", "--preset", "autoattack", "--num_images", str(arguments.num_images),
         "--batch_size", str(arguments.batch_size), "--trainer.accelerator", arguments.accelerator,

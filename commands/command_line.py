@@ -14,7 +14,6 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTableCallback
 from callbacks.outputs import run_folder
-from commands.any_network import any_network
 from commands.checkpoint_path import check_ckpt_path, check_init_from, suggesting_whole_ones
 from commands.interruption_callback import InterruptionCallback
 from commands.loader_connector import LoaderConnector
@@ -39,8 +38,6 @@ def run_command(args: list[str] | None = None) -> None:
     keep_quiet()
     # Last, so that a user's folder adds names to import and hides none.
     sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
-    arguments = sys.argv if args is None else args
-    arguments[:] = any_network(arguments)
     RampartCLI(args)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from callbacks.outputs import run_folder, save_figure, warn_if_not_drawn
-from commands.any_network import brings_weights
+from commands.custom_network import may_be_trained, with_network_hooks
 from commands.evaluation_progress import EvaluationProgress
 from commands.interruption import Interrupted
 from commands.lightning_batches import run_on_test_batches
@@ -66,6 +66,7 @@ def evaluate(
     """
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
+    model = with_network_hooks(model)
     device, seed = trainer.strategy.root_device, run_seed(trainer)
     model.eval()
     searches = run_folder(trainer).parent / "searches"
@@ -139,7 +140,9 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
     """Load the weights, or say that the network's own are taken."""
     if not isinstance(model.network, nn.Module):
         kind = type(model.network).__name__
-        raise ValueError(f"model must be a network or a function that returns one, an nn.Module; it returned a {kind}")
+        raise ValueError(
+            f"model.network must be a network (torch.nn.Module) or a function that returns one, got a {kind}"
+        )
     network = model.network
     if isinstance(network, LightningModule):
         network.configure_model()  # Some make their layers there; Lightning lets it be called again.
@@ -149,7 +152,7 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
         network.float()
     if ckpt_path is not None:
         return str(load_weights(network, ckpt_path))
-    if not brings_weights(model):
+    if not may_be_trained(model):
         raise ValueError("evaluate needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
     state = network.state_dict().values()
     numbers = sum(tensor.numel() for tensor in state)

@@ -21,8 +21,8 @@ Rampart trains image classifiers that stay robust under large perturbations.
       resume a run that was ended early
   {program} test --config RUN/config.yaml --ckpt_path WEIGHTS
       a table of clean and robust accuracy; evaluate: the worst case per image
-  {program} evaluate --model my_net.Net --data my_data.Data --eps 8/255
-      AutoAttack on a custom network
+  {program} evaluate --model.network my_net.Net --data my_data.Data
+      AutoAttack on a custom network, with --eps 8/255 --ckpt_path FILE
 
 Any option overrides the config: --trainer.max_epochs 10, --model.eps 8/255.
 A run's files are in RUNS_DIR/NAME/COMMAND-N. --version tells versions,

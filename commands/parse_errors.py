@@ -32,10 +32,13 @@ ITEMS = {
     "Attack": "rampart.attacks.PGD",
 }
 
-DATA = (
-    "a data module is a class of LightningDataModule whose train_dataloader(), val_dataloader() and test_dataloader() "
-    "return DataLoaders of (images in [0, 1], labels); wrap a data set in one"
-)
+HINTS = {
+    "LightningDataModule": (
+        ": a data module is a class of LightningDataModule whose train_dataloader(), val_dataloader() and "
+        "test_dataloader() return DataLoaders of (images in [0, 1], labels); wrap a data set in one"
+    ),
+    "AdversarialClassifier": ": a network goes into it, as model.network",
+}
 
 
 @dataclass
@@ -117,6 +120,35 @@ def wrap_single(message: str, words: list[str]) -> list[str] | None:
     return None
 
 
+def refused_network(message: str) -> str | None:
+    """Return the import path that the parser refused as a network; None if the error is another one."""
+    problem = _innermost(message)
+    found = re.match(r"Import path (\S+ )?does not correspond to a subclass of Module$", " ".join(problem.causes))
+    if not found or problem.keys[-1:] != ["network"]:
+        return None
+    value = problem.value or ""
+    in_config = re.search(r"'class_path': '(.*?)'", value)
+    return (found[1] or (in_config[1] if in_config else value)).strip("' ")
+
+
+def network_as_model(message: str, words: list[str]) -> list[str] | None:
+    """Return a command line that gives a network as ``--model`` in the form that gives it as ``--model.network``.
+
+    Args:
+        message: The parser's.
+        words: Of the command line.
+
+    Returns:
+        The words in today's form, or None if the error is another one.
+    """
+    problem = _innermost(message)
+    cause = " ".join(problem.causes)
+    if problem.option != "--model" or "subclass of AdversarialClassifier" not in cause or problem.value is None:
+        return None
+    today = [re.sub(r"^--model(?==|$)", "--model.network", word) for word in words]
+    return today if today != words else None
+
+
 def _innermost(message: str) -> Problem:
     problem = Problem()
     for line in message.splitlines():
@@ -167,8 +199,7 @@ def _sentence(problem: Problem) -> str:
             return f"{problem.option} must be named before its own settings: {problem.option} CLASS"
         if cause.startswith("Import path does not correspond to a subclass of"):
             base = cause.split()[-1]
-            what = f": {DATA}" if base == "LightningDataModule" else ""
-            return f"{problem.option} must be the import path of a subclass of {base}, got {value}{what}"
+            return f"{problem.option} must be the import path of a subclass of {base}, got {value}{HINTS.get(base, '')}"
         if "No module named" in cause or "has no attribute" in cause or cause.startswith("Expected a dot import path"):
             path = problem.class_path if "import path" not in cause else value or cause.rpartition(": ")[2]
             reason = f" ({cause})" if "import path" not in cause else ""

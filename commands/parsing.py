@@ -1,5 +1,6 @@
 """The parser: every command's options, and what is wrong with a command line in the user's words."""
 
+import pkgutil
 import sys
 from argparse import ArgumentError
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
 from callbacks import AdversarialImagesCallback, EpsilonRampCallback, RobustnessCurveCallback, RunCheckpoint
 from commands.config_files import check_configs, read_old_configs, update_words
+from commands.custom_network import declare_network
 from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.messages import command_line
-from commands.parse_errors import explain, wrap_single
+from commands.parse_errors import explain, network_as_model, refused_network, wrap_single
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_seed
 from lightning_modules import AdversarialClassifier
@@ -87,6 +89,7 @@ class ParsingCLI(LightningCLI):
         parser.add_lightning_class_args(RobustnessCurveCallback, "curve")
         parser.set_defaults(
             {
+                "model": {"class_path": "lightning_modules.AdversarialClassifier"},
                 "checkpoint.monitor": "val/robust_acc",
                 "checkpoint.mode": "max",
                 "checkpoint.save_last": True,
@@ -116,8 +119,34 @@ class ParsingCLI(LightningCLI):
                 check_seed(self.config[self.config.subcommand].seed_everything)
                 return
             except (ArgumentError, ValueError) as error:
-                words = wrap_single(str(error), given)
+                words = self._corrected(str(error), given)
                 if words is None:
                     command = next((word for word in given if word in self._subcommand_parsers), None)
                     options = self._subcommand_parsers[command]._option_string_actions if command else {}
                     raise ArgumentError(None, explain(str(error), options)) from error
+
+    def _corrected(self, message: str, words: list[str]) -> list[str] | None:
+        """Return the words to parse instead of those that led to an error; None if the user has to correct them.
+
+        Raises:
+            ArgumentError: If a network is given as the model, or something else as the network.
+        """
+        if (path := refused_network(message)) is not None:
+            try:
+                return words if declare_network(path) else None
+            except ValueError as error:
+                raise ArgumentError(None, f"--model.network {error}") from error
+        if (today := network_as_model(message, words)) is not None:
+            raise ArgumentError(
+                None, f"--model is an AdversarialClassifier, and the network goes into it: {command_line(*today)}"
+            )
+        return wrap_single(message, words)
+
+    def before_instantiate_classes(self) -> None:
+        """Set model.eps to 0 for commands that need no target eps, unless the user or the model's class has set it."""
+        model = self.config[self.config.subcommand].model
+        if self.config.subcommand not in ("evaluate", "export") or model is None:
+            return
+        default = getattr(pkgutil.resolve_name(model.class_path), "default_eps", None)
+        if default is None and "eps" in model.init_args and model.init_args.eps is None:
+            model.init_args.eps = 0.0

@@ -94,7 +94,7 @@ class RampartTrainer(Trainer):
                 autoattack if neither this nor attacks are given.
             attacks: These attacks instead.
             norm: Of the preset, Linf or L2; that of the model's attack if None.
-            eps: Rising; the model's target eps if None, which a network of one's own (--model) does not have.
+            eps: Increasing values; the model's target eps if None (AdversarialClassifier has none by default).
             num_images: How many of the first test images; all if None.
             batch_size: Images of a batch.
             weights_only: Not used: a file is never read otherwise.

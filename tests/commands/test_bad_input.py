@@ -398,12 +398,13 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
     ("validate", network("NotANumber"), ["NaN"]),
     ("evaluate", [*network("NotANumber"), *EVALUATE[1:], "--ckpt_path={linear}"], ["NaN"]),
     ("fit", network("NeedsArgument"), ["width"]),
-    ("evaluate", ["--model=rampart_bad_user.number", *EVALUATE[1:]], ["number"]),
-    ("evaluate", ["--model=rampart_bad_user.VALUE", *EVALUATE[1:]], ["VALUE"]),
-    ("evaluate", ["--model=rampart_bad_user.crashes", *EVALUATE[1:]], ["weights server is down"]),
-    ("evaluate", ["--model=rampart_bad_user.Missing", *EVALUATE], ["Missing"]),
-    ("evaluate", ["--model=no_such_package.Net", *EVALUATE], ["no_such_package"]),
-    ("evaluate", ["--model=subprocess.getoutput", "--model.network.cmd=touch {trace}", *EVALUATE], ["getoutput"]),
+    ("evaluate", ["--model.network=rampart_bad_user.number", *EVALUATE[1:]], ["number"]),
+    ("evaluate", ["--model.network=rampart_bad_user.VALUE", *EVALUATE[1:]], ["VALUE"]),
+    ("evaluate", ["--model.network=rampart_bad_user.crashes", *EVALUATE[1:]], ["weights server is down"]),
+    ("evaluate", ["--model.network=rampart_bad_user.Missing", *EVALUATE], ["Missing"]),
+    ("evaluate", ["--model.network=no_such_package.Net", *EVALUATE], ["no_such_package"]),
+    ("evaluate", ["--model.network=subprocess.getoutput", "--model.network.cmd=touch {trace}", *EVALUATE],
+    ["getoutput"]),
     # Weights and checkpoints.
     *[(command, [*weights(name), *more], fragments)
       for name, fragments in [

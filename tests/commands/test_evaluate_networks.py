@@ -10,7 +10,6 @@ import torch
 from pytorch_lightning import Trainer
 
 from cli import main
-from commands.any_network import any_network
 from tests.commands.test_evaluate import without_timings
 from tests.test_cli import QUICKSTART
 
@@ -21,6 +20,7 @@ from os import system
 import torch
 from pytorch_lightning import LightningModule
 from torch import nn
+from rampart.networks import MNISTCNN
 from transformers_like import Output
 
 def linear(classes=10):
@@ -100,6 +100,10 @@ def scripted():
     return torch.jit.script(trained())
 
 made = linear()
+VALUE = 3
+
+def trained_mnist_cnn():
+    return MNISTCNN()
 
 class Network(nn.Sequential):
     def __init__(self, classes: int = 10):
@@ -140,7 +144,11 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("split", [True, False], ids=["two words", "one word"])
 def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: str, split: bool) -> None:
     model = f"foreign_networks.{name}"
-    more = ["--model", model, "--eps", "[2/255, 0.02]"] if split else [f"--model={model}", "--eps=[2/255, 0.02]"]
+    more = (
+        ["--model.network", model, "--eps", "[2/255, 0.02]"]
+        if split
+        else [f"--model.network={model}", "--eps=[2/255, 0.02]"]
+    )
     main([*foreign, *more, "--model.network.classes=12"])
     report = json.loads((tmp_path / "unnamed/evaluate-0/report.json").read_text())
     assert report["search"]["eps"] == [2 / 255, 0.02]
@@ -148,10 +156,14 @@ def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize(
-    "more", [["--model=foreign_networks.half"], ["--model=foreign_networks.linear", "--trainer.precision=bf16-true"]]
+    "more",
+    [
+        ["--model.network=foreign_networks.half"],
+        ["--model.network=foreign_networks.linear", "--trainer.precision=bf16-true"],
+    ],
 )
 def test_all_is_computed_in_single_precision(foreign: list[str], tmp_path: Path, more: list[str]) -> None:
-    for model in (["--model=foreign_networks.linear"], more):
+    for model in (["--model.network=foreign_networks.linear"], more):
         main([*foreign, *model, "--model.network.classes=12", "--eps=[0.001, 0.1]"])
     report, other = (without_timings(tmp_path / f"unnamed/evaluate-{run}/report.json") for run in (0, 1))
     assert report == other
@@ -160,51 +172,42 @@ def test_all_is_computed_in_single_precision(foreign: list[str], tmp_path: Path,
 
 def test_a_network_of_ones_own_takes_a_configs_place_wherever_it_stands(foreign: list[str], tmp_path: Path) -> None:
     for config in (
-        ["--config", QUICKSTART, "--model=foreign_networks.said"],
-        ["--model=foreign_networks.said", f"--config={QUICKSTART}"],
+        ["--config", QUICKSTART, "--model.network=foreign_networks.said"],
+        ["--model.network=foreign_networks.said", f"--config={QUICKSTART}"],
     ):
         main([*foreign, *config, "--model.network.classes=12", "--eps=[0.1]"])
     for report in (tmp_path / "quickstart").glob("evaluate-*/report.json"):
         assert "out_features=12" in json.loads(report.read_text())["search"]["network"]
 
 
-def test_what_is_no_import_path_of_a_network_is_left_alone() -> None:
-    for model in (
-        "MNISTClassifier",
-        "lightning_modules.MNISTClassifier",
-        "{class_path: x.y}",
-        "model.yaml",
-        "a/b.json",
-    ):
-        arguments = ["evaluate", f"--model={model}", "--eps", "[0.1]"]
-        assert any_network(arguments) == arguments
-    assert any_network(["fit", "--model=torch.nn.Linear"]) == ["fit", "--model=torch.nn.Linear"]
+def test_a_network_given_as_the_model_ends_in_a_line_with_the_new_command(foreign: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*foreign, "--model", "foreign_networks.linear", "--model.network.classes=12", "--eps=[0.1]"])
+    assert stopped.value.code == 2
+    assert " --model.network foreign_networks.linear --model.network.classes=12 " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("network", "more", "message"),
     [
-        (["--model=foreign_networks.nothing", "--eps=[0.1]"], "model must be the import path of a network"),
-        (["--model=no_such_module.Network", "--eps=[0.1]"], "No module named 'no_such_module'"),
-        (["--model=foreign_networks.linear"], "eps must be given: --eps '[8/255]'"),
-        (["--model=foreign_networks.made", "--eps=[0.1]"], "must be a class or a function, got foreign_networks.made"),
-        (["--model=foreign_networks.said", "--eps=[0.1]"], "does not fit Sequential"),
-        (["--model=foreign_networks.text", "--eps=[0.1]"], "foreign_networks.text, which returns <class 'str'>"),
-        (["--model=foreign_networks.some_text", "--eps=[0.1]"], "an nn.Module; it returned a str"),
-        (["--model=foreign_networks.Output", "--eps=[0.1]"], "got the class foreign_networks.Output"),
-        (["--model=foreign_networks.system", "--eps=[0.1]"], "foreign_networks.system of Python's own library"),
-        (["--model=rampart.networks.MNISTCNN", "--eps=[0.1]", "--ckpt_path=null"], "evaluate needs --ckpt_path"),
-        (
-            ["--model=foreign_networks.linear", "--eps=[0.1]", "--preset=quick", "--attacks=[rampart.attacks.PGD]"],
-            "preset and attacks exclude each other",
-        ),
+        ("foreign_networks.nothing", [], "must be a known name or an import path, got foreign_networks.nothing"),
+        ("no_such_module.Network", [], "No module named 'no_such_module'"),
+        ("foreign_networks.said", [], "does not fit Sequential"),
+        ("foreign_networks.text", [], "got foreign_networks.text, which returns str"),
+        ("foreign_networks.some_text", [], "a function that returns one, got a str"),
+        ("foreign_networks.Output", [], "got the class foreign_networks.Output"),
+        ("foreign_networks.VALUE", [], "got foreign_networks.VALUE, which is a int"),
+        ("foreign_networks.system", [], "foreign_networks.system of Python's own library"),
+        ("rampart.networks.MNISTCNN", ["--ckpt_path=null"], "evaluate needs --ckpt_path"),
+        ("foreign_networks.linear", ["--eps=null"], "eps must be given: --eps '[8/255]'"),
+        ("foreign_networks.linear", ["--attacks=[rampart.attacks.PGD]"], "preset and attacks exclude each other"),
     ],
 )
-def test_a_network_that_cant_be_evaluated_is_one_line(
-    foreign: list[str], capsys: Any, more: list[str], message: str
+def test_a_network_that_cannot_be_evaluated_ends_in_one_line(
+    foreign: list[str], capsys: Any, network: str, more: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([*foreign, *more])
+        main([*foreign, f"--model.network={network}", "--eps=[0.1]", *more])
     assert stopped.value.code != 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
@@ -213,13 +216,31 @@ def test_a_network_that_cant_be_evaluated_is_one_line(
 def test_nothing_of_pythons_own_library_is_called(foreign: list[str], tmp_path: Path, capsys: Any) -> None:
     for path in ("subprocess.getoutput", "foreign_networks.subprocess.getoutput", "os.system"):
         with pytest.raises(SystemExit):
-            main([*foreign, f"--model={path}", f"--model.network.cmd=touch {tmp_path / 'called'}", "--eps=[0.1]"])
+            main(
+                [*foreign, f"--model.network={path}", f"--model.network.cmd=touch {tmp_path / 'called'}", "--eps=[0.1]"]
+            )
         assert f"got {path} of Python's own library" in capsys.readouterr().err
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.parametrize("network", ["made", "trained_mnist_cnn"])
+def test_a_network_from_the_users_own_code_needs_no_file(foreign: list[str], capsys: Any, network: str) -> None:
+    without = [word for word in foreign if "ckpt_path" not in word]
+    main([*without, f"--model.network=foreign_networks.{network}", "--eps=[0.001]"])
+    assert "No --ckpt_path: evaluating" in capsys.readouterr().out
+
+
 def report_of_run(foreign: list[str], tmp_path: Path, name: str, *more: str) -> dict[str, Any]:
-    main([*foreign, f"--model={name}", "--eps=[0.02]", f"--name={name}", "--attacks=[rampart.attacks.PGD]", *more])
+    main(
+        [
+            *foreign,
+            f"--model.network={name}",
+            "--eps=[0.02]",
+            f"--name={name}",
+            "--attacks=[rampart.attacks.PGD]",
+            *more,
+        ]
+    )
     return json.loads((tmp_path / name / "evaluate-0" / "report.json").read_text())  # type: ignore[no-any-return]
 
 
@@ -295,5 +316,5 @@ def test_a_network_in_another_form_gives_the_same_numbers(foreign: list[str], tm
 def test_lazy_layers_are_refused_in_one_line(foreign: list[str], tmp_path: Path, capsys: Any) -> None:
     foreign = [word for word in foreign if "ckpt_path" not in word]
     with pytest.raises(SystemExit):
-        main([*foreign, "--model=foreign_networks.lazy", "--eps=[0.1]"])
+        main([*foreign, "--model.network=foreign_networks.lazy", "--eps=[0.1]"])
     assert "Sequential has lazy layers without a shape: give the network an image first" in capsys.readouterr().err

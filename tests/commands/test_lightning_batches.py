@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from commands.any_network import AnyLightningModule
+from commands.custom_network import with_network_hooks
 from commands.lightning_batches import run_on_test_batches
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
@@ -252,8 +252,11 @@ def test_data_that_change_from_pass_to_pass_are_refused(tmp_path: Path, kind: ty
         run_on_test_batches(outer(), model, kind(), search, tmp_path / "lock", 0)
 
 
-def test_hooks_of_a_lightning_module_that_is_the_network_are_heard(tmp_path: Path) -> None:
+def test_hooks_of_a_network_that_is_a_lightning_module_change_the_batches(tmp_path: Path) -> None:
     network = Classifier()
     network.dims = 0.25
-    ((images, _),) = shown(Plain(), tmp_path, AnyLightningModule(network, eps=0.1))
+    ((images, _),) = shown(Plain(), tmp_path, with_network_hooks(AdversarialClassifier(network, eps=0.1)))
     assert torch.equal(images, IMAGES / 4)
+    custom = Classifier()
+    custom.network = network
+    assert with_network_hooks(custom) is custom

@@ -1,0 +1,94 @@
+"""Networks from the user's own code: a class, a function that returns a network, or a LightningModule."""
+
+import pkgutil
+import sys
+import typing
+from types import FunctionType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+
+from lightning_modules import AdversarialClassifier
+
+OWN_PACKAGES = ("lightning_modules", "rampart")
+
+
+class LightningNetworkClassifier(AdversarialClassifier):
+    """A classifier whose network is a LightningModule; the network's own hooks get the batches, as in its own test."""
+
+    network: LightningModule
+
+    def prepare_data(self) -> None:
+        """Call the network's hook."""
+        self.network.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Call the network's hook too."""
+        super().setup(stage)
+        self.network.setup(stage)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch as the network's hook returns it."""
+        return self.network.on_before_batch_transfer(batch, dataloader_idx)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch as the network's hook returns it."""
+        return self.network.transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch as the network's hook returns it."""
+        return self.network.on_after_batch_transfer(batch, dataloader_idx)
+
+
+def with_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
+    """Return a classifier that calls the hooks of a network that is a LightningModule; any other model unchanged.
+
+    A user's own subclass of AdversarialClassifier is unchanged too: its own hooks get the batches.
+    """
+    if isinstance(model.network, LightningModule) and _is_own(type(model).__module__):
+        return LightningNetworkClassifier(model.network, model.target_eps, model.attack)
+    return model
+
+
+def may_be_trained(model: AdversarialClassifier) -> bool:
+    """Return whether the network may have trained weights when it is built; Rampart's own networks never have."""
+    path = (model.network_settings or {}).get("class_path") or type(model.network).__module__
+    return not _is_own(path)
+
+
+def declare_network(path: str) -> bool:
+    """Annotate a function without return type as one that returns a network, because the parser accepts no other.
+
+    Args:
+        path: Import path that the parser refused as a network.
+
+    Returns:
+        True if the parser accepts the function now.
+
+    Raises:
+        ValueError: If the path leads to neither a network's class nor a function that may return a network.
+    """
+    factory = pkgutil.resolve_name(path)
+    needed = "must be a class of networks (torch.nn.Module) or a function that returns one"
+    if isinstance(factory, type):
+        raise ValueError(f"{needed}, got the class {path}")
+    if (getattr(factory, "__module__", None) or "").split(".")[0] in sys.stdlib_module_names:
+        raise ValueError(f"{needed}, got {path} of Python's own library")
+    if not isinstance(factory, FunctionType):
+        raise ValueError(f"{needed}, got {path}, which is a {type(factory).__name__}")
+    try:
+        returned = typing.get_type_hints(factory).get("return")
+    except Exception:  # names that exist for type checkers only
+        returned = None
+    if isinstance(returned, type):
+        if issubclass(returned, nn.Module):
+            return False
+        raise ValueError(f"{needed}, got {path}, which returns {returned.__name__}")
+    factory.__annotations__["return"] = nn.Module
+    return True
+
+
+def _is_own(path: str) -> bool:
+    return path.split(".")[0] in OWN_PACKAGES
