@@ -1,4 +1,4 @@
-"""Robustness evaluation: attacks, reports and figures, with torch alone."""
+"""Robustness evaluation: worst case over several attacks, reports, figures, and checks for gradient masking."""
 
 from rampart.evaluation.clean_pass import Probe
 from rampart.evaluation.figures import adversarial_figure, can_be_drawn, robustness_figure, worst_case_figures
@@ -6,11 +6,12 @@ from rampart.evaluation.gradient_masking import Sign, find_masking_signs
 from rampart.evaluation.html_report import render_html
 from rampart.evaluation.image_source import Source, in_memory
 from rampart.evaluation.presets import Preset, preset_attacks
+from rampart.evaluation.progress_listener import ProgressListener
 from rampart.evaluation.report import build_report, find_contradictions, format_table, write_per_image
 from rampart.evaluation.results import Example, Stage, WorstCase
 from rampart.evaluation.robust_mask import robust_mask
 from rampart.evaluation.robustness_curve import fooling_eps
-from rampart.evaluation.worst_case import ProgressListener, WorstCaseSearch
+from rampart.evaluation.worst_case import WorstCaseSearch
 
 __all__ = [
     "Example",

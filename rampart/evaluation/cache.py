@@ -1,4 +1,4 @@
-"""The files that keep what an attack made of a batch, and the locks that share the batches among processes."""
+"""Cached results of attacks on batches, and locks that let several processes share the batches."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class ResultCache:
-    """A folder of tensors by name; every file in it is whole, and anyone whom the umask lets may read it.
+    """A folder of named tensor files. Files are written atomically, with the permissions that the umask allows.
 
     Args:
-        folder: Made if need be. None keeps nothing.
+        folder: Created if needed. None caches nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -23,11 +23,11 @@ class ResultCache:
             folder.mkdir(parents=True, exist_ok=True)
 
     def lock(self, batch: int, wait: bool) -> contextlib.AbstractContextManager[object] | None:
-        """Keep other processes from a batch until the context is left or this process dies.
+        """Try to lock a batch. The lock ends with the context or with the process.
 
         Args:
-            batch: Its number.
-            wait: For a process that has it; otherwise return None where another has it.
+            batch: Zero-based number of the batch.
+            wait: Wait until no other process holds the lock. If False, return None where another process holds it.
         """
         if self.folder is None:
             return contextlib.nullcontext()
@@ -37,26 +37,27 @@ class ResultCache:
             return None
 
     def read(self, name: str, device: str) -> dict[str, Tensor] | None:
-        """Read the tensors of that name; None if there are none, or their file is damaged or another's."""
+        """Return the tensors of that name; None if there are none, or their file is damaged or a copy of another."""
         if self.folder is not None and (path := self._path(name)).is_file():
             with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt", device=device) as file:
-                if file.metadata() == self._place(name):
-                    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
+                if file.metadata() == self._metadata(name):
+                    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
         return None
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Write tensors under a name, whole or not at all."""
+        """Write tensors under a name, atomically."""
         if self.folder is not None:
             path = self._path(name)
             unfinished = path.with_suffix(".unfinished")
-            with unfinished.open("wb") as file:  # safetensors' own save_file lets no one but the user read it
-                file.write(save(tensors, self._place(name)))
+            # Not by safetensors' save_file, which ignores the umask: only the user may read its files.
+            with unfinished.open("wb") as file:
+                file.write(save(tensors, self._metadata(name)))
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
 
-    def _place(self, name: str) -> dict[str, str]:
-        """Return what a file says of itself: one that found nothing is believed only where it was written."""
+    def _metadata(self, name: str) -> dict[str, str]:
+        """Return a file's metadata: a copied file is not read, since one without fooled images could not be checked."""
         assert self.folder is not None
         return {"search": self.folder.name, "name": name}
 

@@ -1,4 +1,4 @@
-"""A first look at all images of an evaluation: checks, clean predictions and hashes, before anything is attacked."""
+"""First pass over the clean images, before any attack: checks, predictions and hashes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from rampart.evaluation.image_source import Source, visit_batches
 from rampart.evaluation.network_checks import check_weights, finite_logits
 from rampart.files.provenance import fingerprint
 
-MAX_PROBED = 200  # images that are looked at for signs of masked gradients
+MAX_PROBED = 200
 
 
 class Probe(NamedTuple):
-    """The first images that are correctly classified.
+    """The first correctly classified images, at most :data:`MAX_PROBED`, for checks of the network and the attacks.
 
     Attributes:
         images: ``(M, ...)``, on the network's device.
@@ -32,16 +32,16 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class CleanPass:
-    """The images of an evaluation, without the images.
+    """Labels, predictions and hashes of an evaluation's clean images.
 
     Attributes:
         labels: ``(N,)``, int64.
         clean_class: ``(N,)``, int64: the predictions for the clean images.
-        starts: Of each batch, the number of its first image.
-        hashes: Of each batch, a hash of its images and labels.
-        predictions: The network's predictions for the first batch, hashed, and the size of its logits, in digits that a
-            machine's rounding does not reach.
-        probe: For checks of the network and of the attacks.
+        starts: Zero-based index of the first image of each batch.
+        hashes: Hash of each batch's images and labels.
+        predictions: Fingerprint of the network: a hash of its predictions for the first batch, and the mean absolute
+            logit, rounded so that floating-point differences between machines do not change it.
+        probe: Some correctly classified images.
     """
 
     labels: Tensor
@@ -59,18 +59,18 @@ def run_clean_pass(
     num_images: int | None = None,
     on_progress: Callable[[int], None] = lambda _seen: None,
 ) -> CleanPass:
-    """Look at all images once.
+    """Check and classify all images once.
 
     Args:
         network: Maps images to logits ``(N, C)``; in eval mode.
-        source: Shows the images.
-        batch_size: Images of a batch.
-        num_images: How many of the first images; all if None.
+        source: Passes on the images.
+        batch_size: Images per batch.
+        num_images: Number of images, from the first on; all if None.
         on_progress: Called with the number of images seen so far, after each batch.
 
     Raises:
-        ValueError: If there are no images or fewer than ``num_images``, an image or label is not as it must be, or the
-            weights or logits are not finite.
+        ValueError: If there are no images or fewer than ``num_images``, if an image or a label is invalid, or if the
+            weights or the logits are not finite.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
@@ -80,10 +80,10 @@ def run_clean_pass(
     probes: list[Probe] = []
     starts, hashes, predictions = [0], list[str](), ""
 
-    def look(batch: int, images: Tensor, labels: Tensor) -> None:
+    def classify(batch: int, images: Tensor, labels: Tensor) -> None:
         nonlocal predictions
-        places = torch.arange(len(labels)) + starts[-1]
-        logits = _checked_logits(network, batch, images, labels, places)
+        indices = torch.arange(len(labels)) + starts[-1]
+        logits = _checked_logits(network, batch, images, labels, indices)
         clean = logits.argmax(1)
         predictions = predictions or f"{fingerprint(clean)[:16]}, {logits.abs().mean().item():.4g}"
         labels_of.append(labels.cpu())
@@ -91,14 +91,14 @@ def run_clean_pass(
         hashes.append(fingerprint(images, labels)[:16])
         starts.append(starts[-1] + len(labels))
         if (room := MAX_PROBED - sum(len(probe.labels) for probe in probes)) > 0:
-            right = (clean == labels).nonzero().squeeze(1)[:room]
-            probes.append(Probe(images[right].clone(), labels[right].clone(), places[right.cpu()]))
+            correct = (clean == labels).nonzero().squeeze(1)[:room]
+            probes.append(Probe(images[correct].clone(), labels[correct].clone(), indices[correct.cpu()]))
         on_progress(starts[-1])
 
-    visit_batches(source, look, batch_size, num_images)
+    visit_batches(source, classify, batch_size, num_images)
     total = starts.pop()
     if total == 0:
-        raise ValueError("the test data give no images: nothing can be evaluated")
+        raise ValueError("the test data hold no images: nothing can be evaluated")
     if num_images is not None and total < num_images:
         raise ValueError(f"num_images must be from 1 to the test images' number, {total}, got {num_images}")
     return CleanPass(torch.cat(labels_of), torch.cat(clean_of), starts, hashes, predictions, _join(probes))
@@ -109,11 +109,11 @@ def _join(probes: list[Probe]) -> Probe:
     return Probe(*(torch.cat(tensors) for tensors in zip(*alike, strict=True)))
 
 
-def _checked_logits(network: nn.Module, batch: int, images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+def _checked_logits(network: nn.Module, batch: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
     with _naming(batch):
-        # On the host: an accelerator would refuse them without a word of which they are.
+        # On the host: an accelerator would refuse them without naming the values.
         check_images(images.cpu(), labels.cpu())
-    logits = finite_logits(network, images, places, f"on the clean images of batch {batch + 1}")
+    logits = finite_logits(network, images, indices, f"on the clean images of batch {batch + 1}")
     with _naming(batch):
         check_labels(labels.cpu(), logits.cpu())
     return logits

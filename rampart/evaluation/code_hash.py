@@ -1,4 +1,4 @@
-"""Hash of the code that decides a search's result."""
+"""Hash of the code that decides the result of an evaluation."""
 
 import hashlib
 import sys
@@ -10,20 +10,27 @@ from rampart.attacks import Attack
 
 
 def hash_code(attacks: Sequence[Attack]) -> str:
-    """Return the SHA-256 of the code that a fooled image depends on, so that no result outlives the attack's code.
+    """Return the SHA-256 of the code that decides which images are fooled, so that changed code reads no old results.
 
     Args:
-        attacks: The files of their classes count, and of functions and other attacks among their settings.
+        attacks: The attacks. Beside Rampart's own files, the hash covers the files of custom attacks' classes, and of
+            the functions and attacks among their settings.
     """
-    here = Path(__file__).resolve().parent
-    root, own = here.parent, (here / "worst_case.py", here / "run_attack.py")
-    files = [*root.glob("attacks/*.py"), *root.glob("networks/*.py"), *root.glob("kernels/*.py"), *own]
+    files = rampart_files()
     modules = {sys.modules.get(name) for name in _modules(list(attacks)) if name.split(".")[0] not in _FIXED}
     custom = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
     unseen = sorted(file for file in custom.difference(files) if file.is_file())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in [*sorted(files), *unseen])).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, *unseen])).hexdigest()
 
 
+def rampart_files() -> list[Path]:
+    """Return Rampart's own files that decide which images are fooled, sorted."""
+    here = Path(__file__).resolve().parent
+    rooms = (file for room in ("attacks", "networks", "kernels") for file in (here.parent / room).glob("*.py"))
+    return sorted([*rooms, *(here / f"{name}.py" for name in _OWN)])
+
+
+_OWN = ("clean_pass", "image_source", "network_checks", "run_attack", "worst_case")
 _FIXED = {*sys.stdlib_module_names, "torch"}
 
 

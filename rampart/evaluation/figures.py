@@ -1,4 +1,4 @@
-"""Figures of what a model withstands. Matplotlib is imported on use: it is slow to import."""
+"""Figures of robustness. Matplotlib is slow to import, so it is imported on use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rampart.evaluation.results import MAX_EXAMPLES, WorstCase
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
+MAX_NUMBERED = 20  # largest number of classes for which a confusion matrix prints its counts
 
 
 def robustness_figure(
@@ -28,12 +28,12 @@ def robustness_figure(
     """Draw robust accuracy over eps.
 
     Args:
-        eps_grid: Pixel scale.
-        accuracy: In [0, 1], one for each eps.
-        target_eps: Marked by a line.
-        attack: The attack's name, for the title.
+        eps_grid: Radii on the pixel scale.
+        accuracy: Robust accuracy in [0, 1] at each eps.
+        target_eps: Marked by a vertical line.
+        attack: Name of the attack, for the title.
         images: Number of images, for the title.
-        intervals: Lowest and highest accuracy of each eps, drawn as bars; none if empty.
+        intervals: Lower and upper bound of the accuracy at each eps, drawn as bars; none if empty.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def robustness_figure(
     axes.set(
         title=f"Accuracy under {attack}, first {images:,} test images",
         xlabel="eps (pixel scale)",
-        ylabel="accuracy (%)",
+        ylabel="robust accuracy (%)",
         ylim=(0, 108),
     )
     axes.grid(alpha=0.3)
@@ -57,7 +57,7 @@ def robustness_figure(
 
 
 def can_be_drawn(images: Tensor) -> bool:
-    """Return true for images ``(N, C, H, W)`` with one or three channels."""
+    """Return True for images ``(N, C, H, W)`` with one or three channels."""
     return images.ndim == 4 and images.shape[1] in (1, 3)
 
 
@@ -70,19 +70,19 @@ def adversarial_figure(
     eps: float,
     title: str = "Predictions",
 ) -> Figure:
-    """Draw clean images, their adversarial twins and the differences, one image a column.
+    """Draw clean images, adversarial images and their differences, one image per column.
 
     Args:
         clean: ``(N, C, H, W)``, float, in [0, 1], with one or three channels.
-        adv: Like ``clean``.
+        adv: Adversarial images, of the same shape and range.
         labels: ``(N,)``, int64.
-        clean_classes: ``(N,)``, predicted on ``clean``.
-        adv_classes: ``(N,)``, predicted on ``adv``.
-        eps: Radius; the differences' scale runs from -eps to eps.
-        title: What is shown.
+        clean_classes: ``(N,)``, int64, predictions for ``clean``.
+        adv_classes: ``(N,)``, int64, predictions for ``adv``.
+        eps: Radius on the pixel scale; the gray scale of the differences runs from -eps to eps.
+        title: Title of the figure.
 
     Raises:
-        ValueError: If there is no picture of images like these.
+        ValueError: If the images have another shape.
     """
     if not can_be_drawn(clean):
         raise ValueError(f"images must be (N, 1 or 3, H, W) to be drawn, got shape {tuple(clean.shape)}")
@@ -100,9 +100,9 @@ def adversarial_figure(
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             if classes is not None:
-                right = bool(classes[column] == labels[column])
-                axes.set_title(f"{int(classes[column])}", color="C2" if right else "C3", fontsize=10)
-    figure.suptitle(f"{title} (green: answered rightly), eps {eps:g}", fontsize=11)
+                correct = bool(classes[column] == labels[column])
+                axes.set_title(f"{int(classes[column])}", color="C2" if correct else "C3", fontsize=10)
+    figure.suptitle(f"{title} (green: correct), eps {eps:g}", fontsize=11)
     return figure
 
 
@@ -112,17 +112,17 @@ def worst_case_figures(
     target_eps: float,
     intervals: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Figure]:
-    """Draw what a worst-case search found.
+    """Draw the result of a worst-case search.
 
     Args:
-        found: The search's result.
-        eps_grid: Rising, pixel scale; that of the search.
+        found: Result of the search.
+        eps_grid: The search's radii on the pixel scale, rising.
         target_eps: Marked in the curve.
-        intervals: Lowest and highest accuracy without an attack and at each eps.
+        intervals: Lower and upper bound of the accuracy on clean images and at each eps.
 
     Returns:
-        ``curve``, ``radii``, ``confusion``, and, where images ``(N, 1 or 3, H, W)`` were fooled, ``easiest`` and, if
-        there are more, ``hardest`` with their adversarial twins.
+        Figures by name: ``curve``, ``radii`` and ``confusion``; if images ``(N, 1 or 3, H, W)`` were fooled, also
+        ``easiest``, and ``hardest`` if more than :data:`MAX_EXAMPLES` were.
     """
     grid = [0.0, *eps_grid]
     images = len(found.labels)
@@ -134,19 +134,19 @@ def worst_case_figures(
     }
     drawable = [example for example in found.examples if can_be_drawn(example.image[None])]
     drawable = [example for example in drawable if example.image.shape == drawable[0].image.shape]
-    some = {
-        "easiest": ("The first to be fooled", drawable[:MAX_EXAMPLES]),
-        "hardest": ("The last to be fooled", drawable[MAX_EXAMPLES:][-MAX_EXAMPLES:]),
+    groups = {
+        "easiest": ("First fooled images", drawable[:MAX_EXAMPLES]),
+        "hardest": ("Last fooled images", drawable[MAX_EXAMPLES:][-MAX_EXAMPLES:]),
     }
-    for name, (title, chosen) in some.items():
+    for name, (title, chosen) in groups.items():
         if chosen:
-            places = [example.index for example in chosen]
+            index = [example.index for example in chosen]
             figures[name] = adversarial_figure(
                 torch.stack([example.image for example in chosen]),
                 torch.stack([example.adv for example in chosen]),
-                found.labels[places],
-                found.clean_class[places],
-                found.adv_class[places],
+                found.labels[index],
+                found.clean_class[index],
+                found.adv_class[index],
                 max(example.eps for example in chosen),
                 title,
             )
@@ -157,11 +157,11 @@ def _radii_figure(found: WorstCase, grid: Sequence[float]) -> Figure:
     from matplotlib.figure import Figure
 
     counts = [int((found.eps == eps).sum()) for eps in [*grid, math.inf]]
-    names = ["wrong\nas it is", *(f"{eps:g}" for eps in grid[1:]), "stands"]
+    names = ["misclassified\nclean", *(f"{eps:g}" for eps in grid[1:]), "robust"]
     figure = Figure(figsize=(max(5, 0.8 * len(names) + 1), 4), layout="constrained")
     axes = figure.subplots()
     axes.bar_label(axes.bar(names, counts, color=["C3", *["C0"] * (len(grid) - 1), "C2"]))
-    axes.set(title="Smallest eps at which an image was fooled", xlabel="eps (pixel scale)", ylabel="images")
+    axes.set(title="Smallest eps that fools each image", xlabel="eps (pixel scale)", ylabel="number of images")
     axes.margins(y=0.1)
     return figure
 
@@ -170,8 +170,8 @@ def _confusion_figure(found: WorstCase, eps: float) -> Figure:
     from matplotlib.figure import Figure
 
     classes = int(max(found.labels.max(), found.adv_class.max(), found.clean_class.max())) + 1
-    answers = found.adv_class.where(found.eps.isfinite(), found.labels)
-    counts = (found.labels * classes + answers).bincount(minlength=classes**2).view(classes, classes).cpu()
+    predicted = found.adv_class.where(found.eps.isfinite(), found.labels)
+    counts = (found.labels * classes + predicted).bincount(minlength=classes**2).view(classes, classes).cpu()
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     errors = counts.clone().fill_diagonal_(0)
@@ -181,5 +181,5 @@ def _confusion_figure(found: WorstCase, eps: float) -> Figure:
             color = "white" if errors[row, column] > 0.6 * errors.max() else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
         axes.set(xticks=range(classes), yticks=range(classes))
-    axes.set(title=f"Answers to the worst images, eps {eps:g} (errors in red)", xlabel="answer", ylabel="label")
+    axes.set(title=f"Predictions under attack, eps {eps:g} (errors in red)", xlabel="predicted class", ylabel="label")
     return figure

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else to be read."""
+"""A report as one self-contained HTML file."""
 
 import base64
 import json
@@ -8,20 +8,20 @@ from typing import Any
 
 CAPTIONS = {
     "curve": "Accuracy over eps; bars are 95% intervals",
-    "radii": "How many images fall at which eps",
-    "confusion": "What the worst images are taken for",
-    "easiest": "The images that fell first: to the first attacks, at the smallest eps",
-    "hardest": "Of the images that fell, the last: to the last attacks, at the largest eps",
+    "radii": "Number of images by the smallest eps that fooled them",
+    "confusion": "Predictions for the adversarial images, and for the clean images that no attack fooled",
+    "easiest": "The first fooled images: at the smallest eps, by the first attacks",
+    "hardest": "The last fooled images: at the largest eps, by the last attacks",
 }
 
 
 def render_html(report: dict[str, Any], pictures: Mapping[str, bytes], title: str = "") -> str:
-    """The report with its figures inside, for any browser, offline.
+    """Return the report as an HTML page with its figures embedded, which a browser shows offline.
 
     Args:
-        report: As :func:`rampart.evaluation.report.build_report` makes it.
+        report: From :func:`rampart.evaluation.report.build_report`.
         pictures: PNG files by the names of :func:`rampart.evaluation.figures.worst_case_figures`.
-        title: What was evaluated.
+        title: Name of the evaluated weights or network.
     """
     from jinja2 import Environment, FileSystemLoader  # torch brings it; slow to import
 

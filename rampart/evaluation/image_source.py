@@ -1,4 +1,4 @@
-"""The images of an evaluation, shown a batch at a time, so that memory holds a batch and not the set."""
+"""Images of an evaluation, passed on batch by batch, so that memory holds one batch and not the whole data set."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,59 +8,59 @@ import torch
 from torch import Tensor
 
 Visitor: TypeAlias = Callable[[Tensor, Tensor], None]
-"""Is given images ``(N, ...)``, float, and labels ``(N,)``, int64; raises StopIteration when it has seen enough."""
+"""Called with images ``(N, ...)``, float, and labels ``(N,)``, int64; raises StopIteration to end the pass."""
 
 Source: TypeAlias = Callable[[Visitor], None]
-"""Shows all batches of a set to a visitor, the same ones in the same order each time that it is called."""
+"""Calls a visitor with every batch of a data set; each call passes the same batches in the same order."""
 
 
 def in_memory(images: Tensor, labels: Tensor) -> Source:
-    """Make a source of images that are in memory anyway."""
+    """Return a source of one batch that is in memory."""
 
-    def show(visit: Visitor) -> None:
+    def source(visit: Visitor) -> None:
         with contextlib.suppress(StopIteration):
             visit(images, labels)
 
-    return show
+    return source
 
 
 def visit_batches(
     source: Source, visit: Callable[[int, Tensor, Tensor], None], batch_size: int, num_images: int | None = None
 ) -> None:
-    """Show a source's images in batches of one size, whatever the size of its own.
+    """Visit a source's images in batches of ``batch_size``, whatever the size of the source's own batches.
 
-    Images of another shape than those before begin a new batch.
+    An image whose shape differs from those before it starts a new batch.
 
     Args:
-        source: Shows the images.
-        visit: Is given each batch: its number, from zero, images and labels.
-        batch_size: Images of a batch; the last one may be smaller.
-        num_images: Stop after so many; all if None.
+        source: Passes on the images.
+        visit: Called with each batch: its zero-based number, images and labels.
+        batch_size: Images per batch; the last batch, and the last one before a change of shape, may be smaller.
+        num_images: Number of images to visit, from the first on; all if None.
     """
-    held: list[tuple[Tensor, Tensor]] = []
+    pending: list[tuple[Tensor, Tensor]] = []
     seen = number = 0
 
-    def let_go(size: int) -> None:
-        nonlocal held, number
-        if held:
-            images, labels = (torch.cat(parts) for parts in zip(*held, strict=True))
-            held = [(images[size:], labels[size:])] if len(labels) > size else []
+    def flush() -> None:
+        nonlocal pending, number
+        if pending:
+            images, labels = (torch.cat(parts) for parts in zip(*pending, strict=True))
+            pending = [(images[batch_size:], labels[batch_size:])] if len(labels) > batch_size else []
             number += 1
-            visit(number - 1, images[:size], labels[:size])
+            visit(number - 1, images[:batch_size], labels[:batch_size])
 
-    def take(images: Tensor, labels: Tensor) -> None:
+    def collect(images: Tensor, labels: Tensor) -> None:
         nonlocal seen
         left = len(labels) if num_images is None else num_images - seen
         images, labels = images[:left], labels[:left]
         seen += len(labels)
-        if held and held[0][0].shape[1:] != images.shape[1:]:
-            let_go(batch_size)
+        if pending and pending[0][0].shape[1:] != images.shape[1:]:
+            flush()
         if len(labels):
-            held.append((images, labels))
-        while sum(len(labels) for _, labels in held) >= batch_size:
-            let_go(batch_size)
+            pending.append((images, labels))
+        while sum(len(labels) for _, labels in pending) >= batch_size:
+            flush()
         if seen == num_images:
             raise StopIteration
 
-    source(take)
-    let_go(batch_size)
+    source(collect)
+    flush()

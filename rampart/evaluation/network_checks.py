@@ -1,4 +1,4 @@
-"""Checks of the network that is to be evaluated: its weights, and the logits that it returns."""
+"""Checks of the network under evaluation: its weights, and the logits that it returns."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from rampart.files.finite import first_nonfinite
 
 
 def check_weights(network: nn.Module) -> None:
-    """Refuse a network with weights that are no numbers.
+    """Refuse a network whose weights are NaN or infinite.
 
     Raises:
         ValueError: If a parameter is NaN or infinite, or a buffer NaN; the message names the first.
@@ -20,29 +20,29 @@ def check_weights(network: nn.Module) -> None:
         )
 
 
-def finite_logits(network: nn.Module, images: Tensor, places: Tensor, where: str) -> Tensor:
-    """Return the logits ``(N, C)`` of images, at least float32.
+def finite_logits(network: nn.Module, images: Tensor, indices: Tensor, where: str) -> Tensor:
+    """Return the logits ``(N, C)`` of images, in float32 or float64, and refuse any that are not finite.
 
     Args:
         network: Maps images to logits.
         images: ``(N, ...)``.
-        places: ``(N,)``, int64: each image's place in the set, for the error.
-        where: What was done to the images, for the error.
+        indices: ``(N,)``, int64: zero-based index of each image in the data set, for the error.
+        where: Names the images in the error, such as ``"after PGD-40 at eps 0.3 on batch 2"``.
 
     Raises:
-        ValueError: If the network fails, returns anything but logits, or one that is NaN or infinite.
+        ValueError: If the network fails, returns anything but logits, or a logit that is NaN or infinite.
     """
     try:
         with torch.no_grad():
             logits = logits_of(network, images)
     except ValueError:
         raise
-    except Exception as error:  # A network is anyone's code; the text of a KeyError, say, is the key alone.
+    except Exception as error:  # The network may be any code. The text of a KeyError is the key alone.
         name, kind = type(network).__name__, type(error).__name__
         raise ValueError(f"{name} failed on images of shape {tuple(images.shape)}: {kind}: {error}") from error
     wrong = (~logits.isfinite().all(1)).nonzero().squeeze(1).cpu()
     if len(wrong):
-        first = ", ".join(str(place) for place in places.cpu()[wrong][:5].tolist())
+        first = ", ".join(str(index) for index in indices.cpu()[wrong][:5].tolist())
         raise ValueError(
             f"the network's logits are NaN or infinite {where}, for {len(wrong)} of {len(images)} images "
             f"(index {first}{', ...' if len(wrong) > 5 else ''}): no number is reported"

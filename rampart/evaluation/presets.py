@@ -1,4 +1,4 @@
-"""Evaluations that have a name."""
+"""Named sets of attacks."""
 
 from typing import Literal, TypeAlias
 
@@ -9,20 +9,20 @@ Preset: TypeAlias = Literal["quick", "paper", "pgd", "autoattack"]
 
 
 def preset_attacks(preset: Preset, norm: NormName = "Linf") -> tuple[Attack, ...]:
-    """Return the attacks of an evaluation that has a name, in a norm.
+    """Return the attacks of a named evaluation.
 
     Args:
-        preset: ``quick`` takes seconds and gives no number to quote; ``paper`` is the last of 200 iterates (Shaeiri et
-            al. 2020 on MNIST); ``pgd`` each image's worst iterate of ten restarts; ``autoattack`` the standard version
-            of AutoAttack (Croce and Hein 2020).
-        norm: Of the ball.
+        preset: ``quick`` takes seconds, and its numbers are not to be quoted; ``paper`` is PGD with 200 steps and the
+            last iterate (Shaeiri et al. 2020 on MNIST); ``pgd`` is PGD with ten restarts and each image's worst
+            iterate; ``autoattack`` is the standard version of AutoAttack (Croce and Hein 2020).
+        norm: Norm of the attacks, and of eps.
 
     Raises:
-        ValueError: If the preset has no form in this norm.
+        ValueError: If the preset is not defined in this norm.
     """
     if preset == "paper" and norm != "Linf":
         raise ValueError(
-            f"preset paper is an attack in Linf (steps of 0.005 a pixel), the evaluation is in {norm}: use --preset "
+            f"preset paper is an attack in Linf (step size 0.005 per pixel), the evaluation is in {norm}: use --preset "
             "autoattack or pgd, or --attacks"
         )
     return {

@@ -1,4 +1,4 @@
-"""A worst-case search as a table and as files."""
+"""Reports of a worst-case search: JSON, terminal table, and CSV per image."""
 
 import csv
 import math
@@ -12,60 +12,68 @@ from rampart.evaluation.results import Stage, WorstCase
 from rampart.evaluation.worst_case import WorstCaseSearch
 from rampart.files.provenance import provenance
 
-FORMAT = 2  # of report.json; 1 had no number, and said standing for robust and answers for predictions
+FORMAT = 2
+"""Number of the format of ``report.json``; reports of earlier versions have none."""
 
 
 def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
-    """List numbers that are impossible for any model: the evaluation is broken, and none of them may be quoted.
+    """Find results that are impossible for any model. If there is one, the evaluation is broken.
 
     Args:
         images: Number of images.
-        clean: Number that is answered rightly as it is.
-        stages: In the order in which they ran.
+        clean: Number of correctly classified clean images.
+        stages: Counts per attack and eps, in the order of the runs.
+
+    Returns:
+        One sentence per contradiction.
     """
     problems = []
     if not 0 <= clean <= images:
-        problems.append(f"{clean} of {images} images are answered rightly")
-    standing = clean
+        problems.append(f"{clean} of {images} clean images are classified correctly")
+    robust = clean
     for stage in stages:
-        what = f"{stage.attack} at eps {stage.eps:g}"
-        if stage.robust > standing:
-            problems.append(f"{stage.robust} images stand after {what}, and only {standing} stood before")
-        elif stage.attacked > standing:
-            problems.append(f"{what} met {stage.attacked} images, and only {standing} stood before")
-        standing = stage.robust
+        name = f"{stage.attack} at eps {stage.eps:g}"
+        if stage.robust > robust:
+            problems.append(f"{stage.robust} images are robust after {name}, but only {robust} before")
+        elif stage.attacked > robust:
+            problems.append(f"{name} attacked {stage.attacked} images, but only {robust} were robust")
+        robust = stage.robust
     return problems
 
 
 def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean: int) -> list[str]:
-    """List contradictions between attacks that were each run on all images, beyond what chance explains.
+    """Find contradictions between attacks that were each run on all images, beyond what chance explains.
 
-    A stronger attack leaves no more images standing: a larger eps, more restarts, more steps, and any attack rather
-    than none.
+    A stronger attack leaves no more robust images than a weaker one: a larger eps, more restarts, more steps, and any
+    attack compared with none.
 
     Args:
-        rows: Of each attack its settings (:meth:`rampart.attacks.Attack.settings`), eps, and number of robust images.
+        rows: For each attack its settings (:meth:`rampart.attacks.Attack.settings`), eps, and number of robust images.
         clean: Number of correctly classified clean images.
+
+    Returns:
+        One sentence per contradiction.
     """
     problems = []
-    for settings, eps, standing in rows:
-        if standing > clean:
-            problems.append(f"{standing} images stand under {settings['class']} at eps {eps:g}, {clean} as they are")
-        if eps == 0 and standing != clean:
-            problems.append(f"{standing} images stand at eps 0, {clean} as they are")
-    for one, eps, standing in rows:
-        for other, larger, fewer in rows:
-            if fewer <= standing + 3 * math.sqrt(max(min(standing, clean - standing), 1)):
+    for settings, eps, robust in rows:
+        if robust > clean:
+            attack = f"{settings['class']} at eps {eps:g}"
+            problems.append(f"{robust} images are robust under {attack}, but {clean} are correct clean")
+        if eps == 0 and robust != clean:
+            problems.append(f"{robust} images are robust at eps 0, but {clean} are correct clean")
+    for one, eps, robust in rows:
+        for other, larger, more in rows:
+            if more <= robust + 3 * math.sqrt(max(min(robust, clean - robust), 1)):
                 continue
             if one == other and larger > eps:
-                problems.append(f"{fewer} images stand at eps {larger:g}, {standing} at eps {eps:g}")
-            if eps == larger and (more := _stronger_by(one, other)):
-                problems.append(f"{fewer} images stand with {other[more]} {more}, {standing} with {one[more]}")
+                problems.append(f"{more} images are robust at eps {larger:g}, {robust} at eps {eps:g}")
+            if eps == larger and (name := _stronger_by(one, other)):
+                problems.append(f"{more} images are robust with {other[name]} {name}, {robust} with {one[name]}")
     return problems
 
 
 def _stronger_by(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The only setting in which ``other`` differs, if it makes it stronger."""
+    """Return the one setting in which ``other`` differs, if it makes ``other`` the stronger attack."""
     differ = [name for name in one if one[name] != other.get(name)]
     if len(one) != len(other) or len(differ) != 1 or differ[0] not in ("steps", "restarts", "queries", "targets"):
         return None
@@ -74,7 +82,7 @@ def _stronger_by(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float]:
-    """95% confidence interval of a rate (Wilson 1927), for other images from where these came from."""
+    """Return the 95% confidence interval of a rate (Wilson 1927), for other images from the same distribution."""
     z = 1.959964
     rate, spread = count / total, z * z / total
     middle = (rate + spread / 2) / (1 + spread)
@@ -85,16 +93,16 @@ def wilson_interval(count: int, total: int) -> tuple[float, float]:
 def build_report(
     search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign], trainer_precision: str | None = None
 ) -> dict[str, Any]:
-    """All that ``report.json`` holds. Only what is under ``timings`` and ``made_on`` differs from run to run.
+    """Return the content of ``report.json``. Only ``timings`` and ``made_on`` differ from run to run.
 
     Args:
-        search: Was run, without autocast or TF32.
+        search: The search, after its run, without autocast or TF32.
         found: Its result.
-        signs: Of masked gradients.
-        trainer_precision: Of the command's trainer, which the search did not use; for the record.
+        signs: Signs of an unreliable evaluation.
+        trainer_precision: Precision of the command's trainer, which the search does not use; it is only recorded.
 
     Raises:
-        ValueError: If the numbers contradict one another.
+        ValueError: If the numbers contradict each other.
     """
     images, clean = len(found.labels), found.count_robust(0)
     if problems := find_stage_contradictions(images, clean, found.stages):
@@ -125,14 +133,15 @@ def _rate(count: int, images: int) -> dict[str, Any]:
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
+    """Return the report as a table for the terminal."""
     images = report["images"]
-    width = max(len("after"), *(len(stage["attack"]) for stage in report["stages"]))
+    width = max(len("attack"), *(len(stage["attack"]) for stage in report["stages"]))
     title = f"accuracy (%), {images:,} images, {report['norm']}"
-    lines = [f"{'after':<{width}}  {'eps':>7}  {'met':>6}  {'stand':>6}  {title}"]
-    lines += ["-" * (width + 34), _line("clean", "", images, report["clean"]["count"], images, width)]
+    lines = [f"{'attack':<{width}}  {'eps':>7}  {'attacked':>8}  {'robust':>7}  {title}"]
+    lines += ["-" * (width + 37), _line("clean", "", "", report["clean"]["count"], images, width)]
     for stage in report["stages"]:
-        lines.append(_line(stage["attack"], f"{stage['eps']:g}", stage["attacked"], stage["robust"], images, width))
+        attacked = f"{stage['attacked']:,}"
+        lines.append(_line(stage["attack"], f"{stage['eps']:g}", attacked, stage["robust"], images, width))
     lines.append("")
     for robust in report["robust"]:
         low, high = (f"{100 * bound:.2f}" for bound in robust["interval_95"])
@@ -143,12 +152,12 @@ def format_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, eps: str, met: int, standing: int, images: int, width: int) -> str:
-    return f"{name:<{width}}  {eps:>7}  {met:>6,}  {standing:>6,}  {100 * standing / images:12.2f}"
+def _line(name: str, eps: str, attacked: str, robust: int, images: int, width: int) -> str:
+    return f"{name:<{width}}  {eps:>7}  {attacked:>8}  {robust:>7,}  {100 * robust / images:12.2f}"
 
 
 def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str], norm: NormName) -> None:
-    """Write a CSV with a row for each image: its predictions, and which attack fooled it at which eps of the norm."""
+    """Write a CSV file with one row per image: its predictions, and the attack and the smallest eps that fooled it."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"])

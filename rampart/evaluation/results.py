@@ -1,4 +1,4 @@
-"""The result of a worst-case search, image by image and in sum."""
+"""Results of a worst-case search: per image, and counts per attack."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-MAX_EXAMPLES = 10  # examples of a kind
+MAX_EXAMPLES = 10  # of the first fooled images, and of the last
 
 
 @dataclass(frozen=True)
 class Stage:
-    """An attack at an eps, on the images that all stages before it left robust.
+    """Counts for one attack at one eps, run on the images that no earlier stage fooled.
 
     Attributes:
         attack: The attack's name.
         eps: Pixel scale.
-        attacked: Number of images that it attacked.
-        robust: Number of images that were robust afterwards.
-        seconds: Wall time of its batches, added up, whenever and wherever they were made.
+        attacked: Number of attacked images.
+        robust: Number of images that are still correctly classified after the attack.
+        seconds: Wall time summed over batches, including batches of earlier runs and of other processes.
     """
 
     attack: str
@@ -30,14 +30,14 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An image that was fooled, for the figures.
+    """An image and the adversarial image that fooled the model, for figures.
 
     Attributes:
         index: Zero-based index of the image in the data set.
-        eps: At which it was fooled.
-        attack: The number of the attack that fooled it.
-        image: The image, without a batch dimension.
-        adv: The fooling image.
+        eps: Smallest eps of the grid at which an attack succeeded.
+        attack: Zero-based number of that attack.
+        image: Clean image, without a batch dimension.
+        adv: Adversarial image.
     """
 
     index: int
@@ -49,16 +49,16 @@ class Example:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Per-image results of a search.
+    """Per-image results of a worst-case search.
 
     Attributes:
         labels: ``(N,)``, int64.
-        clean_class: ``(N,)``, int64: the predictions for the clean images.
-        eps: ``(N,)``, float64: the smallest eps of the grid at which the image was fooled; 0 where its clean image is
-            misclassified, infinity where it is robust throughout.
-        attack: ``(N,)``, int64: the number of the attack that fooled it; -1 where none did.
-        adv_class: ``(N,)``, int64: the prediction for the fooling image, or for the clean one where there is none.
-        stages: In the order in which they ran.
+        clean_class: ``(N,)``, int64: predictions for the clean images.
+        eps: ``(N,)``, float64: smallest eps of the grid at which an attack succeeded; 0 if the clean image is
+            misclassified, infinity if no attack succeeded at any eps.
+        attack: ``(N,)``, int64: zero-based number of the attack that succeeded; -1 if none did or none was needed.
+        adv_class: ``(N,)``, int64: predictions for the adversarial images; for the clean image if no attack succeeded.
+        stages: Counts per attack and eps, in the order of the runs.
         examples: The first and the last :data:`MAX_EXAMPLES` fooled images, in the order of eps, attack and index.
     """
 
@@ -71,12 +71,12 @@ class WorstCase:
     examples: list[Example] = field(default_factory=list, compare=False)
 
     def count_robust(self, eps: float) -> int:
-        """Number of images that are correctly classified both clean and under every attack up to ``eps``."""
+        """Return the number of images classified correctly both clean and under every attack up to ``eps``."""
         return int((self.eps > eps).sum())
 
     @classmethod
     def join(cls, parts: Sequence["WorstCase"]) -> "WorstCase":
-        """Join parts that went through the same attacks."""
+        """Join the results of several batches under the same attacks."""
         names = ("labels", "clean_class", "eps", "attack", "adv_class")
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         stages = [
@@ -93,6 +93,6 @@ class WorstCase:
 
 
 def choose_examples(examples: Iterable[Example]) -> list[Example]:
-    """Keep the first and the last :data:`MAX_EXAMPLES`, in the order of eps, attack and index."""
+    """Return the first and the last :data:`MAX_EXAMPLES`, in the order of eps, attack and index."""
     ordered = sorted(examples, key=lambda example: (example.eps, example.attack, example.index))
     return ordered[:MAX_EXAMPLES] + ordered[MAX_EXAMPLES:][-MAX_EXAMPLES:]

@@ -28,12 +28,12 @@ def fooling_eps(
         model: Maps images to logits ``(N, C)``; in eval mode.
         images: ``(N, ...)``, float, in [0, 1].
         labels: ``(N,)``, int64.
-        attack: The attack at each eps; none is needed at 0.
-        eps_grid: Rising, pixel scale.
-        generator: Source of the attack's random numbers at an eps; the global one if it returns None.
+        attack: The attack to run at each eps.
+        eps_grid: Radii on the pixel scale, rising.
+        generator: Returns the source of the attack's random numbers at an eps; None for torch's global one.
 
     Returns:
-        ``(N,)``, float64: an eps of the grid, or infinity where the image is robust up to the last.
+        ``(N,)``, float64: an eps of the grid, or infinity if the image is robust at every eps of the grid.
 
     Raises:
         ValueError: If the grid does not rise, or the model's logits are not finite.

@@ -1,4 +1,4 @@
-"""Checks of what an attack returns, and of whether it can run at all."""
+"""Run an attack on a part of a batch, and check its result."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -16,29 +16,29 @@ from rampart.attacks.logits import logits_of
 from rampart.attacks.random import generator_for
 
 ROUNDING = 1e-4
-"""Share of the largest logit by which that of a file's class may be below it: other batch sizes and machines round
-otherwise."""
+"""Largest gap, relative to the largest absolute logit, between the largest logit and that of a cached image's class:
+other batch sizes and machines round differently."""
 
 
 def check_attack_runs(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> None:
-    """Run an attack for one step, so that one that can't run on such images or networks says so before any computes.
+    """Run an attack for one step, so that one that fails on such images or networks is refused before any long run.
 
     Args:
-        attack: Is tried if it is a dataclass with a number of steps or queries, as Rampart's are.
+        attack: Checked if it is a dataclass with a number of steps or queries, like Rampart's attacks.
         model: Maps images to logits ``(N, C)``.
-        images: ``(N, ...)``; a few will do.
+        images: ``(N, ...)``; a few suffice.
         labels: ``(N,)``, int64.
         eps: Pixel scale.
 
     Raises:
-        ValueError: If it can't run; in one line.
+        ValueError: If the attack fails; in one line.
     """
     counts = [name for name in ("steps", "queries") if isinstance(getattr(attack, name, None), int)]
     if len(labels) == 0 or not is_dataclass(attack) or not counts:
         return
     try:
         short: Any = replace(attack, **dict.fromkeys(counts, 1))
-    except (TypeError, ValueError):  # Its settings belong together.
+    except (TypeError, ValueError):  # Its settings can't be changed one by one.
         return
     try:
         short(model, images, labels, eps, generator=generator_for(images.device, "try out"))
@@ -56,17 +56,17 @@ def attack_subset(
     """Attack some images of a batch.
 
     Args:
-        attack: Is given the whole batch where it can attack a part of it, so that an image's random numbers do not
-            depend on which others are left; else the images alone.
+        attack: Any attack. One that takes ``active`` gets the whole batch, so that an image's random numbers do not
+            depend on which other images are left; another gets only the images to attack.
         model: Maps images to logits ``(N, C)``.
         images: ``(N, ...)``, the batch.
         labels: ``(N,)``, int64.
-        index: ``(M,)``, int64, which images.
+        index: ``(M,)``, int64: the images to attack, by their index in the batch.
         eps: Pixel scale.
-        seed: Of all random numbers, also of those that an attack or a network draws from torch's global ones.
+        seed: Seed of all random numbers, including torch's global ones, which an attack or a network may use.
 
     Returns:
-        ``(M, ...)``.
+        Adversarial images ``(M, ...)``.
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     with isolated_random_state(seed, images.device):
@@ -79,11 +79,11 @@ def attack_subset(
 
 
 def check_adversarial(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> None:
-    """Refuse what an attack must not return.
+    """Refuse an attack's output that is not a set of valid adversarial images.
 
     Raises:
-        ValueError: If an image is outside the ball or the box by more than rounding, or not a number, or if the images
-            are no tensor, not as many, or of another shape, dtype or device.
+        ValueError: If an image is NaN, or outside the ball or the box by more than rounding, or if the output is no
+            tensor or differs from the images in shape, dtype or device.
     """
     if _form(adv) != _form(images):
         raise ValueError(
@@ -102,23 +102,20 @@ def is_valid_result(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    robust: Tensor,
+    attacked: Tensor,
     eps: float,
     norm: NormName,
 ) -> bool:
-    """Check that what a file says an attack has found is true.
+    """Return True if a cached result is valid: each image was attacked, is inside ball and box, and fools the model.
 
     Args:
-        found: From the file: ``index``, ``adv``, ``adv_class``, ``seconds``.
+        found: Tensors of the file: ``index``, ``adv``, ``adv_class``, ``seconds``.
         model: Maps images to logits ``(N, C)``.
         images: ``(N, ...)``, the batch.
         labels: ``(N,)``, int64.
-        robust: ``(M,)``, int64, rising: the images of the batch that were attacked.
+        attacked: ``(M,)``, int64, rising: index in the batch of each image that was attacked.
         eps: Pixel scale.
-        norm: Of the ball.
-
-    Returns:
-        True if each image of ``index`` was attacked, and is inside ball and box, and fools the model.
+        norm: Norm of the ball.
     """
     if set(found) != {"index", "adv", "adv_class", "seconds"} or found["seconds"].numel() != 1:
         return False
@@ -127,7 +124,9 @@ def is_valid_result(
     index, adv, classes = found["index"], found["adv"], found["adv_class"]
     if index.dtype != torch.int64 or index.ndim != 1 or len(set(index.tolist())) < len(index):
         return False
-    if classes.dtype != torch.int64 or classes.shape != index.shape or not bool(torch.isin(index.cpu(), robust).all()):
+    if classes.dtype != torch.int64 or classes.shape != index.shape:
+        return False
+    if not bool(torch.isin(index.cpu(), attacked).all()):
         return False
     if adv.dtype != images.dtype or adv.shape != (len(index), *images.shape[1:]):
         return False
@@ -139,13 +138,13 @@ def is_valid_result(
         logits = logits_of(model, adv)
     if not bool(((classes >= 0) & (classes < logits.shape[1]) & (classes != labels[index])).all()):
         return False
-    lag = logits.amax(1) - logits.gather(1, classes[:, None]).squeeze(1)
-    return bool((lag <= ROUNDING * logits.abs().amax(1).clamp_min(1)).all())
+    gap = logits.amax(1) - logits.gather(1, classes[:, None]).squeeze(1)
+    return bool((gap <= ROUNDING * logits.abs().amax(1).clamp_min(1)).all())
 
 
 @contextmanager
 def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global random numbers, which custom attacks and random networks draw, and put them back."""
+    """Seed torch's global random state, which custom attacks and random networks may use, and restore it afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The worst case of each image over attacks and eps, in batches that are never attacked twice."""
+"""Worst case of each image over several attacks and eps, cached per batch."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from rampart.evaluation.clean_pass import CleanPass, run_clean_pass
 from rampart.evaluation.code_hash import hash_code
 from rampart.evaluation.image_source import Source, visit_batches
 from rampart.evaluation.network_checks import finite_logits
+from rampart.evaluation.progress_listener import ProgressListener
 from rampart.evaluation.results import Example, Stage, WorstCase, choose_examples
 from rampart.evaluation.run_attack import (
     attack_subset,
@@ -33,22 +34,6 @@ from rampart.evaluation.run_attack import (
 from rampart.files.provenance import fingerprint
 
 
-class ProgressListener:
-    """Is told how a search goes on; this one keeps it to itself."""
-
-    def on_images_checked(self, images: int) -> None:
-        """So many images have been looked at, before any is attacked."""
-
-    def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
-        """An attack begins on the images of a batch that are still robust."""
-
-    def on_batch_end(self, batch: int, part: WorstCase) -> None:
-        """All attacks on a batch are done, or were done before."""
-
-    def on_wait_for_others(self, batches: int) -> None:
-        """So many batches are left, and other processes have them."""
-
-
 class _Batch(NamedTuple):
     number: int
     name: str
@@ -58,33 +43,36 @@ class _Batch(NamedTuple):
 
 
 class WorstCaseSearch:
-    """Attack images one attack after the other, each time those that are still robust (as AutoAttack does).
+    """Run attacks one after the other, each on the images that no earlier one fooled (as AutoAttack does).
 
-    An image that is fooled at an eps counts as fooled at every larger one, whose ball holds the same point. A batch
-    goes through all attacks before the next one begins, and memory holds no more than a batch. What an attack gave is
-    stored at once, in a folder that is named after all that decides it, under the images' own hash; the same search,
-    begun again, takes from there what is finished and makes the rest. So one that was killed ends as if it had not
-    been, one over more images repeats no full batch, and several processes that search in one folder share the batches
-    among them, where the file system has locks. Random numbers depend on seed, attack, eps and batch alone.
+    Misclassified clean images are not attacked. An image that is fooled at one eps counts as fooled at every larger
+    eps, since the larger ball contains the same point. A batch goes through all attacks before the next one begins, so
+    memory holds one batch. Random numbers depend on seed, attack, eps and batch alone.
 
-    The images are shown two times, or three where several processes share them: to be checked, to be attacked, and to
-    gather what other processes made.
+    Each attack's result on a batch is cached at once. The folder's name is a hash of everything that decides the
+    result, the file's name contains a hash of the images. The same search, started again, reads the cached
+    results and computes the rest: an interrupted search resumes, a search over more images repeats no full batch, and
+    several processes with one cache folder share the batches, where the file system supports locks.
+
+    The source is read twice, to check the images and to attack them, and a third time if other processes computed some
+    batches, to collect their results.
 
     Args:
         model: Maps images to logits ``(N, C)``; in eval mode.
-        source: Shows the images ``(N, ...)``, float, in [0, 1], with labels ``(N,)``, int64.
-        attacks: In order, the cheapest first.
-        eps: Rising, pixel scale, above 0.
+        source: Passes on images ``(N, ...)``, float, in [0, 1], with labels ``(N,)``, int64.
+        attacks: The attacks in the order of the runs, the cheapest first.
+        eps: Radii on the pixel scale, above 0, rising.
         cache_dir: Folder of cached results, shared by all searches; created if needed. None caches nothing.
-        batch_size: Images of a batch.
-        seed: Of the random numbers.
-        num_images: How many of the first images; all if None.
+        batch_size: Images per batch.
+        seed: Seed of the random numbers.
+        num_images: Number of images, from the first on; all if None.
 
     Attributes:
-        norm: Of the attacks, and of eps.
+        norm: Norm of the attacks and of eps.
 
     Raises:
-        ValueError: If the attacks or eps are none, eps does not rise, two attacks have one name, or norms differ.
+        ValueError: If there are no attacks or no eps, eps does not rise, two attacks have the same name, or their norms
+            differ.
     """
 
     def __init__(
@@ -115,15 +103,15 @@ class WorstCaseSearch:
 
     @cached_property
     def clean_pass(self) -> CleanPass:
-        """A first look at all images, and at whether the attacks can run on them.
+        """Result of the first pass, which also checks that every attack can run.
 
         Raises:
-            ValueError: If the images are not as they must be, or an attack can't run on them.
+            ValueError: If an image, a label, the weights or a logit is invalid, or an attack fails.
         """
         clean_pass = run_clean_pass(
             self.model, self.source, self.batch_size, self.num_images, self._listener.on_images_checked
         )
-        if len(clean_pass.probe.indices):  # The last robust image of a batch is attacked alone.
+        if len(clean_pass.probe.indices):  # Attacks shrink a batch to the images that are left, in the end to one.
             with torch.no_grad():
                 logits_of(self.model, clean_pass.probe.images[:1])
         for attack in self.attacks:
@@ -132,7 +120,7 @@ class WorstCaseSearch:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides the result: hashes of weights, images and code, the network's predictions, all settings."""
+        """Everything that decides the result: hashes of weights, images, code and predictions, and all settings."""
         return {
             "weights": fingerprint(*self.model.state_dict().values()),
             "network": repr(self.model),
@@ -148,8 +136,8 @@ class WorstCaseSearch:
 
     @cached_property
     def cache(self) -> ResultCache:
-        """This search's own files."""
-        # More images of the same kind are more files of the same folder.
+        """Cached results of this search."""
+        # Not by the hash of all images: a search over more images adds files to the same folder.
         shared = {name: value for name, value in self.identity.items() if name != "images"}
         text = json.dumps(shared, indent=2, default=str) + "\n"
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -160,18 +148,18 @@ class WorstCaseSearch:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches."""
+        """Number of batches, the last of which may be smaller."""
         return len(self.clean_pass.hashes)
 
     def run(self, listener: ProgressListener | None = None) -> WorstCase:
-        """Make what is not finished, and wait for what other processes are making.
+        """Compute all results that are not cached, and wait for batches that other processes are computing.
 
         Args:
-            listener: Is told how the search goes on.
+            listener: Called as the search proceeds.
 
         Raises:
-            ValueError: If the images are not as they must be, or others each time that they are shown, if a logit is
-                not finite, or if an attack leaves ball or box.
+            ValueError: If an image, a label, the weights or a logit is invalid, if the images change between passes, or
+                if an attack fails or leaves the ball or the box.
         """
         self._listener = listener or self._listener
         parts: dict[int, WorstCase] = {}
@@ -183,7 +171,7 @@ class WorstCaseSearch:
         return replace(WorstCase.join([parts[number] for number in range(self.num_batches)]), examples=examples)
 
     def _pass(self, parts: dict[int, WorstCase], examples: list[Example], wait: bool) -> None:
-        """Show all batches once, and add what those withstand that no other process has."""
+        """Read the source once, and add the results of all batches that no other process has locked."""
         clean_pass, seen = self.clean_pass, 0
 
         def visit(number: int, images: Tensor, labels: Tensor) -> None:
@@ -197,7 +185,7 @@ class WorstCaseSearch:
             with lock:
                 part = self._worst_case(_Batch(number, name, clean_pass.starts[number], images, labels))
             self._listener.on_batch_end(number, part)
-            # Only a few examples of all batches are kept: memory must not grow with the set.
+            # Only a few examples of all batches are kept: memory must not grow with the data set.
             examples[:] = choose_examples([*examples, *part.examples])
             parts[number] = replace(part, examples=[])
 
@@ -206,7 +194,7 @@ class WorstCaseSearch:
             raise ValueError(_changed(seen))
 
     def _worst_case(self, batch: _Batch) -> WorstCase:
-        """Attack a batch with one attack after the other."""
+        """Return the results of all attacks on a batch."""
         labels = batch.labels.cpu()
         clean = self.clean_pass.clean_class[batch.start : batch.start + len(labels)]
         part = WorstCase(
@@ -222,7 +210,7 @@ class WorstCaseSearch:
                 robust, seconds = torch.isinf(part.eps).nonzero().squeeze(1), 0.0
                 if len(robust) > 0:
                     self._listener.on_stage_start(batch.number, number, eps, len(robust), len(labels))
-                    found = self._attacked(attack, eps, batch, robust)
+                    found = self._run_attack(attack, eps, batch, robust)
                     fooled = found["index"].cpu()
                     part.eps[fooled], part.attack[fooled] = eps, number
                     part.adv_class[fooled] = found["adv_class"].cpu()
@@ -231,17 +219,17 @@ class WorstCaseSearch:
                 part.stages.append(Stage(attack.name, eps, len(robust), part.count_robust(eps), seconds))
         return part
 
-    def _attacked(self, attack: Attack, eps: float, batch: _Batch, robust: Tensor) -> dict[str, Tensor]:
-        """Find the images of a batch that an attack fools: read if they are there and right, else make and write them.
+    def _run_attack(self, attack: Attack, eps: float, batch: _Batch, robust: Tensor) -> dict[str, Tensor]:
+        """Return an attack's result on a batch, from the cache if it is there and valid.
 
         Args:
             attack: The attack.
             eps: Pixel scale.
             batch: The batch.
-            robust: ``(M,)``, int64: its images that are to be attacked.
+            robust: ``(M,)``, int64, rising: index in the batch of each image to attack.
 
         Returns:
-            ``index``, ``adv`` and ``adv_class`` of the fooled images; ``seconds`` that it took.
+            ``index``, ``adv`` and ``adv_class`` of the images that the attack fooled, and its wall time ``seconds``.
         """
         name = f"{eps!r}-{quote(attack.name, safe='')}-{batch.number:05}-{batch.name}"
         read = self.cache.read(name, str(batch.images.device))
@@ -256,7 +244,7 @@ class WorstCaseSearch:
             adv = attack_subset(attack, self.model, batch.images, batch.labels, index, eps, seed)
         except ValueError as error:
             raise ValueError(f"{stage}: {error}") from error
-        except (AttributeError, LookupError, TypeError) as error:  # An attack is anyone's code.
+        except (AttributeError, LookupError, TypeError) as error:  # A custom attack may raise anything.
             raise ValueError(f"{stage}: {type(error).__name__}: {error}") from error
         seconds = time.perf_counter() - start
         check_adversarial(adv, images, eps, attack)
@@ -275,14 +263,14 @@ class WorstCaseSearch:
 
 
 def _examples(batch: _Batch, found: dict[str, Tensor], eps: float, attack: int) -> list[Example]:
-    places = [Example(batch.start + index, eps, attack, batch.images[index], adv)
-              for index, adv in zip(found["index"].tolist(), found["adv"], strict=True)]  # fmt: skip
-    # Of copies: a view would keep the whole batch in memory.
-    return [replace(e, image=e.image.cpu().clone(), adv=e.adv.cpu().clone()) for e in choose_examples(places)]
+    examples = [Example(batch.start + index, eps, attack, batch.images[index], adv)
+                for index, adv in zip(found["index"].tolist(), found["adv"], strict=True)]  # fmt: skip
+    # Copied, since a view would keep the whole batch in memory.
+    return [replace(e, image=e.image.cpu().clone(), adv=e.adv.cpu().clone()) for e in choose_examples(examples)]
 
 
 def _changed(number: int) -> str:
     return (
-        f"the test data change from one pass to the next (from batch {number + 1} on): no image could be told from "
-        "another; take shuffling, random transforms and loaders that can be read only once out of the test data"
+        f"the test data change from one pass to the next (from batch {number + 1} on), so results could not be "
+        "matched to images: remove shuffling, random transforms and loaders that can be read only once"
     )

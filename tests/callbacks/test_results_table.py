@@ -43,7 +43,7 @@ def test_inconsistent_results_are_not_printed(tmp_path: Path, capsys: Any) -> No
     captured = capsys.readouterr()
     assert stopped.value.code == 1
     assert "error: the evaluation is broken, no number is reported" in captured.err
-    assert "images stand at eps 0.3" in captured.err
+    assert "images are robust at eps 0.3" in captured.err
     assert "accuracy (%)" not in captured.out
     assert not list(tmp_path.rglob("test.json"))
 

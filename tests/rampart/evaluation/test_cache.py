@@ -1,4 +1,4 @@
-"""Files of a search: believed only where they are true, readable by whom the umask lets."""
+"""Cached results: read only if valid, with the permissions that the umask allows."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path, umask: int) -> None:
+def test_files_have_the_permissions_that_the_umask_allows(tmp_path: Path, umask: int) -> None:
     model, images, labels = case()
     WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path, batch_size=20).run()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -61,7 +61,7 @@ def twice(found: dict[str, Tensor]) -> None:
 
 
 def not_attacked(found: dict[str, Tensor]) -> None:
-    found["index"][0] = 3  # misclassified clean, so no attack was asked
+    found["index"][0] = 3  # misclassified clean
 
 
 def another_class(found: dict[str, Tensor]) -> None:
@@ -95,7 +95,7 @@ def no_time(found: dict[str, Tensor]) -> None:
         another_class, another_shape, another_type, another_key, a_key_less, no_time,
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_true_is_made_anew(tmp_path: Path, spoil: Callable[[dict[str, Tensor]], None]) -> None:
+def test_an_invalid_file_is_computed_again(tmp_path: Path, spoil: Callable[[dict[str, Tensor]], None]) -> None:
     model, images, labels = case()
 
     def search() -> WorstCaseSearch:
@@ -103,29 +103,29 @@ def test_a_file_that_is_not_true_is_made_anew(tmp_path: Path, spoil: Callable[[d
 
     whole = search().run()
     (path, _) = sorted(tmp_path.rglob("*.safetensors"))
-    true = load_file(path)
-    assert len(true["index"]) >= 2
-    found = {name: tensor.clone() for name, tensor in true.items()}
+    valid = load_file(path)
+    assert len(valid["index"]) >= 2
+    found = {name: tensor.clone() for name, tensor in valid.items()}
     spoil(found)
     with safe_open(path, "pt") as file:
         save_file(found, path, file.metadata())
     assert same(whole, search().run())
     made = load_file(path)
-    assert all(torch.equal(made[name], true[name]) for name in ("index", "adv", "adv_class"))
+    assert all(torch.equal(made[name], valid[name]) for name in ("index", "adv", "adv_class"))
 
 
-def test_a_file_of_another_place_is_made_anew(tmp_path: Path) -> None:
+def test_a_copied_file_is_computed_again(tmp_path: Path) -> None:
     model, images, labels = case()
     whole = WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path / "one", batch_size=20).run()
     WorstCaseSearch(model, in_memory(images, labels), [Counting()], [0.1], tmp_path / "other", batch_size=20).run()
     first, *_ = sorted((tmp_path / "other").rglob("*.safetensors"))
     for path in (tmp_path / "one").rglob("*.safetensors"):
-        path.write_bytes(first.read_bytes())  # found nothing, which no image can contradict
+        path.write_bytes(first.read_bytes())  # holds no fooled images, so nothing in it could be checked
     again = WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path / "one", batch_size=20).run()
     assert same(whole, again)
 
 
-def test_a_file_whose_image_fools_by_a_rounding_less_is_believed() -> None:
+def test_a_file_whose_image_fools_up_to_rounding_is_read() -> None:
     class Near(torch.nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.tensor([[1.00002, 1.0]]).expand(len(images), 2)
@@ -137,15 +137,15 @@ def test_a_file_whose_image_fools_by_a_rounding_less_is_believed() -> None:
         assert is_valid_result(found, Near(), image, label, index, 0.1, norm)
 
 
-def test_an_attack_that_cannot_run_is_refused_before_others_compute() -> None:
+def test_an_attack_that_cannot_run_is_refused_before_others_run() -> None:
     model, images, labels = case()
     counting = Counting()
     with pytest.raises(ValueError, match=r"Square-5000 can't attack these images .* \(N, C, H, W\)"):
         WorstCaseSearch(model, in_memory(images.flatten(1), labels), [counting, Square()], [0.1]).run()
-    assert counting.met == []
+    assert counting.attacked == []
 
 
-def test_trying_an_attack_out_changes_nothing_and_passes_what_it_cannot_shorten() -> None:
+def test_checking_attacks_keeps_the_random_state_and_skips_attacks_without_steps() -> None:
     model, images, labels = case()
     state = torch.get_rng_state()
     for attack in (WEAK, Counting(), PGD(steps="paper", step_size=0.01)):

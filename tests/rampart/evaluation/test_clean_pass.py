@@ -1,4 +1,4 @@
-"""Checks of images, labels, weights and logits before anything is attacked, and after."""
+"""Checks of images, labels, weights and logits before and after attacks, and how images are batched."""
 
 import weakref
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from rampart.evaluation.image_source import visit_batches
 from tests.rampart.evaluation.test_worst_case import Counting, Threshold, case
 
 
-def changed(place: int, change: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Tensor]:
+def changed(index: int, change: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Tensor]:
     _, images, labels = case()
     images, labels = images.clone(), labels.clone()
-    change(images[place:], labels[place:])
+    change(images[index:], labels[index:])
     return images, labels
 
 
@@ -36,7 +36,7 @@ def label(value: int) -> Callable[[Tensor, Tensor], None]:
     return set_it
 
 
-@pytest.mark.parametrize("place", [0, 35])
+@pytest.mark.parametrize("index", [0, 35])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -47,19 +47,19 @@ def label(value: int) -> Callable[[Tensor, Tensor], None]:
         (label(-100), r"got -100"),
     ],
 )
-def test_a_wrong_image_or_label_is_refused_before_any_attack(
-    place: int, change: Callable[[Tensor, Tensor], None], message: str
+def test_an_invalid_image_or_label_is_refused_before_any_attack(
+    index: int, change: Callable[[Tensor, Tensor], None], message: str
 ) -> None:
     counting = Counting()
-    source = in_memory(*changed(place, change))
-    batch = 1 + place // 10
+    source = in_memory(*changed(index, change))
+    batch = 1 + index // 10
     with pytest.raises(ValueError, match=rf"{message}.*\(batch {batch} of the test images\)"):
         WorstCaseSearch(Threshold(), source, [counting], [0.1], batch_size=10).run()
-    assert counting.met == []
+    assert counting.attacked == []
 
 
 class Breaks(Threshold):
-    """Returns a value that is no number for images that are brighter than a level."""
+    """Returns NaN or infinite logits for images that are brighter than a level."""
 
     def __init__(self, level: float, value: float) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class Breaks(Threshold):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_end_an_evaluation_with_the_place(value: float) -> None:
+def test_clean_logits_that_are_not_finite_are_refused_with_the_index(value: float) -> None:
     _, images, labels = case()
     counting, source = Counting(), in_memory(images, labels)
     with pytest.raises(ValueError, match=r"NaN or infinite on the clean images of batch 4, for 2 of 10 .*index 38, 39"):
         WorstCaseSearch(Breaks(0.85, value), source, [counting], [0.1], batch_size=10).run()
-    assert counting.met == []
+    assert counting.attacked == []
 
 
 class Brightens(Counting):
@@ -87,7 +87,7 @@ class Brightens(Counting):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_after_an_attack_give_no_number(value: float) -> None:
+def test_logits_that_are_not_finite_after_an_attack_are_refused(value: float) -> None:
     _, images, labels = case()
     with pytest.raises(ValueError, match=r"NaN or infinite after brightens at eps 0\.1 on batch 4, for .* \(index 3"):
         WorstCaseSearch(Breaks(0.9, value), in_memory(images, labels), [Brightens()], [0.1], batch_size=10).run()
@@ -111,34 +111,34 @@ def linear(parameter: float = 1.0, buffer: float = 1.0) -> nn.Module:
         (linear(buffer=torch.nan), "2.running_mean"),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused_by_name(model: nn.Module, name: str) -> None:
+def test_weights_that_are_not_finite_are_refused_by_name(model: nn.Module, name: str) -> None:
     _, images, labels = case()
     with pytest.raises(ValueError, match=rf"weights are NaN or infinite, the first in {name}"):
         run_clean_pass(model, in_memory(images, labels), 10)
 
 
-def test_a_mask_of_infinity_among_the_buffers_is_no_error() -> None:
+def test_an_infinite_mask_among_the_buffers_is_allowed() -> None:
     model, images, labels = case()
     model.register_buffer("mask", torch.tensor(-torch.inf))
     assert run_clean_pass(model, in_memory(images, labels), 10).clean_class.shape == (40,)
 
 
-def test_no_images_and_too_few_are_refused() -> None:
+def test_no_images_or_too_few_are_refused() -> None:
     model, images, labels = case()
-    with pytest.raises(ValueError, match="the test data give no images"):
+    with pytest.raises(ValueError, match="the test data hold no images"):
         run_clean_pass(model, in_memory(images[:0], labels[:0]), 10)
     with pytest.raises(ValueError, match="from 1 to the test images' number, 40, got 41"):
         run_clean_pass(model, in_memory(images, labels), 10, num_images=41)
 
 
-def test_a_survey_knows_what_the_search_needs() -> None:
+def test_clean_pass_returns_starts_hashes_predictions_and_correct_images() -> None:
     model, images, labels = case()
     clean_pass = run_clean_pass(model, in_memory(images, labels), 15, num_images=38)
     assert clean_pass.starts == [0, 15, 30]
     assert len(clean_pass.hashes) == 3
     assert torch.equal(clean_pass.labels, labels[:38])
     assert (clean_pass.clean_class != clean_pass.labels).nonzero().squeeze(1).tolist() == [3]
-    assert clean_pass.probe.indices.tolist() == [place for place in range(38) if place != 3]
+    assert clean_pass.probe.indices.tolist() == [index for index in range(38) if index != 3]
     assert torch.equal(clean_pass.probe.images, images[clean_pass.probe.indices])
 
 
@@ -152,7 +152,7 @@ def test_a_network_that_fails_is_named_with_its_error() -> None:
         run_clean_pass(Fails(), in_memory(images, labels), 10)
 
 
-def test_memory_holds_a_batch_and_not_the_set() -> None:
+def test_memory_holds_a_few_batches_and_not_the_data_set() -> None:
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = 0
 
@@ -171,7 +171,7 @@ def test_memory_holds_a_batch_and_not_the_set() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[40], [7, 30, 3], [1] * 40])
-def test_batches_have_one_size_whatever_the_loaders(sizes: list[int]) -> None:
+def test_batches_have_one_size_whatever_the_size_of_the_loaders(sizes: list[int]) -> None:
     _, images, labels = case()
 
     def source(visit: Callable[[Tensor, Tensor], None]) -> None:
@@ -189,7 +189,7 @@ def test_batches_have_one_size_whatever_the_loaders(sizes: list[int]) -> None:
         assert torch.equal(torch.cat([part for _, part, _ in seen]), images[:limit])
 
 
-def test_images_of_another_shape_begin_another_batch() -> None:
+def test_images_of_another_shape_start_a_new_batch() -> None:
     def source(visit: Callable[[Tensor, Tensor], None]) -> None:
         for side in (2, 2, 3):
             visit(torch.rand(3, 1, side, side), torch.zeros(3, dtype=torch.int64))

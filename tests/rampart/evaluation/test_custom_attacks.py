@@ -1,4 +1,4 @@
-"""Attacks of a user's own in a search: told apart by settings and code, and checked for what they return."""
+"""Custom attacks in a search: identified by settings and code, and checked for valid output."""
 
 import importlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from rampart.evaluation.code_hash import hash_code
 
 
 class Shift(Attack):
-    """Makes images brighter by a part of eps, in place; no dataclass, with a slash in its name."""
+    """Brightens images in place by a part of eps. Not a dataclass, and its name has a slash."""
 
     norm = "Linf"
 
@@ -43,7 +43,7 @@ class Shift(Attack):
 
 
 class Bright(nn.Module):
-    """Takes dark images for class 0."""
+    """Predicts class 0 for dark images."""
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images.flatten(1).mean(1)
@@ -53,18 +53,18 @@ class Bright(nn.Module):
 IMAGES, LABELS = torch.full((4, 1, 2, 2), 0.45), torch.zeros(4, dtype=torch.int64)
 
 
-def search(attack: Attack, store: Path | None = None, model: nn.Module | None = None) -> WorstCaseSearch:
-    return WorstCaseSearch(model or Bright().eval(), in_memory(IMAGES, LABELS), [attack], [0.1, 0.2], store)
+def search(attack: Attack, cache_dir: Path | None = None, model: nn.Module | None = None) -> WorstCaseSearch:
+    return WorstCaseSearch(model or Bright().eval(), in_memory(IMAGES, LABELS), [attack], [0.1, 0.2], cache_dir)
 
 
-def test_attacks_with_other_attributes_share_no_results(tmp_path: Path) -> None:
+def test_attacks_with_different_attributes_share_no_results(tmp_path: Path) -> None:
     robust = [search(Shift(part), tmp_path).run().count_robust(0.2) for part in (0.0, 1.0, 0.0)]
     assert robust == [4, 0, 4]
 
 
-def test_an_attack_that_works_in_place_changes_no_images_but_its_own() -> None:
+def test_an_attack_that_works_in_place_changes_only_its_copy() -> None:
     before = IMAGES.clone()
-    # At 0.1 by 0.04 and at 0.2 by 0.08: together they would fool the model one eps too early.
+    # Brightened by 0.04 at eps 0.1 and by 0.08 at 0.2; the sum of both would fool the model.
     found = search(Shift(0.4)).run()
     assert (found.count_robust(0.1), found.count_robust(0.2)) == (4, 0)
     assert not torch.equal(NamedAttack(Shift(), 0.1)(Bright(), IMAGES, LABELS), IMAGES)
@@ -80,18 +80,16 @@ def test_an_attack_that_works_in_place_changes_no_images_but_its_own() -> None:
         (lambda adv: {"a": adv}["b"], "KeyError: .b."),
     ],
 )
-def test_what_is_no_image_of_the_same_kind_is_refused_with_the_attacks_name(
-    form: Callable[[Tensor], Any], message: str
-) -> None:
+def test_invalid_output_is_refused_with_the_attacks_name(form: Callable[[Tensor], Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"brighter by 8/255.*{message}"):
         search(Shift(form=form)).run()
 
 
-def test_results_do_not_outlive_the_code_of_a_custom_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "attack_of_a_user.py"
+def test_code_hash_changes_with_the_code_of_a_custom_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "custom_attack_of_a_test.py"
     file.write_text("from tests.rampart.evaluation.test_custom_attacks import Shift\nclass Mine(Shift):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine = importlib.import_module("attack_of_a_user").Mine()
+    mine = importlib.import_module("custom_attack_of_a_test").Mine()
     before = hash_code([mine])
     assert before != hash_code([Shift()])
     assert before == hash_code([mine])

@@ -1,4 +1,4 @@
-"""Planted failures, each of which its sign must find; and honest models, which show none."""
+"""Each planted failure is found by its sign, and a sound model shows none."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ ATTACKS: list[Attack] = [PGD(steps=5, iterate="best", stop_when_fooled=True), Sq
 
 
 class Linear(nn.Module):
-    """An honest model of the digits, fitted in a moment."""
+    """A sound model of the digits, fitted in a moment."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Linear(nn.Module):
 
 
 class Around(nn.Module):
-    """A failure planted around an honest model."""
+    """A failure planted around a sound model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Probabilities(Around):
 
 
 class BatchStatistics(Around):
-    """BatchNorm by the batch, in eval mode too."""
+    """Normalises by batch statistics, in eval mode too."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images)
@@ -79,7 +79,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def honest(digits: tuple[Tensor, Tensor]) -> nn.Module:
+def sound(digits: tuple[Tensor, Tensor]) -> nn.Module:
     torch.manual_seed(0)
     return Linear(*digits).eval()
 
@@ -93,8 +93,8 @@ def signs_of(model: nn.Module, digits: tuple[Tensor, Tensor]) -> dict[str, list[
     return {sign.name: sign.images for sign in signs}
 
 
-def test_an_honest_model_shows_no_sign(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    assert signs_of(honest, digits) == {}
+def test_a_sound_model_shows_no_sign(sound: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    assert signs_of(sound, digits) == {}
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_an_honest_model_shows_no_sign(honest: nn.Module, digits: tuple[Tensor, 
     ],
 )
 def test_a_planted_failure_is_found(
-    honest: nn.Module, digits: tuple[Tensor, Tensor], plant: type[Around], sign: str
+    sound: nn.Module, digits: tuple[Tensor, Tensor], plant: type[Around], sign: str
 ) -> None:
-    assert sign in signs_of(plant(honest).eval(), digits)
+    assert sign in signs_of(plant(sound).eval(), digits)
 
 
-def test_a_model_in_train_mode_is_found_and_left_as_it_is(digits: tuple[Tensor, Tensor]) -> None:
+def test_a_model_in_train_mode_is_found_and_not_changed(digits: tuple[Tensor, Tensor]) -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
     searched = WorstCaseSearch(model.eval(), in_memory(*digits), ATTACKS, [0.02])
     found = searched.run()
@@ -127,19 +127,19 @@ def test_a_model_in_train_mode_is_found_and_left_as_it_is(digits: tuple[Tensor, 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_images_that_fall_only_without_gradients_are_named(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_images_fooled_only_without_gradients_are_named(sound: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     blind = [PGD(steps=1, step_size=1e-6, start=AtImage()), Square(queries=100)]
-    searched = WorstCaseSearch(honest, in_memory(images, labels), blind, [0.1])
+    searched = WorstCaseSearch(sound, in_memory(images, labels), blind, [0.1])
     found, names = searched.run(), [attack.name for attack in blind]
-    signs = {s.name: s for s in find_masking_signs(honest, searched.clean_pass.probe, found, names)}
+    signs = {s.name: s for s in find_masking_signs(sound, searched.clean_pass.probe, found, names)}
     assert signs["gradient-free"].images == (found.attack == 1).nonzero().squeeze(1).tolist()
     assert "Square-100" in signs["gradient-free"].message
-    alone = WorstCaseSearch(honest, in_memory(images, labels), blind[1:], [0.1]).run()
-    assert find_masking_signs(honest, searched.clean_pass.probe, alone, ["Square-100"]) == []
+    alone = WorstCaseSearch(sound, in_memory(images, labels), blind[1:], [0.1]).run()
+    assert find_masking_signs(sound, searched.clean_pass.probe, alone, ["Square-100"]) == []
 
 
-def test_a_model_that_is_right_nowhere_is_named(honest: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_a_model_without_correct_predictions_is_named(sound: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     images, _ = digits
-    wrong = (honest(images).argmax(1) + 1) % 10
-    assert "nothing right" in signs_of(honest, (images, wrong))
+    wrong = (sound(images).argmax(1) + 1) % 10
+    assert "no correct predictions" in signs_of(sound, (images, wrong))

@@ -30,7 +30,7 @@ def page(signs: list[Sign], title: str = "") -> tuple[dict[str, object], str]:
     return report, render_html(report, {"curve": PNG}, title)
 
 
-def test_the_page_asks_for_nothing_from_outside_and_is_well_formed() -> None:
+def test_page_is_well_formed_and_loads_nothing() -> None:
     _, text = page([])
     tags = Tags(text)
     assert tags.open == []
@@ -39,7 +39,7 @@ def test_the_page_asks_for_nothing_from_outside_and_is_well_formed() -> None:
     assert "<script" not in text
 
 
-def test_the_page_says_what_the_report_says() -> None:
+def test_page_shows_the_numbers_of_the_report() -> None:
     report, text = page([])
     for rate in (report["clean"], *report["robust"]):  # type: ignore[misc]
         assert f"{100 * rate['accuracy']:.2f}%" in text
@@ -49,7 +49,7 @@ def test_the_page_says_what_the_report_says() -> None:
     assert "No sign of masked gradients" in text
 
 
-def test_the_page_warns_names_images_and_escapes_what_it_is_given() -> None:
+def test_page_shows_signs_and_images_and_escapes_text() -> None:
     _, text = page([Sign("softmax", "a < b & c", list(range(60)))], title="<b>mine</b>")
     assert "<strong>softmax</strong>: a &lt; b &amp; c." in text
     assert "38, 39, and\n20 more" in text

@@ -20,8 +20,8 @@ class Counting(PGD):
         return super().__call__(model, images, labels, eps, **settings)
 
 
-def test_smallest_eps_is_exact_on_a_linear_model_and_survivors_alone_go_on() -> None:
-    # The score is the pixel sum minus 8; an image of pixels 0.5 + m falls once eps > m.
+def test_smallest_eps_is_exact_on_a_linear_model_and_fooled_images_are_not_attacked_again() -> None:
+    # The score is the pixel sum minus 8; an image of pixels 0.5 + m is fooled once eps > m.
     class Centred(LinearModel):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) - torch.tensor([8.0, 0.0])
@@ -44,14 +44,14 @@ def test_an_images_eps_does_not_depend_on_the_others(seed: int) -> None:
     grid, attack = [0.0, 0.02, 0.04, 0.06, 0.08], PGD(steps=1, relative_step_size=0.1)
 
     def smallest(labels: Tensor) -> Tensor:
-        draws = {eps: torch.Generator().manual_seed(index) for index, eps in enumerate(grid)}
-        return fooling_eps(model, images, labels, attack, grid, draws.__getitem__)
+        generators = {eps: torch.Generator().manual_seed(index) for index, eps in enumerate(grid)}
+        return fooling_eps(model, images, labels, attack, grid, generators.__getitem__)
 
-    wrong = torch.arange(8) % 2 == 0  # these fall at eps 0
+    wrong = torch.arange(8) % 2 == 0  # these are misclassified at eps 0
     assert torch.equal(smallest(labels)[~wrong], smallest(torch.where(wrong, (labels + 1) % 3, labels))[~wrong])
 
 
-def test_logits_that_are_no_numbers_give_no_curve() -> None:
+def test_logits_that_are_not_finite_are_refused() -> None:
     def model(images: Tensor) -> Tensor:
         return torch.stack([1.9 - images.sum(1), torch.where(images.sum(1) > 2, torch.nan, 0)], 1)
 

@@ -17,7 +17,7 @@ WEAK, STRONG = PGD(steps=1), PGD(steps=10, restarts=2)
 
 
 class Threshold(nn.Module):
-    """Answers class 1 where the mean pixel is above one half: an image's fooling eps is its distance from that."""
+    """Predicts class 1 for a mean pixel above 0.5: its distance from 0.5 is the smallest eps that fools the model."""
 
     def forward(self, images: Tensor) -> Tensor:
         score = 100 * (images.flatten(1).mean(1) - 0.5)
@@ -25,7 +25,7 @@ class Threshold(nn.Module):
 
 
 class Parts(ProgressListener):
-    """Keeps what the search says of each batch."""
+    """Keeps the result of each batch."""
 
     def __init__(self) -> None:
         self.of: dict[int, WorstCase] = {}
@@ -43,7 +43,7 @@ def case(n: int = 40) -> tuple[nn.Module, Tensor, Tensor]:
     levels = torch.linspace(0.12, 0.88, n)
     images = levels.view(-1, 1, 1, 1).expand(n, 1, 4, 4).clone()
     labels = (levels > 0.5).long()
-    labels[3] = 1  # wrong as it is
+    labels[3] = 1  # misclassified clean
     return Threshold(), images, labels
 
 
@@ -55,7 +55,7 @@ def same(one: WorstCase, other: WorstCase) -> bool:
     return adv and one.stages == other.stages and all(torch.equal(getattr(one, x), getattr(other, x)) for x in tensors)
 
 
-def test_each_image_has_its_smallest_fooling_eps_of_the_grid() -> None:
+def test_each_image_has_the_smallest_eps_of_the_grid_that_fools_it() -> None:
     model, images, labels = case()
     grid = [0.1, 0.2, 0.3]
     parts = Parts()
@@ -77,7 +77,7 @@ def test_each_image_has_its_smallest_fooling_eps_of_the_grid() -> None:
     assert torch.equal(found.adv_class == labels, torch.isinf(found.eps))
 
 
-def test_stages_count_who_was_met_and_who_stands() -> None:
+def test_stages_count_attacked_and_robust_images() -> None:
     model, images, labels = case()
     parts = Parts()
     search = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3], batch_size=9)
@@ -96,26 +96,26 @@ def test_stages_count_who_was_met_and_who_stands() -> None:
 
 
 class Counting(Attack):
-    """Fools nothing and notes which images it met."""
+    """Fools nothing, and records how many images it attacks."""
 
     norm = "Linf"
     name = "counting"
 
     def __init__(self) -> None:
-        self.met: list[int] = []
+        self.attacked: list[int] = []
 
     def __call__(
         self, model: Model, images: Tensor, labels: Tensor, eps: Eps, generator: torch.Generator | None = None
     ) -> Tensor:
-        self.met.append(len(images))
+        self.attacked.append(len(images))
         return images
 
 
-def test_survivors_only_go_on() -> None:
+def test_only_robust_images_are_attacked_again() -> None:
     model, images, labels = case()
     counting = Counting()
     found = WorstCaseSearch(model, in_memory(images, labels), [STRONG, counting], [0.3], batch_size=10).run()
-    assert sum(counting.met) == found.count_robust(0.3)
+    assert sum(counting.attacked) == found.count_robust(0.3)
 
 
 class Killed(RuntimeError):
@@ -145,7 +145,7 @@ class Mortal(Attack):
 
 
 @pytest.mark.parametrize("dies_at", [1, 2, 5, 8])
-def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_path: Path, dies_at: int) -> None:
+def test_a_killed_search_resumes_without_repeating_a_batch(tmp_path: Path, dies_at: int) -> None:
     model, images, labels = case()
     attacks, eps = [replace(WEAK, steps=2), STRONG], [0.1, 0.2]
     whole = WorstCaseSearch(model, in_memory(images, labels), attacks, eps, batch_size=8).run()
@@ -163,7 +163,7 @@ def test_a_search_that_was_killed_makes_no_batch_twice_and_ends_the_same(tmp_pat
     assert same(whole, WorstCaseSearch(model, in_memory(images, labels), attackless, eps, tmp_path, batch_size=8).run())
 
 
-def test_a_search_over_more_images_repeats_nothing(tmp_path: Path) -> None:
+def test_a_search_over_more_images_repeats_no_full_batch(tmp_path: Path) -> None:
     model, images, labels = case()
     attacks, eps = [WEAK, STRONG], [0.1, 0.2]
     WorstCaseSearch(model, in_memory(images[:20], labels[:20]), attacks, eps, tmp_path, batch_size=8).run()
@@ -175,7 +175,7 @@ def test_a_search_over_more_images_repeats_nothing(tmp_path: Path) -> None:
     assert same(found, WorstCaseSearch(model, in_memory(images, labels), attacks, eps, batch_size=8).run())
 
 
-def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     model, images, labels = case()
     searches = [
         WorstCaseSearch(model, in_memory(images, labels), [STRONG], [0.1], tmp_path, batch_size=20) for _ in range(2)
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     assert same(whole, searches[1].run())
 
 
-def test_searches_in_one_folder_share_the_batches(tmp_path: Path) -> None:
+def test_searches_with_one_folder_share_the_batches(tmp_path: Path) -> None:
     class Slow(Counting):
         def __call__(
             self, model: Model, images: Tensor, labels: Tensor, eps: Eps, generator: torch.Generator | None = None
@@ -203,12 +203,12 @@ def test_searches_in_one_folder_share_the_batches(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(WorstCaseSearch.run, searches)
     assert same(one, other)
-    assert sum(slow[0].met) + sum(slow[1].met) == 39  # none was met twice
-    assert min(len(each.met) for each in slow) >= 2
+    assert sum(slow[0].attacked) + sum(slow[1].attacked) == 39  # none was attacked twice
+    assert min(len(each.attacked) for each in slow) >= 2
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"eps": [0.2]}, {"attacks": [STRONG]}, {"batch_size": 4}])
-def test_a_search_takes_nothing_from_another(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_searches_with_different_settings_share_no_results(tmp_path: Path, changes: dict[str, Any]) -> None:
     model, images, labels = case(8)
     settings: dict[str, Any] = {"attacks": [WEAK], "eps": [0.1], "cache_dir": tmp_path}
     one = WorstCaseSearch(model, in_memory(images, labels), **settings)
@@ -265,7 +265,7 @@ def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None
         WorstCaseSearch(model, in_memory(images, labels), **(settings | changes))
 
 
-def test_a_model_whose_own_code_changed_is_asked_anew(tmp_path: Path) -> None:
+def test_a_model_with_changed_code_is_evaluated_again(tmp_path: Path) -> None:
     class Inverted(Threshold):
         def forward(self, images: Tensor) -> Tensor:
             return -super().forward(images)

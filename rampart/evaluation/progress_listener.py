@@ -1,0 +1,40 @@
+"""Hooks for showing the progress of a search."""
+
+from rampart.evaluation.results import WorstCase
+
+
+class ProgressListener:
+    """Hooks that a search calls as it proceeds; here they do nothing."""
+
+    def on_images_checked(self, images: int) -> None:
+        """Called during the first pass, before any attack.
+
+        Args:
+            images: Number of images checked so far.
+        """
+
+    def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
+        """Called before an attack runs on a batch.
+
+        Args:
+            batch: Zero-based number of the batch.
+            attack: Zero-based number of the attack.
+            eps: Pixel scale.
+            robust: Number of images that are still correctly classified, which are attacked.
+            size: Number of images in the batch.
+        """
+
+    def on_batch_end(self, batch: int, part: WorstCase) -> None:
+        """Called after all attacks on a batch, computed now or read from the cache.
+
+        Args:
+            batch: Zero-based number of the batch.
+            part: Results of the batch.
+        """
+
+    def on_wait_for_others(self, batches: int) -> None:
+        """Called once if other processes are computing all batches that are left.
+
+        Args:
+            batches: Number of these batches.
+        """
