@@ -8,8 +8,8 @@ from torch import Tensor
 
 from callbacks.outputs import save_figure, warn_if_not_drawn
 from rampart.attacks.context import attack_context
-from rampart.attacks.logits import logits_of
-from rampart.attacks.random import generator_for
+from rampart.attacks.logits import compute_logits
+from rampart.attacks.random import make_generator
 from rampart.data.batch import read_batch
 from rampart.evaluation import adversarial_figure, can_be_drawn
 from rampart.kernels.precision import full_float32
@@ -84,11 +84,11 @@ class AdversarialImagesCallback(Callback):
             self._said_so = True
             return
         with warn_if_not_drawn("the adversarial images"), full_float32(images.device.type):
-            generator = generator_for(images.device, "adversarial images")
+            generator = make_generator(images.device, "adversarial images")
             network = module.evaluated_network
             adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)
             with attack_context(network, "eval", images.device.type), torch.no_grad():
                 images, labels = images.clone(), labels.clone()
-                clean_classes, adv_classes = (logits_of(network, shown).argmax(1) for shown in (images, adv))
+                clean_classes, adv_classes = (compute_logits(network, shown).argmax(1) for shown in (images, adv))
             figure = adversarial_figure(images, adv, labels, clean_classes, adv_classes, module.target_eps)
             save_figure(trainer, "adversarial_images", figure, name=f"adversarial_images_epoch{epochs:03d}")

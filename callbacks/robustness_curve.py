@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.outputs import new_file, run_folder, save_figure, warn_if_not_drawn
 from rampart.attacks import PGD, Attack, Eps, parse_eps
-from rampart.attacks.random import generator_for
+from rampart.attacks.random import make_generator
 from rampart.data.batch import Batch, read_batch
 from rampart.evaluation import fooling_eps, robustness_figure
 from rampart.kernels.precision import full_float32
@@ -80,7 +80,7 @@ class RobustnessCurveCallback(Callback):
             return
 
         def generator(eps: float) -> torch.Generator:
-            return generator_for(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)
+            return make_generator(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)
 
         with full_float32(images.device.type):
             smallest = fooling_eps(module.evaluated_network, images, labels, self._attack, self._grid, generator)

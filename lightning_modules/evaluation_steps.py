@@ -11,8 +11,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_of_stream
 from rampart.attacks import Attack, NamedAttack
-from rampart.attacks.logits import logits_of
-from rampart.attacks.random import generator_for, run_seed
+from rampart.attacks.logits import compute_logits
+from rampart.attacks.random import make_generator, run_seed
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.data.batch import Batch, read_batch
 from rampart.evaluation.robust_mask import robust_mask
@@ -165,13 +165,13 @@ class EvaluationSteps(LightningModule):
         return counted
 
     def _logits(self, images: Tensor, where: str) -> Tensor:
-        logits = logits_of(self.evaluated_network, images)
+        logits = compute_logits(self.evaluated_network, images)
         check_finite(logits, where)
         return logits
 
     def _generator(self, stage: str, *state: int) -> torch.Generator:
         """Return random numbers that depend on stage, seed, rank and progress alone."""
-        return generator_for(self.device, stage, self.run_seed, self.global_rank, *state)
+        return make_generator(self.device, stage, self.run_seed, self.global_rank, *state)
 
 
 def accuracy() -> MulticlassAccuracy:

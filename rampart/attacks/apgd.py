@@ -12,7 +12,7 @@ from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
 from rampart.attacks.losses import LOSSES, AttackLoss, LossName, targeted_dlr
 from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search, ranked_class
-from rampart.attacks.validation import one_of
+from rampart.attacks.validation import check_choice
 
 MOMENTUM = 0.25  # section 3.1: 1 - alpha, what is kept of the step before
 RISES = 0.75  # rho, the share of steps that must raise the loss for the step size to be kept
@@ -49,9 +49,9 @@ class APGD(Search):
     targets: int | None = None
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, list(NORMS))
+        check_choice("norm", self.norm, list(NORMS))
         if not callable(self.loss):
-            one_of("loss", self.loss, list(LOSSES))
+            check_choice("loss", self.loss, list(LOSSES))
         if self.targets is not None and self.loss != "cross_entropy":
             raise ValueError(f"with targets the loss is the targeted DLR loss: leave loss out, got {self.loss!r}")
         for name in ("steps", "restarts", "targets"):

@@ -11,7 +11,7 @@ from rampart.attacks.eps import NormName
 from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
 from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search, ranked_class
-from rampart.attacks.validation import one_of
+from rampart.attacks.validation import check_choice
 
 LARGEST_PULL = 0.1  # alpha_max: how far a step may lean towards the image
 OVERSHOOT = 1.05  # eta: how far beyond the linear boundary a step goes
@@ -44,7 +44,7 @@ class FAB(Search):
     norm: NormName = "Linf"
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, list(NORMS))
+        check_choice("norm", self.norm, list(NORMS))
         for name in ("steps", "targets", "restarts"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

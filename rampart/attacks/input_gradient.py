@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from rampart.attacks.context import Model
-from rampart.attacks.logits import logits_of
+from rampart.attacks.logits import compute_logits
 
 PerImageLoss = Callable[[Tensor], Tensor]
 
 
 def predict(model: Model, images: Tensor) -> Tensor:
-    """Compute logits without a graph; see :func:`rampart.attacks.logits.logits_of`."""
+    """Compute logits without a graph; see :func:`rampart.attacks.logits.compute_logits`."""
     with torch.no_grad():
-        return logits_of(model, images)
+        return compute_logits(model, images)
 
 
 def loss_gradient(model: Model, adv: Tensor, loss: PerImageLoss) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +55,7 @@ def _differentiate(
     model: Model, adv: Tensor, loss: PerImageLoss, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Sequence[Tensor | None]]:
     adv = adv.detach().requires_grad_()
-    logits = logits_of(model, adv)
+    logits = compute_logits(model, adv)
     values = loss(logits)
     gradients: Sequence[Tensor | None] = [None] * (1 + len(weights))
     if values.requires_grad:
@@ -73,8 +73,3 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     """
     largest, classes = logits.max(1)  # NaN where any logit is
     return (classes != labels) | ~largest.isfinite()
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Undo autocast's rounding type, in which a loss has few digits."""
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -9,7 +9,7 @@ from torch import Tensor
 from rampart.attacks.context import Model
 
 
-def logits_of(model: Model, images: Tensor) -> Tensor:
+def compute_logits(model: Model, images: Tensor) -> Tensor:
     """Return a model's logits ``(N, C)``, at least float32.
 
     The model is given a copy, so one that works on its input in place neither changes the images nor meets a leaf of

@@ -16,7 +16,7 @@ from rampart.attacks.losses import LOSSES, AttackLoss, LossName
 from rampart.attacks.norms import NORMS
 from rampart.attacks.starts import AtImage, Start, Uniform
 from rampart.attacks.steps import Step, StepSchedule, plan_steps
-from rampart.attacks.validation import check_labels, one_of, read_inputs
+from rampart.attacks.validation import check_choice, check_labels, read_inputs
 from rampart.attacks.worst_iterate import Worst
 
 
@@ -64,12 +64,12 @@ class PGD(Attack):
     batchnorm: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, list(NORMS))
-        one_of("step_schedule", self.step_schedule, ["constant", "linear"])
-        one_of("iterate", self.iterate, ["last", "best"])
-        one_of("batchnorm", self.batchnorm, ["eval", "train", "train_and_update"])
+        check_choice("norm", self.norm, list(NORMS))
+        check_choice("step_schedule", self.step_schedule, ["constant", "linear"])
+        check_choice("iterate", self.iterate, ["last", "best"])
+        check_choice("batchnorm", self.batchnorm, ["eval", "train", "train_and_update"])
         if not callable(self.loss):
-            one_of("loss", self.loss, list(LOSSES))
+            check_choice("loss", self.loss, list(LOSSES))
         if self.steps != "paper" and (not isinstance(self.steps, int) or self.steps < 0):
             raise ValueError(f"steps must be a whole number from 0 or 'paper', got {self.steps!r}")
         if not isinstance(self.start, Start):

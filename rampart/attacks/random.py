@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-def generator_for(device: torch.device | str, *purpose: str | int | float) -> torch.Generator:
+def make_generator(device: torch.device | str, *purpose: str | int | float) -> torch.Generator:
     """A generator whose draws depend on a purpose alone, such as ``("train", seed, rank, step)``.
 
     A resumed run repeats the draws of an uninterrupted one, ranks differ, and the global random state stays as it is.
@@ -24,7 +24,7 @@ def seed_torch(device: torch.device, *purpose: str | int | float) -> None:
 
     It is what dropout, and the loaders and augmentations of users draw from.
     """
-    seed = generator_for("cpu", *purpose).initial_seed()
+    seed = make_generator("cpu", *purpose).initial_seed()
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":  # not torch.manual_seed, which is slow where it looks for all kinds of devices
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)

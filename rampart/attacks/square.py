@@ -12,7 +12,7 @@ from rampart.attacks.losses import margin
 from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search
 from rampart.attacks.square_windows import WINDOWS, Draws
-from rampart.attacks.validation import one_of
+from rampart.attacks.validation import check_choice
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area halves (section 3)
 
@@ -45,7 +45,7 @@ class Square(Search):
     norm: NormName = "Linf"
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, list(NORMS))
+        check_choice("norm", self.norm, list(NORMS))
         for name in ("queries", "restarts"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

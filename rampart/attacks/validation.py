@@ -163,7 +163,7 @@ def _require(condition: Tensor, message: str, values: Tensor) -> None:
         raise ValueError(message.format(f", got {low:.8g} to {high:.8g}"))
 
 
-def one_of(name: str, value: object, allowed: list[str]) -> None:
+def check_choice(name: str, value: object, allowed: list[str]) -> None:
     """Refuse a setting that is none of those allowed.
 
     Raises:

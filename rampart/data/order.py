@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from rampart.attacks.random import generator_for
+from rampart.attacks.random import make_generator
 
 
 class EpochOrder:
@@ -90,7 +90,7 @@ class EpochOrder:
     def generator(self, purpose: str) -> torch.Generator:
         """Return a CPU generator whose random numbers depend on purpose, seed and epoch alone."""
         seed = self.seed() if callable(self.seed) else self.seed
-        return generator_for("cpu", purpose, seed, self.epoch)
+        return make_generator("cpu", purpose, seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the zero-based epoch, and how many of its batches have been yielded (``done``)."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from rampart.attacks import PGD
 from rampart.attacks.context import attack_context
 from rampart.attacks.input_gradient import loss_gradient
-from rampart.attacks.logits import logits_of
-from rampart.attacks.random import generator_for
+from rampart.attacks.logits import compute_logits
+from rampart.attacks.random import make_generator
 from rampart.evaluation.clean_pass import Probe
 from rampart.evaluation.results import WorstCase
 
@@ -59,7 +59,7 @@ def find_masking_signs(model: nn.Module, probe: Probe, found: WorstCase, attacks
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return logits_of(model, images)
+        return compute_logits(model, images)
 
 
 def _check_mode(model: nn.Module) -> list[Sign]:
@@ -128,7 +128,7 @@ def _check_gradients(model: nn.Module, images: Tensor, labels: Tensor, index: Te
 def _check_unbounded_eps(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) -> list[Sign]:
     attack = PGD(steps=40, loss="margin", iterate="best", stop_when_fooled=True)
     try:
-        adv = attack(model, images, labels, 1.0, generator=generator_for(images.device, "unbounded"))
+        adv = attack(model, images, labels, 1.0, generator=make_generator(images.device, "unbounded"))
     except ValueError as error:  # Such as logits that are not finite, so far from the images.
         return [Sign("unbounded eps", f"PGD fails where every pixel may take any value: {error}")]
     robust = _logits(model, adv).argmax(1) == labels

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks.logits import logits_of
+from rampart.attacks.logits import compute_logits
 from rampart.files.finite import first_nonfinite
 
 
@@ -34,7 +34,7 @@ def finite_logits(network: nn.Module, images: Tensor, indices: Tensor, where: st
     """
     try:
         with torch.no_grad():
-            logits = logits_of(network, images)
+            logits = compute_logits(network, images)
     except ValueError:
         raise
     except Exception as error:  # The network may be any code. The text of a KeyError is the key alone.

@@ -6,7 +6,7 @@ from torch import Tensor
 from rampart.attacks import Attack, Eps
 from rampart.attacks.attack import attack_active
 from rampart.attacks.context import Model
-from rampart.attacks.logits import logits_of
+from rampart.attacks.logits import compute_logits
 from rampart.attacks.validation import check_finite, check_labels
 
 
@@ -56,6 +56,6 @@ def robust_mask(
 
 def _logits(model: Model, images: Tensor, where: str) -> Tensor:
     with torch.no_grad():
-        logits = logits_of(model, images)
+        logits = compute_logits(model, images)
     check_finite(logits, where)
     return logits

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rampart.attacks import Attack
 from rampart.attacks.attack import attack_active
 from rampart.attacks.eps import NormName
-from rampart.attacks.logits import logits_of
-from rampart.attacks.random import generator_for
+from rampart.attacks.logits import compute_logits
+from rampart.attacks.random import make_generator
 
 ROUNDING = 1e-4
 """Largest gap, relative to the largest absolute logit, between the largest logit and that of a cached image's class:
@@ -41,7 +41,7 @@ def check_attack_runs(attack: Attack, model: nn.Module, images: Tensor, labels: 
     except (TypeError, ValueError):  # Its settings can't be changed one by one.
         return
     try:
-        short(model, images, labels, eps, generator=generator_for(images.device, "try out"))
+        short(model, images, labels, eps, generator=make_generator(images.device, "try out"))
     except (TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -135,7 +135,7 @@ def is_valid_result(
     if not bool(_inside(adv, images[index], eps, norm).all()):
         return False
     with torch.no_grad():
-        logits = logits_of(model, adv)
+        logits = compute_logits(model, adv)
     if not bool(((classes >= 0) & (classes < logits.shape[1]) & (classes != labels[index])).all()):
         return False
     gap = logits.amax(1) - logits.gather(1, classes[:, None]).squeeze(1)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rampart.attacks import Attack, Eps, parse_eps
-from rampart.attacks.logits import logits_of
-from rampart.attacks.random import generator_for
+from rampart.attacks.logits import compute_logits
+from rampart.attacks.random import make_generator
 from rampart.evaluation.cache import ResultCache
 from rampart.evaluation.clean_pass import CleanPass, run_clean_pass
 from rampart.evaluation.code_hash import hash_code
@@ -113,7 +113,7 @@ class WorstCaseSearch:
         )
         if len(clean_pass.probe.indices):  # Attacks shrink a batch to the images that are left, in the end to one.
             with torch.no_grad():
-                logits_of(self.model, clean_pass.probe.images[:1])
+                compute_logits(self.model, clean_pass.probe.images[:1])
         for attack in self.attacks:
             check_attack_runs(attack, self.model, clean_pass.probe.images[:8], clean_pass.probe.labels[:8], self.eps[0])
         return clean_pass
@@ -237,7 +237,7 @@ class WorstCaseSearch:
             return read
         index = robust.to(batch.labels.device)
         images, labels = batch.images[index], batch.labels[index]
-        seed = generator_for("cpu", "worst case", self.seed, eps, attack.name, batch.number).initial_seed()
+        seed = make_generator("cpu", "worst case", self.seed, eps, attack.name, batch.number).initial_seed()
         stage = f"{attack.name} at eps {eps:g} on batch {batch.number + 1}"
         start = time.perf_counter()
         try:

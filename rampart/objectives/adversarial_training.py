@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rampart.attacks import Attack
-from rampart.attacks.logits import logits_of
+from rampart.attacks.logits import compute_logits
 from rampart.attacks.validation import check_labels
 from rampart.objectives.leftover import attack_with_leftover, check_leftover
 
@@ -118,7 +118,7 @@ class AdversarialTraining(Objective):
             adv, leftover = attack_with_leftover(pgd, network, images, labels, eps, generator)
         else:
             adv = attack(network, images, labels, eps, generator=generator)
-        logits = logits_of(network, adv)
+        logits = compute_logits(network, adv)
         if eps == 0:  # The attack checks the labels, but not where it has nothing to do.
             check_labels(labels, logits)
         loss: Tensor = (self.loss or F.cross_entropy)(logits, labels)

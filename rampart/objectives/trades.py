@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from rampart.attacks import Attack
-from rampart.attacks.logits import logits_of
+from rampart.attacks.logits import compute_logits
 from rampart.attacks.validation import check_labels
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from rampart.networks.gates import GateConv2d, Gates
@@ -88,13 +88,13 @@ class TRADES(Objective):
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`; ``parts`` holds ``adv_loss``, ``clean_loss`` and ``kl``."""
         self.check(attack, network)
-        clean = None if _depends_on_mode(network) else logits_of(network, images)
+        clean = None if _depends_on_mode(network) else compute_logits(network, images)
         divergence = _AttackDivergence(network, images, None if clean is None else clean.detach())
         adv = attack.with_loss(divergence)(network, images, labels, eps, generator=generator)
-        clean = logits_of(network, images) if clean is None else clean
+        clean = compute_logits(network, images) if clean is None else clean
         check_labels(labels, clean)
         clean_loss = F.cross_entropy(clean, labels)
-        logits = logits_of(network, adv)
+        logits = compute_logits(network, adv)
         kl = _divergence(clean, logits).mean()
         adv_loss = F.cross_entropy(logits.detach(), labels)
         parts = {"adv_loss": adv_loss, "clean_loss": clean_loss, "kl": kl}
@@ -110,7 +110,7 @@ class _AttackDivergence:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - an attack's loss
         if self.reference is None:  # Asked for inside the attack: there, the network is in the attack's mode.
             with torch.no_grad():
-                self.reference = logits_of(self.network, self.images)
+                self.reference = compute_logits(self.network, self.images)
         return _divergence(self.reference, logits)
 
 

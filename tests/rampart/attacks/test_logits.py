@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rampart.attacks import PGD, AtImage
-from rampart.attacks.logits import logits_of
+from rampart.attacks.logits import compute_logits
 
 IMAGES = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -59,13 +59,13 @@ class OutOfPlace(InPlace):
     ],
 )
 def test_logits_are_found_where_their_name_is_clear(change: Any) -> None:
-    logits = logits_of(Returning(change), IMAGES)
+    logits = compute_logits(Returning(change), IMAGES)
     assert torch.equal(logits.float(), network()(IMAGES))
     assert logits.requires_grad
 
 
 def test_half_logits_become_float32() -> None:
-    assert logits_of(Returning(lambda logits: logits.bfloat16()), IMAGES).dtype == torch.float32
+    assert compute_logits(Returning(lambda logits: logits.bfloat16()), IMAGES).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_half_logits_become_float32() -> None:
     ],
 )
 def test_other_outputs_are_refused_in_one_line(change: Any, message: str) -> None:
-    for call in (logits_of, lambda model, images: PGD(steps=2)(model, images, LABELS, 0.1)):
+    for call in (compute_logits, lambda model, images: PGD(steps=2)(model, images, LABELS, 0.1)):
         with pytest.raises(ValueError, match=message) as caught:
             call(Returning(change), IMAGES)
         assert "\n" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_a_function_is_named() -> None:
         return images
 
     with pytest.raises(ValueError, match=r"^broken must return logits"):
-        logits_of(broken, IMAGES)
+        compute_logits(broken, IMAGES)
 
 
 def test_full_memory_is_told_as_such() -> None:
@@ -102,12 +102,12 @@ def test_full_memory_is_told_as_such() -> None:
         raise torch.OutOfMemoryError("no memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        logits_of(full, IMAGES)
+        compute_logits(full, IMAGES)
 
 
 def test_a_network_that_works_in_place_leaves_the_images_and_can_be_attacked() -> None:
     before, same = IMAGES.clone(), OutOfPlace()
-    assert torch.equal(logits_of(InPlace(), IMAGES), logits_of(same, IMAGES))
+    assert torch.equal(compute_logits(InPlace(), IMAGES), compute_logits(same, IMAGES))
     adv = PGD(steps=3, start=AtImage())(InPlace(), IMAGES, LABELS, 0.1)
     assert torch.equal(adv, PGD(steps=3, start=AtImage())(same, IMAGES, LABELS, 0.1))
     assert torch.equal(IMAGES, before)

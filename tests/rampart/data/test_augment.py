@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rampart.attacks.random import generator_for
+from rampart.attacks.random import make_generator
 from rampart.data import draw_offsets, shift_images
 
 
@@ -23,6 +23,6 @@ def test_the_middle_offset_leaves_an_image_unmoved() -> None:
 
 
 def test_offsets_are_those_of_earlier_versions_and_cover_their_range() -> None:
-    generator = generator_for("cpu", "shifts", 7, 3)
+    generator = make_generator("cpu", "shifts", 7, 3)
     assert draw_offsets(4, 2, generator).tolist() == [[0, 0], [1, 4], [3, 4], [2, 3]]
     assert draw_offsets(500, 2, generator).unique().tolist() == [0, 1, 2, 3, 4]

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from rampart.attacks.random import generator_for
+from rampart.attacks.random import make_generator
 from rampart.data import EpochOrder
 
 
@@ -41,7 +41,7 @@ def test_orders_are_those_of_earlier_versions() -> None:
     order = EpochOrder(11, 4, shuffle=True, seed=lambda: 7, rank=1, world_size=2)
     order.set_epoch(3)
     assert [batch.tolist() for batch in order] == [[2, 10, 7, 9], [1]]
-    permutation = torch.randperm(11, generator=generator_for("cpu", "order", 7, 3))
+    permutation = torch.randperm(11, generator=make_generator("cpu", "order", 7, 3))
     assert torch.equal(order.indices(), permutation[1::2])
 
 
