@@ -2,13 +2,12 @@
 
     network = torch.hub.load("FOLDER OF THIS REPOSITORY", "mnist_cnn", weights="fast", source="local")
 
-returns a network in eval mode that takes images in [0, 1]. What each set of weights reaches stands in
-pretrained/README.md.
+returns a network in eval mode for images in [0, 1]. The accuracies of each set of weights are in pretrained/README.md.
 """
 
 from pathlib import Path
 
-from rampart.files.weights import load_weights
+from rampart.files import load_weights
 from rampart.networks import MNISTCNN
 
 dependencies = ["torch", "safetensors"]
@@ -17,10 +16,13 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 def mnist_cnn(weights: str | None = "fast") -> MNISTCNN:
-    """The paper's MNIST network: logits ``(N, 10)`` of images ``(N, 1, 28, 28)``, float, in [0, 1].
+    """Return the paper's MNIST network: images ``(N, 1, 28, 28)``, float, in [0, 1], to logits ``(N, 10)``.
+
+    The weights ``"fast"`` were trained with fixed gates as the first layer. They are returned in the plain form that
+    evaluations attack. To train them further, load them into :class:`rampart.networks.GatedMNISTCNN`.
 
     Args:
-        weights: A recipe of ``pretrained/mnist``, such as ``"fast"``, or None for a random initialisation.
+        weights: Name of a folder of ``pretrained/mnist``, such as ``"fast"``; None for random weights.
 
     Raises:
         ValueError: If there are no weights of this name, or none at all, as in an installed copy.

@@ -1,4 +1,4 @@
-"""Bounds of a network's outputs over a box of images, with torch alone."""
+"""Bounds on a network's outputs over all images in a box, with torch alone."""
 
 from rampart.bounds.interval import Interval, check_bounded, interval_logits
 

@@ -1,4 +1,4 @@
-"""Interval bound propagation: what a network can answer to any image of a box, bounded from both sides."""
+"""Interval bound propagation (IBP): lower and upper bounds on a network's logits over all images in a box."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rampart.bounds.interval_rules import (
     RULES,
     RULES_IN_PLACE,
     VIEWS,
-    Ends,
+    Bounds,
     NoBoundError,
     NoBoundOfAttributeError,
 )
 
-LIKELY_SIDES = (28, 32, 64, 96, 224)  # Of images, for a network that does not say which it takes.
+LIKELY_SIDES = (28, 32, 64, 96, 224)  # Image sides to try with a network that has no `image_shape`.
 PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 
 
 def _operator(function: Callable[..., Any], in_place: bool = False) -> Any:
-    """Make an operator's method, such as ``__add__``."""
+    """Return the method of an operator, such as ``__add__``."""
 
     def method(self: Interval, *others: Any) -> Any:
         return _bound(function, (self, *others), {}, in_place)
@@ -38,6 +38,8 @@ def _operator(function: Callable[..., Any], in_place: bool = False) -> Any:
 
 
 def _no_operator(name: str) -> Any:
+    """Return the method of an operator that has no bound: it raises."""
+
     def method(*_: Any) -> Any:
         raise NoBoundError(f"no interval bound for {name}")
 
@@ -45,23 +47,22 @@ def _no_operator(name: str) -> Any:
 
 
 class Interval:
-    """A box of tensors that goes through a network in the place of one (Gowal et al. 2018, section 3).
+    """A box of tensors, which a network takes in place of a tensor (Gowal et al. 2018, section 3).
 
-    ``network(Interval(lower, upper))`` bounds every logit: each operation returns an interval that holds what the
-    operation returns for any tensor in the box, by the rules of :mod:`rampart.bounds.interval_rules`. An operation
-    without a
-    rule is refused by name, so no bound is ever that of something else. Bounds hold up to their dtype's rounding.
+    ``network(Interval(lower, upper))`` returns bounds on every logit. Each operation returns an interval that contains
+    its result for any tensor in the box, by the rules of :mod:`rampart.bounds.interval_rules`. An operation without a
+    rule raises an error that names it, so bounds are never wrong. They hold up to their dtype's rounding.
 
     Args:
-        lower: ``(N, ...)``, float, the smallest values.
-        upper: Like ``lower``, the largest; nowhere below it.
+        lower: ``(N, ...)``, float, lower bounds.
+        upper: Upper bounds, of the same shape and dtype; nowhere below ``lower``.
     """
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        self._ends = Ends(lower, upper)
-        # Shared with all views of the same tensors: the number of changes in place; and as this one last knew it.
-        self._changes, self._known_changes = [0], 0
-        self._last_affine: tuple[Ends, Tensor, Tensor | None] | None = None
+        self._bounds = Bounds(lower, upper)
+        # The number of in-place changes, shared by all views of the same tensors, and the number that this one saw.
+        self._changes, self._seen_changes = [0], 0
+        self._last_linear: tuple[Bounds, Tensor, Tensor | None] | None = None
 
     @classmethod
     def __torch_function__(
@@ -76,7 +77,7 @@ class Interval:
         return _bound(func, args, kwargs, bool(kwargs.pop("inplace", False)))
 
     def __getattr__(self, name: str) -> Any:
-        """Return a tensor's attribute, or its method with a rule; refuse others by name."""
+        """Return a tensor's attribute, or its method with a rule; raise for others, by name."""
         if name in PLAIN_ATTRIBUTES:
             return getattr(self.lower, name)
         method = getattr(Tensor, name, None)
@@ -111,39 +112,39 @@ class Interval:
         return iter(self.unbind(0))
 
     @property
-    def ends(self) -> Ends:
-        """Both ends."""
-        if self._known_changes != self._changes[0]:
-            raise NoBoundError("no interval bound for a tensor after a change in place of another view of it")
-        return self._ends
+    def bounds(self) -> Bounds:
+        """Lower and upper bounds."""
+        if self._seen_changes != self._changes[0]:
+            raise NoBoundError("no interval bound for a tensor after another view of it was changed in place")
+        return self._bounds
 
     @property
     def lower(self) -> Tensor:
-        """The smallest values."""
-        return self.ends.lower
+        """Lower bounds."""
+        return self.bounds.lower
 
     @property
     def upper(self) -> Tensor:
-        """The largest values."""
-        return self.ends.upper
+        """Upper bounds."""
+        return self.bounds.upper
 
     def worst_logits(self, labels: Tensor) -> Tensor:
-        """Logits that no image of the box can make worse for the label: its own is 0, the others are at most these.
+        """Return upper bounds on each class's logit minus the label's logit, over all images in the box.
 
-        Where the last operation was linear, the difference of two logits is bounded as one (Gowal et al. 2018, section
-        3, elision of the last layer), which is at least as tight as the difference of their bounds.
+        If the last operation was linear, the difference of two logits is bounded directly (elision of the last layer,
+        Gowal et al. 2018, section 3). That is at least as tight as the difference of their bounds.
 
         Args:
             labels: ``(N,)``, int64, in [0, C).
 
         Returns:
-            ``(N, C)``: upper bounds of each class's logit minus the label's. Where all others are below 0 by more than
-            rounding, the label is certified.
+            ``(N, C)``, 0 for the label. An image is certified if its bounds for all other classes are below 0 by more
+            than rounding.
         """
-        if self._last_affine is None:
+        if self._last_linear is None:
             worst = self.upper - self.lower.gather(1, labels[:, None])
             return worst.scatter(1, labels[:, None], 0.0)
-        inputs, weight, bias = self._last_affine
+        inputs, weight, bias = self._last_linear
         differences = weight - weight[labels][:, None]  # (N, C, features)
         worst = torch.baddbmm(
             differences.abs() @ inputs.radius[:, :, None], differences, inputs.middle[:, :, None]
@@ -156,7 +157,7 @@ def _call_method(method: Callable[..., Any], x: Interval, *args: Any, **kwargs: 
 
 
 def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], in_place: bool) -> Any:
-    """Apply an operation's rule to intervals and whatever else it takes."""
+    """Apply an operation's rule to its arguments, some of which are intervals."""
     rule = RULES.get(func)
     if rule is None and func in RULES_IN_PLACE:
         rule, in_place = RULES_IN_PLACE[func], True
@@ -175,72 +176,79 @@ def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return _replace(first, result)
     wrapped = _wrap(result, first if func in VIEWS and isinstance(first, Interval) else None)
     if func is F.linear:
-        _remember_affine(wrapped, *args, **kwargs)
+        _remember_linear(wrapped, *args, **kwargs)
     return wrapped
 
 
-def _remember_affine(result: Interval, input: Interval, weight: Tensor, bias: Tensor | None = None) -> None:
-    result._last_affine = input.ends, weight, bias
+def _remember_linear(result: Interval, input: Interval, weight: Tensor, bias: Tensor | None = None) -> None:
+    result._last_linear = input.bounds, weight, bias
 
 
 def _unwrap(value: Any) -> Any:
     if isinstance(value, Interval):
-        return value.ends
+        return value.bounds
     return type(value)(map(_unwrap, value)) if type(value) in (list, tuple) else value
 
 
 def _wrap(result: Any, viewed: Interval | None) -> Any:
-    if not isinstance(result, Ends):
+    if not isinstance(result, Bounds):
         return tuple(_wrap(item, viewed) for item in result) if type(result) is tuple else result
     interval = Interval(*result)
     if viewed is not None:
-        interval._changes, interval._known_changes = viewed._changes, viewed._known_changes
+        interval._changes, interval._seen_changes = viewed._changes, viewed._seen_changes
     return interval
 
 
-def _replace(x: Interval, result: Ends) -> Interval:
-    """Change an interval in place."""
-    x._ends, x._last_affine = result, None
+def _replace(x: Interval, result: Bounds) -> Interval:
+    """Give an interval new bounds, in place."""
+    x._bounds, x._last_linear = result, None
     x._changes[0] += 1
-    x._known_changes = x._changes[0]
+    x._seen_changes = x._changes[0]
     return x
 
 
 def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
-    """Bound the logits of every image within eps of these and within [0, 1].
+    """Return bounds on the logits of all images within eps of these and within [0, 1].
 
     Args:
-        network: Of operations that :class:`Interval` knows.
+        network: Must consist of operations with a rule; see :class:`Interval`.
         images: ``(N, ...)``, float, in [0, 1].
-        eps: Radius, l-inf, pixel scale, not negative.
+        eps: l-inf radius, pixel scale, at least 0.
+
+    Returns:
+        An interval of shape ``(N, C)``.
 
     Raises:
         NoBoundError: If the network has an operation without a rule; the message names the layer.
+        TypeError: If the network does not return an interval, because it uses other functions than torch's.
     """
-    with torch.autocast(images.device.type, enabled=False):  # Coarse dtypes would round by more than a small eps.
+    with torch.autocast(images.device.type, enabled=False):  # Low precision would round by more than a small eps.
         logits = _propagate(network, network, Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
     if not isinstance(logits, Interval):
-        raise TypeError(f"the network returned {type(logits).__name__} for an Interval: it leaves torch's functions")
+        raise TypeError(
+            f"the network must use torch's functions alone to be bounded: it returned {type(logits).__name__} for an "
+            "Interval"
+        )
     return logits
 
 
 def check_bounded(network: nn.Module) -> None:
-    """Refuse a network with an operation that has no interval bound, as far as this shows without images.
+    """Check that every operation of a network has an interval bound, as far as that is possible without images.
 
-    Tried on the meta device, in the network's mode, with images of ``network.image_shape`` or else of likely sizes;
-    where none of them fits the network, the first batch has to tell.
+    The network is run on the meta device, in its current mode, with images of ``network.image_shape`` or else of likely
+    sizes. If it accepts none of them, nothing is checked.
 
     Args:
-        network: Left as it is.
+        network: Not changed.
 
     Raises:
-        NoBoundError: With the name of the first layer that has no bound.
+        NoBoundError: If an operation has no bound; the message names the first layer with one.
     """
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise NoBoundError(
                 f"no interval bound for BatchNorm by batch statistics (in {_describe(name, module)}): freeze it with "
-                "`eval()` before training, or take a network without BatchNorm"
+                "`eval()` before training, or use a network without BatchNorm"
             )
     network = getattr(network, "_orig_mod", network)  # of torch.compile
     for shape in _likely_shapes(network):
@@ -248,7 +256,7 @@ def check_bounded(network: nn.Module) -> None:
             _propagate_on_meta(network, shape)
         except NoBoundError:
             raise
-        except Exception:  # noqa: S112 - an image of another shape
+        except Exception:  # noqa: S112 - the network takes images of another shape
             continue
         return
 
@@ -263,7 +271,7 @@ def _propagate_on_meta(network: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def _propagate(network: nn.Module, forward: Callable[[Interval], Any], box: Interval) -> Any:
-    """Send a box through a network, and name the layer where there is no bound."""
+    """Pass a box through a network; if an operation has no bound, name its layer in the error."""
     try:
         return forward(box)
     except NoBoundError as error:
@@ -279,7 +287,7 @@ def _describe(name: str, module: nn.Module) -> str:
 
 
 def _likely_shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Shapes of the images that a network may take, the likeliest first."""
+    """Yield shapes of images that the network may take, the likeliest first."""
     stated: Any = getattr(network, "image_shape", None)
     if stated is not None:
         yield tuple(stated)

@@ -1,1 +1,1 @@
-"""Faster equal forms of layers, and the arithmetic that they run in, with torch alone."""
+"""Faster implementations of layers, and the floating-point precision of evaluations, with torch alone."""

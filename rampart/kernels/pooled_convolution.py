@@ -1,4 +1,4 @@
-"""A one-channel convolution with 2x2 max-pooling and ReLU, in the order that a CPU is fastest in."""
+"""A one-channel convolution with 2x2 max-pooling and ReLU, fast on a CPU."""
 
 from typing import Any
 
@@ -8,29 +8,29 @@ from torch import Tensor, nn
 
 from rampart.kernels.fast_path import can_skip_calls, is_traced_or_transformed
 
-BLOCK = 32  # Images whose convolution stays in the cache between the matrix product and the pooling.
+BLOCK = 32  # Images per block: their convolution stays in the cache between the matrix product and the pooling.
 
 
 def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same function as ``F.relu(F.max_pool2d(F.conv2d(images, weight, bias), 2))``, gradients and ties included.
+    """Return ``F.relu(F.max_pool2d(F.conv2d(images, weight, bias), 2))``, with the same gradients, also at ties.
 
-    A pooling window looks at ``k + 1`` pixels squared, so one product of all windows with four shifted copies of
-    the weight gives what it chooses from: fewer numbers to gather than one patch for each pixel, and a result in
-    channels_last with the four candidates side by side. Blocks of images go through product and pooling one after
-    another, so the convolution before pooling, the largest array of the network, is never held as a whole.
+    A pooling window depends on ``(k + 1) x (k + 1)`` pixels. One product of all windows with four shifted copies of the
+    weight gives its four candidates. It gathers fewer numbers than one patch per pixel would, and its result is
+    channels_last with the four candidates side by side. Product and pooling run on blocks of images, so the convolution
+    before pooling, the largest array of the network, is never held as a whole.
 
-    Under autocast it computes in float32. A second derivative is right, by way of ordinary operations.
+    Under autocast it computes in float32. Second derivatives are computed by torch's ordinary operations.
 
     Args:
         images: ``(N, 1, H, W)``, float32 or float64, on the CPU; H and W are even.
-        weight: ``(C, 1, k, k)``, like the images in dtype; k is odd.
-        bias: ``(C,)``, like the images in dtype.
+        weight: ``(C, 1, k, k)``, of the images' dtype; k is odd.
+        bias: ``(C,)``, of the images' dtype.
 
     Returns:
         ``(N, C, (H - k + 1) / 2, (W - k + 1) / 2)``, channels_last.
     """
     with torch.autocast("cpu", enabled=False):
-        shifts = _shifts(weight.shape[-1] + 1, weight)
+        shifts = _shift_matrix(weight.shape[-1] + 1, weight)
         shifted = torch.matmul(shifts, weight.flatten(1).t()).flatten(1)  # (size^2, 4 C)
         pooled: Tensor = _PooledConvolution.apply(images, shifted, bias)
     return pooled
@@ -53,11 +53,16 @@ def can_use_pooled_convolution(conv: nn.Conv2d, images: object) -> bool:
     )
 
 
-def _shifts(size: int, like: Tensor) -> Tensor:
-    """Return which element of the weight is multiplied with which pixel of a window, for its four places in it.
+def _shift_matrix(size: int, like: Tensor) -> Tensor:
+    """Return the matrix that shifts a kernel to its four positions in a pooling window.
+
+    Args:
+        size: Side of the window, ``k + 1``.
+        like: A tensor of the wanted dtype and device.
 
     Returns:
-        ``(size^2, 4, (size - 1)^2)``, zeros and ones.
+        ``(size^2, 4, (size - 1)^2)``, zeros and ones: 1 where a pixel of the window is multiplied by an element of the
+        kernel.
     """
     pixels = torch.eye(size**2, dtype=like.dtype, device=like.device).view(-1, 1, size, size)
     return F.unfold(pixels, size - 1).mT.contiguous()
@@ -68,16 +73,16 @@ class _PooledConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, shifted: Tensor, bias: Tensor) -> Tensor:
-        windows = _windows(images, shifted)
+        windows = _view_windows(images, shifted)
         n, height, width = windows.shape[:3]
         pooled = images.new_empty(n, height * width, 1, len(bias)).permute(0, 3, 1, 2)
         chosen = torch.empty_like(pooled, dtype=torch.int64)
-        gathered, candidates = _scratch(windows, shifted)
-        for part in _blocks(n):
+        gathered, candidates = _allocate_scratch(windows, shifted)
+        for part in _block_slices(n):
             rows = _gather(windows[part], gathered)
             products = torch.mm(rows, shifted, out=candidates[: len(rows)])
             torch.ops.aten.max_pool2d_with_indices.out(
-                _fours(products, height * width), (4, 1), out=pooled[part], indices=chosen[part]
+                _view_candidates(products, height * width), (4, 1), out=pooled[part], indices=chosen[part]
             )
             pooled[part].add_(bias[:, None, None]).relu_()
         ctx.save_for_backward(images, shifted, bias, chosen, pooled)
@@ -86,43 +91,43 @@ class _PooledConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, shifted, bias, chosen, pooled = ctx.saved_tensors
-        # With create_graph, someone will differentiate this; is_grads_batched hands over many gradients as one.
+        # create_graph differentiates this gradient again, and is_grads_batched passes many gradients at once.
         if torch.is_grad_enabled() or is_traced_or_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             return _differentiable_backward((images, shifted, bias), ctx.needs_input_grad, grad)
-        windows = _windows(images, shifted)
+        windows = _view_windows(images, shifted)
         n, height, width = windows.shape[:3]
         grad = grad.reshape(pooled.shape)
-        of_images = torch.empty_like(images) if ctx.needs_input_grad[0] else None
-        of_shifted = torch.zeros_like(shifted) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(shifted[0, : pooled.shape[1]]) if ctx.needs_input_grad[2] else None
-        gathered, candidates = _scratch(windows, shifted)
-        for part in _blocks(n):
-            of_pooled = torch.ops.aten.threshold_backward(grad[part], pooled[part], 0)  # of ReLU
-            products = candidates[: len(of_pooled) * height * width]
-            fours = _fours(products, height * width)
+        image_grad = torch.empty_like(images) if ctx.needs_input_grad[0] else None
+        shifted_grad = torch.zeros_like(shifted) if ctx.needs_input_grad[1] else None
+        bias_grad = torch.zeros_like(shifted[0, : pooled.shape[1]]) if ctx.needs_input_grad[2] else None
+        gathered, candidates = _allocate_scratch(windows, shifted)
+        for part in _block_slices(n):
+            pooled_grad = torch.ops.aten.threshold_backward(grad[part], pooled[part], 0)  # through ReLU
+            products = candidates[: len(pooled_grad) * height * width]
+            by_window = _view_candidates(products, height * width)
             torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
-                of_pooled, fours, (4, 1), (4, 1), (0, 0), (1, 1), False, chosen[part], grad_input=fours
+                pooled_grad, by_window, (4, 1), (4, 1), (0, 0), (1, 1), False, chosen[part], grad_input=by_window
             )
-            if of_bias is not None:
-                of_bias += of_pooled.sum((0, 2, 3))
-            if of_shifted is not None:
-                of_shifted.addmm_(_gather(windows[part], gathered).t(), products)
-            if of_images is not None:
+            if bias_grad is not None:
+                bias_grad += pooled_grad.sum((0, 2, 3))
+            if shifted_grad is not None:
+                shifted_grad.addmm_(_gather(windows[part], gathered).t(), products)
+            if image_grad is not None:
                 columns = gathered[: len(products)].view(-1, len(shifted), height * width)
                 per_image = products.view(len(columns), height * width, -1).mT
                 torch.bmm(shifted.expand(len(columns), -1, -1), per_image, out=columns)
-                _fold(columns, of_images[part])
-        return of_images, of_shifted, of_bias
+                _fold(columns, image_grad[part])
+        return image_grad, shifted_grad, bias_grad
 
 
 def _differentiable_backward(
     inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients from the same function in ordinary operations: with a graph of their own, where graphs are on."""
+    """Return the gradients by torch's ordinary operations; they can be differentiated if gradients are enabled."""
     images, shifted, bias = inputs
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        windows = _windows(images, shifted)
+        windows = _view_windows(images, shifted)
         products = windows.flatten(3) @ shifted  # (N, H', W', 4 C)
         pooled = F.relu(products.view(*windows.shape[:3], 4, -1).max(3).values + bias).permute(0, 3, 1, 2)
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
@@ -130,18 +135,18 @@ def _differentiable_backward(
     return tuple(next(gradients) if need else None for need in needed)
 
 
-def _windows(images: Tensor, shifted: Tensor) -> Tensor:
-    """View the pixels of each pooling window: ``(N, H', W', k + 1, k + 1)``."""
+def _view_windows(images: Tensor, shifted: Tensor) -> Tensor:
+    """Return a view of the pixels of each pooling window, ``(N, H', W', k + 1, k + 1)``."""
     size = int(len(shifted) ** 0.5)
     return images[:, 0].unfold(1, size, 2).unfold(2, size, 2)
 
 
-def _blocks(n: int) -> list[slice]:
+def _block_slices(n: int) -> list[slice]:
     return [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
 
 
-def _scratch(windows: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for one block's windows and products, used by all blocks: fresh memory for each costs more than the work."""
+def _allocate_scratch(windows: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
+    """Allocate one block's windows and products, which all blocks share: allocating anew costs more than the work."""
     rows = len(windows[:BLOCK]) * windows.shape[1] * windows.shape[2]
     return windows.new_empty(rows, shifted.shape[0]), windows.new_empty(rows, shifted.shape[1])
 
@@ -152,15 +157,15 @@ def _gather(windows: Tensor, gathered: Tensor) -> Tensor:
     return rows
 
 
-def _fours(products: Tensor, windows: int) -> Tensor:
-    """Products ``(N * windows, 4 C)`` as channels_last images ``(N, C, 4 * windows, 1)`` to pool down their columns."""
+def _view_candidates(products: Tensor, windows: int) -> Tensor:
+    """View products ``(N * windows, 4 C)`` as channels_last images ``(N, C, 4 * windows, 1)`` for pooling."""
     return products.view(-1, 4 * windows, 1, products.shape[1] // 4).permute(0, 3, 1, 2)
 
 
 def _fold(columns: Tensor, images: Tensor) -> None:
-    """Write into ``images`` what ``F.fold(columns, (H, W), k + 1, stride=2)`` returns.
+    """Write ``F.fold(columns, (H, W), k + 1, stride=2)`` into ``images``.
 
-    In units of 2x2 pixels the windows lie one apart, so each shift of them is added as one block: across, then down.
+    In units of 2x2 pixels, neighbouring windows are one apart, so each shift is added as one block: across, then down.
     """
     n, height, width = len(images), images.shape[2] // 2, images.shape[3] // 2
     shifts = int(columns.shape[1] ** 0.5) // 2

@@ -1,4 +1,4 @@
-"""The arithmetic that reported numbers are computed in."""
+"""Full float32 precision for reported numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -10,23 +10,22 @@ _OPERATIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operat
 
 @contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
-    """Compute float32 operations in float32: without autocast, TF32 or bfloat16 products.
+    """Context in which float32 operations are computed in float32, without autocast, TF32 or bfloat16 products.
 
-    A coarser arithmetic moves logits by more than a small eps does. The settings are those of the process, on every
-    backend, and come back afterwards, also after an exception. torch has an older and a newer interface to them, and
-    reading the one after setting the other raises an error; both are set here, so that code that runs inside may ask
-    either.
+    Lower precision changes logits by more than a small eps does. torch's settings hold for the process, on every
+    backend; they are restored afterwards, also after an exception. torch has an older and a newer interface to them,
+    and reading one after setting the other raises an error. Both are set here, so code inside may read either.
 
     Args:
-        device_type: Where the network is, such as ``"cuda"``; autocast is left there.
+        device_type: Device type of the network, such as ``"cuda"``, on which autocast is disabled.
     """
-    # Legacy settings first, each time: setting one changes the newer ones behind it.
+    # Always legacy settings first: setting one changes the newer ones behind it.
     legacy_matmul = legacy_cudnn = None
-    with suppress(RuntimeError):  # The process has used the newer interface.
+    with suppress(RuntimeError):  # raised if the process has used the newer interface
         legacy_matmul = torch.get_float32_matmul_precision()
     with suppress(RuntimeError):
         legacy_cudnn = torch.backends.cudnn.allow_tf32
-    before = [torch._C._get_fp32_precision_getter(*of) for of in _OPERATIONS]
+    before = [torch._C._get_fp32_precision_getter(*operation) for operation in _OPERATIONS]
     available = torch.amp.is_autocast_available(device_type)
     try:
         _set(legacy_matmul and "highest", None if legacy_cudnn is None else False, ["ieee"] * len(_OPERATIONS))
@@ -37,8 +36,9 @@ def full_float32(device_type: str) -> Iterator[None]:
 
 
 def tf32_allowed() -> bool:
-    """Return whether products or convolutions on a GPU may be rounded to TF32."""
-    return "tf32" in [torch._C._get_fp32_precision_getter(*of) for of in _OPERATIONS if of[0] == "cuda"]
+    """Return True if matrix products or convolutions on a GPU may be rounded to TF32."""
+    operations = [operation for operation in _OPERATIONS if operation[0] == "cuda"]
+    return "tf32" in [torch._C._get_fp32_precision_getter(*operation) for operation in operations]
 
 
 def _set(legacy_matmul: str | None, legacy_cudnn: bool | None, precisions: list[str]) -> None:
@@ -46,5 +46,5 @@ def _set(legacy_matmul: str | None, legacy_cudnn: bool | None, precisions: list[
         torch.set_float32_matmul_precision(legacy_matmul)
     if legacy_cudnn is not None:
         torch.backends.cudnn.allow_tf32 = legacy_cudnn
-    for of, precision in zip(_OPERATIONS, precisions, strict=True):
-        torch._C._set_fp32_precision_setter(*of, precision)
+    for operation, precision in zip(_OPERATIONS, precisions, strict=True):
+        torch._C._set_fp32_precision_setter(*operation, precision)

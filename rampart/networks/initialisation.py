@@ -8,15 +8,15 @@ Initialisation: TypeAlias = Literal["default", "xavier", "he"]
 
 
 def initialise(network: nn.Module, scheme: Initialisation) -> None:
-    """Draw the weights of all convolutions and linear layers anew, and set their biases to zero.
+    """Draw new random weights for all convolutions and linear layers, and set their biases to zero.
 
     Args:
         network: Changed in place.
         scheme: ``"xavier"`` is the normal distribution of Glorot and Bengio 2010 (eq. 12's variance), ``"he"`` that of
-            He et al. 2015 (eq. 10) for ReLU; ``"default"`` leaves the network as torch built it, biases included.
+            He et al. 2015 (eq. 10) for ReLU; ``"default"`` keeps torch's own weights and biases.
 
     Raises:
-        ValueError: If there is no such scheme.
+        ValueError: If the scheme is unknown.
     """
     if scheme not in ("default", "xavier", "he"):
         raise ValueError(f"init must be one of default, xavier, he, got {scheme!r}")

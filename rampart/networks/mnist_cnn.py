@@ -10,7 +10,7 @@ from rampart.networks.initialisation import Initialisation, initialise
 class MNISTCNN(nn.Module):
     """Two 5x5 convolutions and two linear layers (Shaeiri et al. 2020, MNIST; Madry et al. 2018).
 
-    Parameter names are those of the authors' files, so their weights load as they are.
+    Parameters have the names of the authors' files, so their weights load without changes.
 
     Args:
         num_classes: Number of logits.
@@ -20,7 +20,7 @@ class MNISTCNN(nn.Module):
         ValueError: If there are fewer than two classes.
 
     Attributes:
-        image_shape: ``(C, H, W)`` of the images that it takes.
+        image_shape: ``(C, H, W)`` of the input images.
     """
 
     image_shape = (1, 28, 28)
@@ -38,7 +38,7 @@ class MNISTCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 1, 28, 28)``, float, in [0, 1]."""
-        # Pooling before ReLU gives what the paper's order gives, and leaves ReLU a quarter of the work.
+        # Pooling before ReLU gives the same result as the paper's order, with a quarter of the work for ReLU.
         if can_use_pooled_convolution(self.conv1, images):
             assert self.conv1.bias is not None
             x = pooled_convolution(images, self.conv1.weight, self.conv1.bias)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 class Normalize(nn.Module):
     """Subtract a mean and divide by a standard deviation, per channel.
 
-    Standing inside the network, it leaves eps its pixel unit: attacks see images in [0, 1].
+    As the network's first layer, it keeps eps in pixel units: attacks see images in [0, 1].
 
     Args:
-        mean: One number a channel, pixel scale.
-        std: One number a channel, pixel scale, above 0.
+        mean: One number per channel, pixel scale.
+        std: One number per channel, pixel scale, above 0.
 
     Raises:
         ValueError: If the two differ in length or a standard deviation is not above 0.
@@ -25,7 +25,7 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(f"mean and std must have one number a channel each, got {len(mean)} and {len(std)}")
+            raise ValueError(f"mean and std must each have one number per channel, got {len(mean)} and {len(std)}")
         if min(std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
         self.init_args = {"mean": tuple(mean), "std": tuple(std)}

@@ -13,25 +13,25 @@ from rampart.networks.normalize import Normalize
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
 
-CHANNELS_LAST_FROM = 32  # Images in a batch: below, bringing the weights into that order costs more than it saves.
+CHANNELS_LAST_FROM = 32  # Smallest batch for channels_last: below, converting the weights costs more than it saves.
 
 
 class ResNet18(nn.Module):
     """ResNet-18 (He et al. 2016) with the stem for small images: a 3x3 convolution of stride 1, no max-pooling.
 
-    Larger batches are computed in channels_last. In eval mode, BatchNorm is folded into the convolutions where that
-    pays: the same function up to rounding, gradients included, without passes of its own over the activations.
+    Larger batches are computed in channels_last. In eval mode, BatchNorm is folded into the convolutions where that is
+    faster: the function and its gradients are the same up to rounding, without separate passes over the activations.
 
     Args:
         num_classes: Number of logits.
-        mean: One number a channel, pixel scale; CIFAR-10's by default.
-        std: One number a channel, pixel scale, above 0; CIFAR-10's by default.
+        mean: One number per channel, pixel scale; CIFAR-10's by default.
+        std: One number per channel, pixel scale, above 0; CIFAR-10's by default.
 
     Raises:
         ValueError: If there are fewer than two classes.
 
     Attributes:
-        image_shape: ``(C, H, W)`` of the images that it takes.
+        image_shape: ``(C, H, W)`` of the input images.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ResNet18(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2)."""
+    """Two 3x3 convolutions with a shortcut connection (He et al. 2016, figure 2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
-    """``bn(conv(x))``, in one pass where that is allowed and pays."""
-    if not _folds(conv, bn, x):
+    """Return ``bn(conv(x))``, computed as one convolution where that is allowed and faster."""
+    if not _should_fold(conv, bn, x):
         normalized: Tensor = bn(conv(x))
         return normalized
     mean, var = bn.running_mean, bn.running_var
@@ -104,8 +104,8 @@ def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bn.bias - mean * scale, conv.stride, conv.padding)
 
 
-def _folds(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
-    """Tell whether BatchNorm is a fixed scale and shift, and scaling the weight is less work than a separate pass."""
+def _should_fold(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
+    """Return True if BatchNorm is a fixed scale and shift, and scaling the weight is less work than a separate pass."""
     if not can_skip_calls(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
         return False
     outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])

@@ -13,8 +13,8 @@ from rampart.bounds.interval_rules import NoBoundError
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 
 
-def boxed(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """A corner of the box half the time, a point inside otherwise."""
+def sample_box(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    """Return a corner of the box half the time, otherwise a point inside."""
     noise = torch.rand(images.shape, generator=generator, dtype=images.dtype) * 2 - 1
     if torch.rand((), generator=generator) < 0.5:
         noise = noise.sign()
@@ -23,7 +23,7 @@ def boxed(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
 
 @settings(max_examples=20, deadline=None)
 @given(make=st.sampled_from([MNISTCNN, GatedMNISTCNN]), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
-def test_no_image_of_the_box_leaves_the_bounds(make: type[MNISTCNN | GatedMNISTCNN], eps: float, seed: int) -> None:
+def test_bounds_hold_for_every_image_in_the_box(make: type[MNISTCNN | GatedMNISTCNN], eps: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     network = make().double()
     images = torch.rand(3, 1, 28, 28, generator=generator, dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_no_image_of_the_box_leaves_the_bounds(make: type[MNISTCNN | GatedMNISTC
     bounds = interval_logits(network, images, eps)
     worst = bounds.worst_logits(labels)
     for _ in range(4):
-        logits = network(boxed(images, eps, generator))
+        logits = network(sample_box(images, eps, generator))
         assert (logits >= bounds.lower - 1e-9).all()
         assert (logits <= bounds.upper + 1e-9).all()
         assert (logits - logits.gather(1, labels[:, None]) <= worst + 1e-9).all()
@@ -49,7 +49,7 @@ def test_at_eps_0_the_bounds_are_the_logits(make: type[MNISTCNN | ResNet18]) -> 
     torch.testing.assert_close(bounds.worst_logits(labels), logits - logits.gather(1, labels[:, None]))
 
 
-def test_on_a_linear_network_the_bound_is_reached() -> None:
+def test_bounds_of_a_linear_network_are_tight() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
     images = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
     labels = torch.tensor([1])
@@ -60,26 +60,26 @@ def test_on_a_linear_network_the_bound_is_reached() -> None:
     torch.testing.assert_close(interval_logits(network, images, 0.1).worst_logits(labels), expected)
 
 
-def test_the_last_layer_is_bounded_tighter_as_one() -> None:
+def test_eliding_the_last_layer_tightens_the_bounds() -> None:
     network, labels = MNISTCNN(), torch.tensor([0, 1])
     bounds = interval_logits(network, torch.rand(2, 1, 28, 28), 0.1)
-    apart = Interval(bounds.lower, bounds.upper).worst_logits(labels)
-    together = bounds.worst_logits(labels)
-    assert (together <= apart + 1e-4).all()
-    assert (together < apart - 1e-4).any()
+    separate = Interval(bounds.lower, bounds.upper).worst_logits(labels)
+    elided = bounds.worst_logits(labels)
+    assert (elided <= separate + 1e-4).all()
+    assert (elided < separate - 1e-4).any()
 
 
 OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
     "dilated": lambda: nn.Conv2d(4, 2, 3, dilation=2, bias=False),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4 * 49, 5)),
-    "batchnorm": lambda: used(nn.BatchNorm2d(4)),
-    "plain batchnorm": lambda: used(nn.BatchNorm2d(4, affine=False)),
+    "batchnorm": lambda: randomize(nn.BatchNorm2d(4)),
+    "plain batchnorm": lambda: randomize(nn.BatchNorm2d(4, affine=False)),
 }
 
 
-def used(batchnorm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """A BatchNorm that is not the identity, with weights of both signs."""
+def randomize(batchnorm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """Return the BatchNorm with random statistics and weights of both signs, so that it is not the identity."""
     assert batchnorm.running_mean is not None
     assert batchnorm.running_var is not None
     nn.init.normal_(batchnorm.running_mean)
@@ -91,8 +91,8 @@ def used(batchnorm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_bounds_of_affine_operations_are_reached(name: str) -> None:
-    """At the corner that the gradient of an output names, the output is its bound."""
+def test_bounds_of_affine_operations_are_tight(name: str) -> None:
+    """At the corner given by the sign of an output's gradient, the output equals its bound."""
     module = OPERATIONS[name]().double()
     lower = torch.randn(2, 4, 7, 7, dtype=torch.float64)
     upper = lower + torch.rand_like(lower)
@@ -116,7 +116,7 @@ def test_bounds_of_affine_operations_are_reached(name: str) -> None:
         nn.Dropout().eval(),
     ],
 )
-def test_rising_operations_act_on_both_ends(module: nn.Module) -> None:
+def test_increasing_operations_map_both_bounds(module: nn.Module) -> None:
     lower = torch.randn(2, 4, 7, 7)
     upper = lower + torch.rand_like(lower)
     bounds: Any = module(Interval(lower.clone(), upper.clone()))
@@ -124,7 +124,7 @@ def test_rising_operations_act_on_both_ends(module: nn.Module) -> None:
     assert torch.equal(bounds.upper, module(upper))
 
 
-def test_residual_additions_bound_the_sum() -> None:
+def test_adding_intervals_adds_their_bounds() -> None:
     one = Interval(torch.tensor([1.0]), torch.tensor([2.0]))
     other = Interval(torch.tensor([-3.0]), torch.tensor([0.5]))
     total = one + other
@@ -134,7 +134,7 @@ def test_residual_additions_bound_the_sum() -> None:
     assert (alias.lower.item(), alias.upper.item()) == (-2, 2.5)
 
 
-def test_what_is_done_to_the_logits_after_the_last_layer_counts() -> None:
+def test_operations_after_the_last_linear_layer_are_bounded_too() -> None:
     linear, labels = nn.Linear(4, 3).double(), torch.tensor([0, 1])
     box = Interval(torch.zeros(2, 4).double(), torch.ones(2, 4).double())
     shift = torch.tensor([0.0, 5.0, 0.0]).double()
@@ -147,7 +147,7 @@ def test_what_is_done_to_the_logits_after_the_last_layer_counts() -> None:
             assert (logits - logits.gather(1, labels[:, None]) <= bounds.worst_logits(labels) + 1e-12).all()
 
 
-def test_dividing_by_a_negative_number_turns_the_interval() -> None:
+def test_dividing_by_a_negative_number_swaps_the_bounds() -> None:
     interval = Interval(torch.tensor([-1.0]), torch.tensor([2.0])) / -2
     assert interval.lower == -1
     assert interval.upper == 0.5
@@ -156,25 +156,27 @@ def test_dividing_by_a_negative_number_turns_the_interval() -> None:
 
 
 @pytest.mark.parametrize("function", [torch.sin, F.log_softmax, torch.sort, torch.fft.fft])
-def test_functions_without_a_rule_are_refused_by_name(function: Any) -> None:
+def test_a_function_without_a_rule_raises_with_its_name(function: Any) -> None:
     with pytest.raises(NoBoundError, match=f"no interval bound for {function.__name__}"):
         function(Interval(torch.zeros(2, 2), torch.ones(2, 2)))
 
 
-def test_batch_statistics_are_refused() -> None:
+def test_batch_statistics_raise() -> None:
     with pytest.raises(TypeError, match="batch statistics: freeze it"):
         interval_logits(ResNet18().train(), torch.rand(2, 3, 32, 32), 0.1)
 
 
-def test_dropout_in_train_mode_is_refused() -> None:
+def test_dropout_in_train_mode_raises() -> None:
     with pytest.raises(TypeError, match="dropout in train mode"):
         nn.Dropout()(Interval(torch.zeros(2), torch.ones(2)))
 
 
-def test_a_network_that_leaves_torch_is_refused() -> None:
+def test_a_network_that_returns_a_tensor_raises() -> None:
     class Numpy(nn.Module):
         def forward(self, images: Interval) -> Tensor:
             return torch.zeros(len(images), 10)
 
-    with pytest.raises(TypeError, match="returned Tensor for an Interval"):
+    with pytest.raises(
+        TypeError, match="must use torch's functions alone to be bounded: it returned Tensor for an Interval"
+    ):
         interval_logits(Numpy(), torch.rand(2, 1, 4, 4), 0.1)

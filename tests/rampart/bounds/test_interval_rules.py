@@ -1,4 +1,4 @@
-"""Bounds hold for every tensor of the box, and are reached where each element goes through a function of its own."""
+"""Bounds hold for every tensor in the box, and are tight for elementwise functions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def box(scale: float = 1.5) -> tuple[Tensor, Tensor]:
 
 
 def points(lower: Tensor, upper: Tensor) -> list[Tensor]:
-    """Both ends, corners, and points inside of them."""
+    """Return the box's lower and upper bounds, other corners, and points inside."""
     inside = [torch.rand(lower.shape, generator=GENERATOR, dtype=torch.float64) for _ in range(6)]
     return [lower, upper, *(lower + (upper - lower) * share for share in (*inside, *(x.round() for x in inside)))]
 
@@ -77,7 +77,7 @@ ELEMENTWISE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_bounds_of_elementwise_functions_are_their_extremes(name: str) -> None:
+def test_bounds_of_elementwise_functions_are_their_extrema(name: str) -> None:
     function, (lower, upper) = ELEMENTWISE[name], box()
     if isinstance(function, nn.PReLU):
         function.double()
@@ -135,7 +135,7 @@ STRUCTURES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_no_tensor_of_the_box_leaves_the_bounds(name: str) -> None:
+def test_bounds_hold_for_every_tensor_in_the_box(name: str) -> None:
     function, (lower, upper) = STRUCTURES[name], box()
     GENERATOR.manual_seed(1)
     bounds = function(Interval(lower.clone(), upper.clone()))
@@ -148,7 +148,7 @@ def test_no_tensor_of_the_box_leaves_the_bounds(name: str) -> None:
 
 
 def layers(draw: st.DrawFn) -> nn.Module:
-    """A random network of 1x8x8 images."""
+    """Return a random network for images of 1x8x8."""
     parts: list[nn.Module] = [nn.Conv2d(1, 4, 3, padding=1)]
     activations = [
         nn.ReLU(True),
@@ -171,7 +171,7 @@ def layers(draw: st.DrawFn) -> nn.Module:
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
-def test_random_networks_stay_inside_in_double_and_in_single_precision(
+def test_bounds_of_random_networks_hold_in_double_and_single_precision(
     data: st.DataObject, eps: float, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -198,10 +198,10 @@ class Uses(nn.Module):
 
 
 REFUSED: dict[str, tuple[nn.Module, str]] = {
-    "normalised": (nn.GroupNorm(1, 4), "group_norm: it divides by statistics of the image itself"),
+    "normalised": (nn.GroupNorm(1, 4), "group_norm: it divides by statistics of the image"),
     "by layer": (nn.LayerNorm(6), "layer_norm: it divides"),
     "by instance": (nn.InstanceNorm2d(4), "instance_norm: it divides"),
-    "softmax": (nn.Softmax(1), "softmax: it ties all outputs to one another; let the network return logits"),
+    "softmax": (nn.Softmax(1), "softmax: each output depends on all inputs; let the network return logits"),
     "method": (Uses(lambda x: x.sin()), "sin"),
     "attribute": (Uses(lambda x: x.grad), "the attribute grad"),
     "unknown": (Uses(lambda x: x.frobnicate()), "the attribute frobnicate"),
@@ -211,8 +211,8 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "assignment": (Uses(lambda x: x.__setitem__(0, 1)), "item assignment"),
     "reciprocal": (Uses(lambda x: 1 / x), "division by an interval"),
     "exponent": (Uses(lambda x: 2**x), "an exponent"),
-    "maximum": (Uses(lambda x: x.max(1)[0]), "max with a dimension, which returns indices too: take amax"),
-    "root": (Uses(lambda x: x**0.5), "pow but with a whole number from 1, got 0.5"),
+    "maximum": (Uses(lambda x: x.max(1)[0]), "max with a dimension, which returns indices too: use amax"),
+    "root": (Uses(lambda x: x**0.5), "pow with an exponent that is not a whole number from 1 to 99, got 0.5"),
     "two": (Uses(lambda x: x @ x), "matmul of two intervals"),
     "indices": (nn.MaxPool2d(2, return_indices=True), "max_pool2d_with_indices"),
     "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), "bicubic interpolation"),
@@ -223,13 +223,16 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "batch statistics": (nn.BatchNorm2d(4), "BatchNorm by batch statistics"),
     "no statistics": (nn.BatchNorm2d(4, track_running_stats=False).eval(), "BatchNorm by batch statistics"),
     "wrong arguments": (Uses(lambda x: x.relu(1, 2, 3)), "relu of these arguments"),
-    "a view's change": (Uses(lambda x: (x.view(2, -1).relu_(), x + 1)), "after a change in place of another view"),
+    "a view's change": (
+        Uses(lambda x: (x.view(2, -1).relu_(), x + 1)),
+        "after another view of it was changed in place",
+    ),
     "changes a tensor": (Uses(lambda x: torch.ones(2, 4, 6, 6).add_(x)), "add_"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_operations_without_a_bound_are_refused_in_one_line_that_names_the_layer(name: str) -> None:
+def test_an_operation_without_a_bound_raises_one_line_that_names_the_layer(name: str) -> None:
     module, message = REFUSED[name]
     network = nn.Sequential(nn.Identity(), nn.Sequential(module))
     with pytest.raises(NoBoundError, match=f"no interval bound for .*{message}") as refusal:
@@ -238,7 +241,7 @@ def test_operations_without_a_bound_are_refused_in_one_line_that_names_the_layer
     assert "\n" not in str(refusal.value)
 
 
-def test_questions_about_shape_and_kind_are_those_of_a_tensor() -> None:
+def test_an_interval_has_the_shape_dtype_and_device_of_its_tensors() -> None:
     x = Interval(torch.zeros(2, 3, 4), torch.ones(2, 3, 4))
     assert (x.shape, x.size(), x.size(1), x.dim(), x.ndim, len(x), x.numel()) == ((2, 3, 4), (2, 3, 4), 3, 3, 3, 2, 24)
     assert (x.dtype, x.device.type, x.is_floating_point(), x.requires_grad) == (torch.float32, "cpu", True, False)
@@ -247,10 +250,10 @@ def test_questions_about_shape_and_kind_are_those_of_a_tensor() -> None:
     assert [part.shape for part in x] == [(3, 4), (3, 4)]
 
 
-def test_a_change_in_place_is_seen_by_all_who_hold_the_tensor() -> None:
+def test_a_change_in_place_shows_in_aliases_and_invalidates_views() -> None:
     x = Interval(-torch.ones(2, 3), torch.ones(2, 3))
     same, view = x, x.view(3, 2)
     assert x.relu_() is x
     assert same.lower.min() == 0
-    with pytest.raises(NoBoundError, match="another view"):
+    with pytest.raises(NoBoundError, match="after another view"):
         view + 1

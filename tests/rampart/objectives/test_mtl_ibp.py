@@ -102,5 +102,7 @@ def test_weight_0_is_plain_adversarial_training(images: Tensor, labels: Tensor) 
 
 def test_a_network_without_a_bound_is_refused(images: Tensor, labels: Tensor) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(784, 10))
-    with pytest.raises(TypeError, match=r"no interval bound for softmax: it ties.*\(in layer 1, Softmax\)"):
+    with pytest.raises(
+        TypeError, match=r"no interval bound for softmax: each output depends on all inputs.*\(in layer 1, Softmax\)"
+    ):
         MTLIBP()(network, images, labels, PGD_5, 0.3)
