@@ -1,4 +1,4 @@
-"""The shipped weights, through ``torch.hub`` as a user loads them."""
+"""The shipped weights, loaded by ``torch.hub`` as users do."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ def hub(weights: str | None) -> MNISTCNN:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_weights_are_the_ones_that_their_numbers_speak_of(name: str) -> None:
+def test_shipped_weights_are_those_of_their_reports(name: str) -> None:
     network = hub(name)
     assert not any(module.training for module in network.modules())
     data = DigitsDataModule()
@@ -34,7 +34,7 @@ def test_shipped_weights_are_the_ones_that_their_numbers_speak_of(name: str) -> 
     images, labels, _index = next(iter(data.test_dataloader()))
     images, labels = images[:200], labels[:200]
     reports = [json.loads(file.read_text()) for file in (ROOT / f"pretrained/mnist/{name}").glob("test_*.json")]
-    hashes = {report["weights"] for report in reports if "weights" in report}  # earlier files do not name them
+    hashes = {report["weights"] for report in reports if "weights" in report}  # earlier reports have no hash
     assert hashes == {fingerprint(*network.state_dict().values())}
     recorded = {row["name"]: row["accuracy"] for report in reports for row in report["results"]}
     with torch.no_grad():
@@ -42,42 +42,42 @@ def test_shipped_weights_are_the_ones_that_their_numbers_speak_of(name: str) -> 
     adv = PGD(steps=20)(network, images, labels, 0.4)
     with torch.no_grad():
         robust = (network(adv).argmax(1) == labels).float().mean()
-    # Training images, a weaker attack and few of them: near the recorded test accuracies, never far below.
+    # Few training images and a weaker attack: near the recorded test accuracies, never far below.
     assert clean >= recorded["clean"] - 0.03
     assert robust >= recorded["PGD-200 @ 0.4"] - 0.05
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_autoattacks_reports_are_of_the_weights_beside_them_and_of_each_image(name: str) -> None:
+def test_autoattack_reports_are_of_the_shipped_weights_and_agree_with_their_csv(name: str) -> None:
     reports = sorted((ROOT / f"pretrained/mnist/{name}").glob("autoattack*.json"))
     assert reports
     for report in reports:
-        told = json.loads(report.read_text())
-        assert told["search"]["weights"] == fingerprint(*hub(name).state_dict().values())
+        saved = json.loads(report.read_text())
+        assert saved["search"]["weights"] == fingerprint(*hub(name).state_dict().values())
         with report.with_suffix(".csv").open(newline="") as file:
             images = list(csv.DictReader(file))
-        assert len(images) == told["images"]
-        withstood = [float(image["fooled_at_eps"] or "inf") for image in images]
-        for row in told["robust"]:
-            assert row["count"] == sum(eps > row["eps"] for eps in withstood)
+        assert len(images) == saved["images"]
+        fooled_at = [float(image["fooled_at_eps"] or "inf") for image in images]
+        for row in saved["robust"]:
+            assert row["count"] == sum(eps > row["eps"] for eps in fooled_at)
 
 
-def test_what_is_said_of_the_fooled_images_is_said_of_autoattacks() -> None:
+def test_counts_of_fooled_images_come_from_the_shipped_autoattack_report() -> None:
     folder = ROOT / "pretrained/mnist/fast"
-    counted = json.loads((folder / "which_images.json").read_text())
-    assert counted["per_image"] == hashlib.sha256((folder / "autoattack.csv").read_bytes()).hexdigest()
+    counts = json.loads((folder / "which_images.json").read_text())
+    assert counts["per_image"] == hashlib.sha256((folder / "autoattack.csv").read_bytes()).hexdigest()
 
 
-def test_without_weights_the_network_is_freshly_initialised() -> None:
+def test_without_weights_the_network_is_randomly_initialised() -> None:
     assert not torch.equal(hub(None).fc2.weight, hub(None).fc2.weight)
 
 
-def test_unknown_weights_are_refused_by_name() -> None:
+def test_unknown_weights_raise_with_their_name() -> None:
     with pytest.raises(ValueError, match=r"weights must be one of .* or None, got 'nonsense'"):
         hubconf.mnist_cnn("nonsense")
 
 
-def test_an_installed_copy_says_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_copy_raises_with_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path / "pretrained")
     with pytest.raises(ValueError, match=r"not part of an installed copy: give torch\.hub\.load the folder"):
         hubconf.mnist_cnn("fast")
@@ -85,6 +85,6 @@ def test_an_installed_copy_says_where_the_weights_are(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["../mnist/fast", "", "fast/", 3])
-def test_a_path_is_no_name_of_weights(name: Any) -> None:
+def test_a_path_instead_of_a_name_raises(name: Any) -> None:
     with pytest.raises(ValueError, match=r"weights must be one of .*fast.*, got"):
         hubconf.mnist_cnn(name)

@@ -51,7 +51,7 @@ class Interval:
 
     ``network(Interval(lower, upper))`` returns bounds on every logit. Each operation returns an interval that contains
     its result for any tensor in the box, by the rules of :mod:`rampart.bounds.interval_rules`. An operation without a
-    rule raises an error that names it, so bounds are never wrong. They hold up to their dtype's rounding.
+    rule raises an error that names it; nothing is guessed. Bounds hold up to their dtype's rounding.
 
     Args:
         lower: ``(N, ...)``, float, lower bounds.
@@ -242,7 +242,7 @@ def check_bounded(network: nn.Module) -> None:
         network: Not changed.
 
     Raises:
-        NoBoundError: If an operation has no bound; the message names the first layer with one.
+        NoBoundError: If an operation has no bound; the message names the first such layer.
     """
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and module.training:

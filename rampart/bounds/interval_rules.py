@@ -97,7 +97,7 @@ def _increasing(function: Function, *args: Any, **kwargs: Any) -> Any:
 
 def _at_corners(function: Function, one: Any, other: Any, **kwargs: Any) -> Bounds:
     """Bound a function that is monotone in each of two arguments by its values at their bounds."""
-    corners = [function(a, b, **kwargs) for a in _list_ends(one) for b in _both_ends(other)]
+    corners = [function(a, b, **kwargs) for a in _list_ends(one) for b in _list_ends(other)]
     return Bounds(reduce(torch.minimum, corners), reduce(torch.maximum, corners))
 
 

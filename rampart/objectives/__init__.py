@@ -1,4 +1,4 @@
-"""Training objectives, with torch alone."""
+"""Training objectives, with torch alone: functions of a network, a batch and an attack that training minimises."""
 
 from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
 from rampart.objectives.mtl_ibp import MTLIBP

@@ -1,4 +1,4 @@
-"""Training objectives, as objects: ``(network, images, labels, attack, eps) -> loss and parts``."""
+"""The interface of training objectives, and adversarial training."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class ObjectiveOutput(NamedTuple):
 
     Attributes:
         loss: Scalar to minimise, with its graph.
-        logits: ``(N, C)``, on the adversarial images, for the training accuracy.
-        parts: Further scalars to log, by name; where ``loss`` is something else than the adversarial loss, that one is
-            among them as ``adv_loss``.
+        logits: ``(N, C)``, of the adversarial images, for the training accuracy.
+        parts: Further scalars to log, by name. If ``loss`` is not the adversarial loss, they include it as
+            ``adv_loss``.
     """
 
     loss: Tensor
@@ -30,23 +30,23 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(ABC):
-    """A training objective; :class:`AdversarialTraining` is one."""
+    """A training objective, such as :class:`AdversarialTraining`."""
 
     @property
     def accumulates(self) -> bool:
         """True if gradients of several batches may be summed before an update."""
         return True
 
-    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: B027 - most objectives take all
-        """Refuse, before training, an attack or a network that this objective can't work with.
+    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: B027 - most objectives accept all
+        """Check, before training, that this objective can work with an attack and a network.
 
         Args:
             attack: The inner maximisation of training.
-            network: As it will be trained; left as it is.
+            network: The network that will be trained, in the mode it will be trained in; not changed.
 
         Raises:
-            TypeError: If the attack or a layer is of a kind that the objective can't use.
-            ValueError: If one of their settings is.
+            TypeError: If the objective can't use an attack or a layer of this kind.
+            ValueError: If it can't use one of their settings.
         """
 
     @abstractmethod
@@ -66,8 +66,8 @@ class Objective(ABC):
             images: ``(N, C, H, W)``, float, in [0, 1].
             labels: ``(N,)``, int64.
             attack: The inner maximisation.
-            eps: Its radius for this batch, pixel scale.
-            generator: Source of the attack's random starts.
+            eps: Radius of the attack for this batch, pixel scale.
+            generator: Source of the attack's random numbers; the global one if None.
         """
 
 
@@ -78,15 +78,15 @@ class AdversarialTraining(Objective):
     Attributes:
         loss: ``(logits, labels) -> scalar``, such as ``torch.nn.CrossEntropyLoss`` with label smoothing; the
             mean cross-entropy if None.
-        leftover_gradient: Reproduce the published code of Shaeiri et al. 2020, which clears the weights'
-            gradients before each attack step but not after the last one: every update then adds the gradient
-            at the attack's last but one iterate to that at its result. Needs a PGD of one run with steps of one
-            length that returns its last iterate, and one loss for attack and training, the cross-entropy. That gradient
-            comes from the pass of the attack's last step, as in their code, so it costs no pass of its own.
+        leftover_gradient: Reproduce the published code of Shaeiri et al. 2020, which clears the weights' gradients
+            before each attack step but not after the last one. Every update then adds the gradient at the attack's last
+            but one iterate to the gradient at its result. Needs a PGD with one run and a constant step size that
+            returns its last iterate, and the cross-entropy as the loss of both attack and training. As in their code,
+            the gradient comes from the backward pass of the attack's last step, so it costs no further pass.
 
     Raises:
-        TypeError: By ``check`` and on the first batch, if ``leftover_gradient`` is set and the attack or the loss are
-            not as it needs them.
+        TypeError: By ``check`` and on the first batch, if ``leftover_gradient`` is set and the attack or the loss is
+            not of this kind.
     """
 
     loss: nn.Module | None = None
@@ -94,10 +94,10 @@ class AdversarialTraining(Objective):
 
     @property
     def accumulates(self) -> bool:
-        """Not with the leftover gradient: the published loop clears what earlier batches would leave."""
+        """False with the leftover gradient: the published loop clears the gradients of earlier batches."""
         return not self.leftover_gradient
 
-    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - takes any network
+    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - accepts any network
         """See :meth:`Objective.check`."""
         if self.leftover_gradient:
             check_leftover(attack, self.loss)
@@ -119,7 +119,7 @@ class AdversarialTraining(Objective):
         else:
             adv = attack(network, images, labels, eps, generator=generator)
         logits = compute_logits(network, adv)
-        if eps == 0:  # The attack checks the labels, but not where it has nothing to do.
+        if eps == 0:  # The attack checks the labels only if it has steps to make.
             check_labels(labels, logits)
         loss: Tensor = (self.loss or F.cross_entropy)(logits, labels)
         return ObjectiveOutput(loss if leftover is None else loss + leftover, logits, {})

@@ -1,4 +1,4 @@
-"""The leftover gradient: weights' gradients of an attack's last step, in the published code part of every update."""
+"""The leftover gradient: the weights' gradient of the attack's last step, which the published code adds to updates."""
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,17 @@ NEEDS = (
 
 
 def check_leftover(attack: Attack, loss: nn.Module | None) -> PGD:
-    """Refuse an attack or a loss of training that the published loop does not have.
+    """Check that the attack and the training loss are those of the published loop.
 
     Args:
         attack: The inner maximisation.
-        loss: Of training; the mean cross-entropy if None.
+        loss: Training loss; the mean cross-entropy if None.
 
     Returns:
         The attack.
 
     Raises:
-        TypeError: With the first setting that is not as it needs it.
+        TypeError: If they are not; the message names the first setting that differs.
     """
     if loss is not None and (type(loss) is not nn.CrossEntropyLoss or _settings(loss) != _settings(type(loss)())):
         raise TypeError(f"{NEEDS}leave objective.loss out, got {loss}")
@@ -45,19 +45,19 @@ def check_leftover(attack: Attack, loss: nn.Module | None) -> PGD:
 def attack_with_leftover(
     attack: PGD, network: nn.Module, images: Tensor, labels: Tensor, eps: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Attack, and take the gradient of the weights from the last step's own pass.
+    """Attack, and return the weights' gradient from the backward pass of the last step.
 
     Args:
-        attack: One that :func:`check_leftover` lets pass.
+        attack: Checked by :func:`check_leftover`.
         network: In train mode.
         images: ``(N, ...)``, float, in [0, 1].
         labels: ``(N,)``, int64, in [0, C).
         eps: Radius, pixel scale, above 0.
-        generator: Source of the random start.
+        generator: Source of the random start; the global one if None.
 
     Returns:
-        Adversarial images, the attack's own, and a scalar to add to the loss: its value is 0, its gradient that of
-        the mean loss at the last but one iterate.
+        The adversarial images, and a scalar to add to the loss: its value is 0, and its gradient is that of the mean
+        loss at the last but one iterate.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     adv, gradients = attack.with_weight_gradient(network, images, labels, eps, weights, generator)

@@ -1,4 +1,4 @@
-"""MTL-IBP: the adversarial loss, mixed with a bound of it."""
+"""MTL-IBP: a mixture of the adversarial loss and an upper bound on it."""
 
 from dataclasses import dataclass, field
 
@@ -15,18 +15,18 @@ from rampart.objectives.adversarial_training import AdversarialTraining, Objecti
 class MTLIBP(Objective):
     """Minimise ``(1 - weight) adversarial + weight bound`` (De Palma et al. 2024, section 4.2).
 
-    The bound is the cross-entropy of the logits that interval bound propagation allows in the worst case: what no
-    attack exceeds, up to rounding. It costs the arithmetic of two forward and backward passes. Unlike in the authors'
-    runs, its radius is that of the attack, and no L1 penalty is added.
+    The bound is the cross-entropy of the worst-case logits by interval bound propagation (IBP). Up to rounding, no
+    attack exceeds it. It costs as much as two forward and backward passes. Unlike in the authors' runs, its radius is
+    that of the attack, and there is no L1 penalty.
 
-    BatchNorm must be frozen, since batch statistics have no bound here.
+    BatchNorm must be frozen, since IBP has no bound for batch statistics.
 
     Attributes:
-        weight: Share of the bound, in [0, 1]; alpha in the paper, which uses 0.01 to 0.08 on MNIST at eps 0.1 and 0.3.
-        adversarial: The other share.
+        weight: Weight of the bound, in [0, 1]; alpha in the paper, which uses 0.01 to 0.08 on MNIST at eps 0.1 and 0.3.
+        adversarial: The adversarial loss.
 
     Raises:
-        ValueError: If the weight is outside [0, 1]; by ``check`` and on the first batch, if the attack's norm is not
+        ValueError: If the weight is outside [0, 1]. By ``check`` and on the first batch, if the attack's norm is not
             Linf.
         TypeError: By ``check`` or on the first batch, if the network has an operation without an interval bound.
     """
@@ -40,7 +40,7 @@ class MTLIBP(Objective):
 
     @property
     def accumulates(self) -> bool:
-        """As of the adversarial part."""
+        """True if the adversarial loss accumulates."""
         return self.adversarial.accumulates
 
     def check(self, attack: Attack, network: nn.Module) -> None:

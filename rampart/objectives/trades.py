@@ -1,4 +1,4 @@
-"""TRADES: accuracy on the images as they are, and the same answer all over the ball."""
+"""TRADES: the clean loss, plus a penalty on changes of the prediction within the ball."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from rampart.networks.gates import GateConv2d, Gates
 from rampart.objectives.adversarial_training import Objective, ObjectiveOutput
 
-MODE_DEPENDENT = (  # Layers of torch that are one function in train mode and another in eval mode.
+MODE_DEPENDENT = (  # Layers of torch that compute different functions in train and eval mode.
     _NormBase,
     _DropoutNd,
     nn.RReLU,
@@ -26,27 +26,27 @@ MODE_DEPENDENT = (  # Layers of torch that are one function in train mode and an
     nn.TransformerDecoderLayer,
 )
 
-OF_ONE_MODE = (MNISTCNN, GatedMNISTCNN, Normalize, Gates, GateConv2d)
+MODE_INDEPENDENT = (MNISTCNN, GatedMNISTCNN, Normalize, Gates, GateConv2d)
 
 
 @dataclass(frozen=True)
 class TRADES(Objective):
-    """Minimise ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, the attack raising KL (Zhang et al. 2019, eq. 5).
+    """Minimise ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, where the attack maximises KL (Zhang et al. 2019, eq. 5).
 
-    The attack's own loss is replaced by KL. KL's gradient is zero at the images themselves, so the attack needs a
-    random start. Each KL compares two passes of one mode: the attack's in the mode that it runs in, usually eval, the
-    one that is trained on in train mode. The clean batch is one gradient evaluation more per update, and serves as the
-    attack's reference too; only where the two modes may differ, as with BatchNorm or dropout, that one is a forward
-    pass of its own. The authors compute the clean batch twice in train mode, which moves BatchNorm's statistics once
-    more.
+    KL replaces the attack's loss. Its gradient is zero at the clean images, so the attack needs a random start.
+
+    Both passes of a KL are in the same mode: the attack's mode (usually eval) in the attack, train mode in the training
+    loss. The clean batch costs one extra forward and backward pass per update; its logits are also the attack's
+    reference. Only if the two modes may differ, as with BatchNorm or dropout, the reference is a separate forward pass.
+    The authors compute the clean batch twice in train mode, which updates BatchNorm's statistics once more.
 
     Attributes:
         beta: Weight of the second term, 1 / lambda in the paper; 6 in its CIFAR-10 experiments.
 
     Raises:
-        ValueError: If beta is negative.
-        TypeError: By ``check`` and on the first batch, if the attack has no ``loss`` to replace.
-        ValueError: Likewise, if its settings go ill with KL; see ``check``.
+        ValueError: If beta is negative. By ``check`` and on the first batch, if the attack starts at the clean images
+            or leaves fooled images out.
+        TypeError: By ``check`` and on the first batch, if the attack's loss can't be replaced.
     """
 
     beta: float = 6.0
@@ -55,12 +55,15 @@ class TRADES(Objective):
         if not self.beta >= 0:
             raise ValueError(f"beta must be at least 0, got {self.beta}")
 
-    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - suits any network
-        """See :meth:`Objective.check`. KL compares an image with its own reference and is flat at the image.
+    def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: ARG002 - accepts any network
+        """See :meth:`Objective.check`.
+
+        KL compares each image with its reference, so the attack has to keep the whole batch. It is flat at the clean
+        image, so the attack has to start elsewhere.
 
         Raises:
-            TypeError: If the attack has no loss to replace.
-            ValueError: If the attack starts at the images, or leaves fooled images out of its batch.
+            TypeError: If the attack's loss can't be replaced.
+            ValueError: If the attack starts at the clean images, or leaves fooled images out of its batch.
         """
         try:
             attack.with_loss("cross_entropy")
@@ -68,13 +71,13 @@ class TRADES(Objective):
             raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}") from error
         if attack.drops_fooled_images:
             raise ValueError(
-                "TRADES needs an attack that continues with fooled images, such as PGD without stop_when_fooled, got "
+                "TRADES needs an attack that keeps attacking fooled images, such as PGD without stop_when_fooled, got "
                 f"{attack}"
             )
         if attack.starts_at_images:
             raise ValueError(
-                "TRADES needs an attack with a random start, as KL has no gradient at the images, such as PGD with "
-                f"start: Uniform, got {attack}"
+                "TRADES needs an attack with a random start, as KL has no gradient at the clean images, such as PGD "
+                f"with start: Uniform, got {attack}"
             )
 
     def __call__(
@@ -102,22 +105,22 @@ class TRADES(Objective):
 
 
 class _AttackDivergence:
-    """KL to the attack's images, of the network's own output on the clean ones in the mode that the attack runs in."""
+    """The attack's loss: KL of its logits from the clean logits, computed in the mode that the attack runs in."""
 
     def __init__(self, network: nn.Module, images: Tensor, reference: Tensor | None) -> None:
         self.network, self.images, self.reference = network, images, reference
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - an attack's loss
-        if self.reference is None:  # Asked for inside the attack: there, the network is in the attack's mode.
+        if self.reference is None:  # Computed inside the attack, where the network is in the attack's mode.
             with torch.no_grad():
                 self.reference = compute_logits(self.network, self.images)
         return _divergence(self.reference, logits)
 
 
 def _depends_on_mode(network: nn.Module) -> bool:
-    """Tell whether train and eval mode may be two functions: true of layers and hooks that are not known here."""
+    """Return True if train and eval mode may differ; layers that are not known here and hooks count as different."""
     return any(
-        not (type(module) in OF_ONE_MODE or type(module).__module__.startswith("torch.nn.modules."))
+        not (type(module) in MODE_INDEPENDENT or type(module).__module__.startswith("torch.nn.modules."))
         or isinstance(module, MODE_DEPENDENT)
         or module._forward_hooks
         or module._forward_pre_hooks
@@ -126,5 +129,5 @@ def _depends_on_mode(network: nn.Module) -> bool:
 
 
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(clean) || softmax(logits)) for each image, ``(N,)``."""
+    """Return KL(softmax(clean) || softmax(logits)) per image, ``(N,)``."""
     return F.kl_div(logits.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)

@@ -9,25 +9,25 @@ backends: Any = torch.backends
 
 
 def settings() -> list[Any]:
-    """Every setting, from both of torch's interfaces; None where it refuses to tell."""
+    """Return every setting, from both of torch's interfaces; None if torch raises."""
 
-    def ask(question: Any) -> Any:
+    def read(setting: Any) -> Any:
         try:
-            return question()
+            return setting()
         except RuntimeError:
             return None
 
     kinds = [(a, b) for a in ("cuda", "mkldnn") for b in ("all", "matmul", "conv", "rnn")]
     return [
         *(torch._C._get_fp32_precision_getter(*kind) for kind in kinds),
-        ask(lambda: backends.cuda.matmul.allow_tf32),
-        ask(lambda: backends.cudnn.allow_tf32),
-        ask(torch.get_float32_matmul_precision),
+        read(lambda: backends.cuda.matmul.allow_tf32),
+        read(lambda: backends.cudnn.allow_tf32),
+        read(torch.get_float32_matmul_precision),
     ]
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Any:
+def _restore_settings() -> Any:
     before, legacy = settings(), torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(legacy)
@@ -48,7 +48,7 @@ def _as_before() -> Any:
         lambda: setattr(backends.mkldnn.matmul, "fp32_precision", "bf16"),
     ],
 )
-def test_products_are_full_inside_and_all_is_as_before_afterwards(prepare: Any) -> None:
+def test_precision_is_full_inside_and_restored_afterwards(prepare: Any) -> None:
     prepare()
     before = settings()
     with full_float32("cpu"):
@@ -64,7 +64,7 @@ def test_products_are_full_inside_and_all_is_as_before_afterwards(prepare: Any) 
     assert settings() == before
 
 
-def test_autocast_is_off_inside_and_back_afterwards() -> None:
+def test_autocast_is_disabled_inside_and_restored_afterwards() -> None:
     linear = torch.nn.Linear(4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         with full_float32("cpu"):

@@ -8,14 +8,14 @@ from rampart.networks import MNISTCNN, Normalize
 
 
 def papers_forward(network: MNISTCNN, images: Tensor) -> Tensor:
-    """The network in the order of the paper's description: ReLU, then pooling."""
+    """Return logits in the order of the paper's description: ReLU before pooling."""
     x = F.max_pool2d(F.relu(network.conv1(images)), 2)
     x = F.max_pool2d(F.relu(network.conv2(x)), 2)
     logits: Tensor = network.fc2(F.relu(network.fc1(x.reshape(-1, 1024))))
     return logits
 
 
-def test_mnist_cnn_is_the_papers_function_with_the_papers_names(images: Tensor, labels: Tensor) -> None:
+def test_mnist_cnn_computes_the_papers_function_and_has_its_parameter_names(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN().double()
     results = []
     for forward in (network, lambda x: papers_forward(network, x)):
@@ -32,12 +32,12 @@ def test_mnist_cnn_is_the_papers_function_with_the_papers_names(images: Tensor, 
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 27, 27), (1, 28, 28)])
-def test_mnist_cnn_refuses_images_of_another_shape(shape: tuple[int, ...]) -> None:
+def test_mnist_cnn_raises_for_images_of_another_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeError):
         MNISTCNN()(torch.rand(shape))
 
 
-def test_what_hooks_change_is_noticed(images: Tensor) -> None:
+def test_hooks_of_the_first_layer_take_effect(images: Tensor) -> None:
     network = MNISTCNN()
     before = network(images)
     torch.nn.utils.prune.random_unstructured(network.conv1, "weight", 0.5)
@@ -47,7 +47,7 @@ def test_what_hooks_change_is_noticed(images: Tensor) -> None:
     assert network.conv1.weight_orig.grad is not None
 
 
-def test_mnist_cnn_takes_bfloat16_under_autocast(images: Tensor) -> None:
+def test_mnist_cnn_runs_in_bfloat16_under_autocast(images: Tensor) -> None:
     network = MNISTCNN()
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(network(images.bfloat16()).float(), network(images).float(), atol=0.02, rtol=0.05)
@@ -63,6 +63,6 @@ def test_normalize_is_per_channel_and_has_no_parameters() -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), [([0.5], [0.2, 0.2]), ([0.5], [0.0]), ([0.5], [-1.0])])
-def test_normalize_refuses_wrong_numbers(mean: list[float], std: list[float]) -> None:
+def test_normalize_raises_for_invalid_mean_or_std(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ValueError, match="std must"):
         Normalize(mean, std)

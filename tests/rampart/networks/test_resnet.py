@@ -11,7 +11,7 @@ from rampart.networks.resnet import CHANNELS_LAST_FROM
 
 
 def unfolded(network: Any, images: Tensor) -> Tensor:
-    """He et al. 2016 written out: each BatchNorm after its convolution."""
+    """Return the logits of He et al. 2016, with each BatchNorm after its convolution."""
 
     def block(block: Any, x: Tensor) -> Tensor:
         out = F.relu(block.bn1(block.conv1(x)))
@@ -29,7 +29,7 @@ def unfolded(network: Any, images: Tensor) -> Tensor:
 def network() -> Any:
     network = ResNet18().double()
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics and affine of no special value
+        if isinstance(module, nn.BatchNorm2d):  # random statistics and affine parameters
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
@@ -41,7 +41,7 @@ def network() -> Any:
 
 @pytest.mark.parametrize("n", [3, CHANNELS_LAST_FROM])
 @pytest.mark.parametrize("training", [True, False])
-def test_is_the_same_function_with_batchnorm_folded(network: Any, n: int, training: bool) -> None:
+def test_folding_batchnorm_does_not_change_logits_or_gradients(network: Any, n: int, training: bool) -> None:
     network.train(training)
     images, labels = torch.rand(n, 3, 32, 32).double(), torch.arange(n) % 10
     results = []
@@ -61,19 +61,19 @@ def test_batchnorm_without_running_statistics_normalises_by_the_batch(network: A
     torch.testing.assert_close(network.eval()(images), unfolded(network, images))
 
 
-def test_synchronised_and_plain_batchnorm_give_the_same(network: Any) -> None:
+def test_synchronised_batchnorm_gives_the_same_logits(network: Any) -> None:
     images = torch.rand(3, 3, 32, 32).double()
     expected = unfolded(network.eval(), images)
     torch.testing.assert_close(nn.SyncBatchNorm.convert_sync_batchnorm(network)(images), expected)
 
 
-def test_batchnorm_without_affine_normalises_alone(network: Any) -> None:
+def test_batchnorm_without_affine_parameters_only_normalises(network: Any) -> None:
     network.layer2[0].bn1 = nn.BatchNorm2d(128, affine=False).double()
     images = torch.rand(3, 3, 32, 32).double()
     torch.testing.assert_close(network.eval()(images), unfolded(network, images))
 
 
-def test_hooks_see_their_layers(network: Any) -> None:
+def test_hooks_are_called_once_per_layer(network: Any) -> None:
     seen = []
     for name, module in network.named_modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
@@ -82,7 +82,7 @@ def test_hooks_see_their_layers(network: Any) -> None:
     assert len(set(seen)) == len(seen) == 40
 
 
-def test_names_are_those_of_published_weights(network: Any) -> None:
+def test_parameter_names_are_those_of_published_weights(network: Any) -> None:
     names = set(network.state_dict())
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv2.weight", "layer4.1.bn2.bias", "linear.weight"} <= names
     assert {"layer2.0.shortcut.0.weight", "layer2.0.shortcut.1.running_var"} <= names

@@ -1,4 +1,4 @@
-"""Every network takes part in torch's function transforms, with the derivatives of an ordinary evaluation."""
+"""Networks work with torch's function transforms and tracers, with the derivatives of an ordinary forward pass."""
 
 import copy
 from collections.abc import Callable
@@ -36,13 +36,13 @@ def pictures(network: Any) -> Tensor:
 
 
 def jacobian_by_hand(network: Any, pictures: Tensor) -> Tensor:
-    """One backward pass for each logit, ``(classes, N, C, H, W)``: images do not depend on one another."""
+    """Return the Jacobian by one backward pass per class, ``(classes, N, C, H, W)``; images are independent."""
     leaf = pictures.clone().requires_grad_()
     logits = network(leaf)
     return torch.stack([torch.autograd.grad(logits[:, c].sum(), leaf, retain_graph=True)[0] for c in range(3)])
 
 
-def test_derivatives_of_the_images_are_those_of_the_backward_pass(network: Any, pictures: Tensor) -> None:
+def test_derivatives_by_the_images_equal_those_of_the_backward_pass(network: Any, pictures: Tensor) -> None:
     def logits_sum(images: Tensor) -> Tensor:
         result: Tensor = network(images).sum(0)[:3]
         return result
@@ -66,13 +66,13 @@ def test_vmap_computes_each_image_alone(network: Any, pictures: Tensor) -> None:
     torch.testing.assert_close(vmap(lambda image: network(image[None])[0])(pictures), expected)
 
 
-def test_vmap_takes_batches_that_are_computed_in_channels_last() -> None:
+def test_vmap_works_on_batches_that_are_computed_in_channels_last() -> None:
     network, images = ResNet18().eval(), torch.rand(2, 3, 32, 32)
     many = images[:1].expand(CHANNELS_LAST_FROM, 3, 32, 32)
     torch.testing.assert_close(vmap(network)(many[None])[0, :1], network(images)[:1], rtol=1e-3, atol=1e-3)
 
 
-def test_gradients_of_the_weights_come_image_by_image(network: Any, pictures: Tensor) -> None:
+def test_vmap_gives_per_image_gradients_of_the_weights(network: Any, pictures: Tensor) -> None:
     weights = {name: weight.detach() for name, weight in network.named_parameters()}
     trained = [name for name, weight in network.named_parameters() if weight.requires_grad]
 
@@ -86,16 +86,16 @@ def test_gradients_of_the_weights_come_image_by_image(network: Any, pictures: Te
         torch.testing.assert_close(each[name].sum(0), expected)
 
 
-def test_many_backward_passes_go_as_one(network: Any, pictures: Tensor) -> None:
+def test_batched_backward_passes_equal_separate_ones(network: Any, pictures: Tensor) -> None:
     leaf = pictures.clone().requires_grad_()
     logits = network(leaf)
     weights = [leaf, *(weight for weight in network.parameters() if weight.requires_grad)]
     vectors = torch.rand(2, *logits.shape).double()
-    together = torch.autograd.grad(logits, weights, vectors, is_grads_batched=True, retain_graph=True)
+    batched = torch.autograd.grad(logits, weights, vectors, is_grads_batched=True, retain_graph=True)
     mapped = vmap(lambda v: torch.autograd.grad(logits, weights, v, retain_graph=True))(vectors)
     for number, vector in enumerate(vectors):
-        apart = torch.autograd.grad(logits, weights, vector, retain_graph=True)
-        for one, other, expected in zip(together, mapped, apart, strict=True):
+        separate = torch.autograd.grad(logits, weights, vector, retain_graph=True)
+        for one, other, expected in zip(batched, mapped, separate, strict=True):
             torch.testing.assert_close(one[number], expected)
             torch.testing.assert_close(other[number], expected)
 
@@ -114,16 +114,16 @@ def test_second_derivatives_agree_in_both_modes(network: Any, pictures: Tensor) 
     torch.testing.assert_close(torch.autograd.functional.hessian(along, zero, vectorize=True), expected)
 
 
-def test_copies_run_as_one_ensemble(network: Any, pictures: Tensor) -> None:
+def test_stacked_copies_run_as_one_ensemble(network: Any, pictures: Tensor) -> None:
     other = copy.deepcopy(network)
     with torch.no_grad():
         next(other.parameters()).mul_(1.01)
     state = stack_module_state([network, other])
-    together = vmap(lambda weights, buffers: functional_call(network, (weights, buffers), (pictures,)))(*state)
-    torch.testing.assert_close(together, torch.stack([network(pictures), other(pictures)]))
+    stacked = vmap(lambda weights, buffers: functional_call(network, (weights, buffers), (pictures,)))(*state)
+    torch.testing.assert_close(stacked, torch.stack([network(pictures), other(pictures)]))
 
 
-def test_recordings_hold_for_other_images(network: Any, pictures: Tensor) -> None:
+def test_traced_networks_work_on_other_images(network: Any, pictures: Tensor) -> None:
     others = torch.rand_like(pictures)
     expected = network(others)
     torch.testing.assert_close(make_fx(network)(pictures)(others), expected)

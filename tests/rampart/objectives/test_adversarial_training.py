@@ -13,7 +13,7 @@ from rampart.objectives import AdversarialTraining
 from tests.conftest import small_network
 
 
-def test_loss_and_gradient_are_those_at_the_attacks_images(images: Tensor, labels: Tensor) -> None:
+def test_loss_and_gradient_are_those_of_the_adversarial_images(images: Tensor, labels: Tensor) -> None:
     network, attack = MNISTCNN(), PGD(steps=3, start=AtImage())
     output = AdversarialTraining()(network, images, labels, attack, 0.3)
     adv = attack(network, images, labels, eps=0.3)
@@ -28,7 +28,7 @@ def test_loss_and_gradient_are_those_at_the_attacks_images(images: Tensor, label
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_loss_can_be_chosen(images: Tensor, labels: Tensor) -> None:
+def test_a_custom_loss_is_used(images: Tensor, labels: Tensor) -> None:
     network, smooth = MNISTCNN(), nn.CrossEntropyLoss(label_smoothing=0.3)
     output = AdversarialTraining(loss=smooth)(network, images, labels, PGD(), 0)
     torch.testing.assert_close(output.loss, smooth(network(images), labels))
@@ -37,7 +37,7 @@ def test_the_loss_can_be_chosen(images: Tensor, labels: Tensor) -> None:
 def published_update(
     network: nn.Module, images: Tensor, labels: Tensor, steps: int, step_size: float, eps: float
 ) -> Tensor:
-    """One update as published: weights' gradients cleared before each attack step's backward, not before its own."""
+    """Make one update as published: weights' gradients are cleared before the backward passes of attack steps alone."""
     adv = images.clone()
     for _ in range(steps):
         adv = adv.detach().requires_grad_()
@@ -56,7 +56,7 @@ def normalised_by_batch() -> nn.Module:
 
 @pytest.mark.parametrize("make", [MNISTCNN, normalised_by_batch])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_leftover_gradient_is_that_of_the_published_loop(
+def test_leftover_gradient_equals_that_of_the_published_loop(
     images: Tensor, labels: Tensor, steps: int, make: Callable[[], nn.Module]
 ) -> None:
     network, images = make().double(), images.double()
@@ -88,7 +88,7 @@ def test_leftover_gradient_is_that_of_the_published_loop(
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("eval", 1), ("train", 1), ("train_and_update", 4)])
-def test_leftover_gradient_moves_statistics_no_oftener_than_the_attack_and_the_update(mode: Any, moves: int) -> None:
+def test_leftover_gradient_needs_no_further_update_of_statistics(mode: Any, moves: int) -> None:
     network = ResNet18()
     attack = PGD(steps=3, batchnorm=mode)
     objective = AdversarialTraining(leftover_gradient=True)
@@ -106,7 +106,7 @@ def test_leftover_gradient_moves_statistics_no_oftener_than_the_attack_and_the_u
         PGD(steps=2, start=Level(0.5, 0.5), step_size=0.05),
     ],
 )
-def test_leftover_gradient_leaves_the_attack_as_it_is(images: Tensor, labels: Tensor, attack: PGD) -> None:
+def test_leftover_gradient_does_not_change_the_attack(images: Tensor, labels: Tensor, attack: PGD) -> None:
     network = small_network()
     results = [
         AdversarialTraining(leftover_gradient=on)(
@@ -121,7 +121,7 @@ def test_leftover_gradient_leaves_the_attack_as_it_is(images: Tensor, labels: Te
     assert not network[0].bias.requires_grad
 
 
-def test_leftover_gradient_vanishes_without_steps(images: Tensor, labels: Tensor) -> None:
+def test_leftover_gradient_is_zero_without_steps(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     paper = PGD(steps="paper", step_size=0.01)
     for eps in (0.0, 0.001):

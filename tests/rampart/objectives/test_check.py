@@ -1,4 +1,4 @@
-"""Combinations that can't work are refused before training, in one line."""
+"""Objectives that can't work with an attack or a network raise before training, in one line."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ LEFTOVER = AdversarialTraining(leftover_gradient=True)
 
 
 def with_ranks(inplace: bool = False) -> nn.Module:
-    """A network with an operation that no interval goes through."""
+    """Return a network with an operation that has no interval bound."""
 
     class Ranks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -29,12 +29,12 @@ def with_ranks(inplace: bool = False) -> nn.Module:
     return nn.Sequential(Normalize([0.5], [0.5]), nn.Conv2d(1, 4, 5), nn.Sequential(nn.ReLU(inplace), Ranks()))
 
 
-REFUSED: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
-    "trades, apgd": (TRADES(), APGD(), MNISTCNN(), "continues with fooled images, such as PGD .*, got APGD"),
+INVALID: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
+    "trades, apgd": (TRADES(), APGD(), MNISTCNN(), "keeps attacking fooled images, such as PGD .*, got APGD"),
     "trades, targeted apgd": (TRADES(), APGD(targets=9), MNISTCNN(), "loss it can replace"),
     "trades, square": (TRADES(), Square(), MNISTCNN(), "loss it can replace, such as PGD, got Square"),
     "trades, fab": (TRADES(), FAB(), MNISTCNN(), "loss it can replace, such as PGD, got FAB"),
-    "trades, from the images": (TRADES(), PGD(start=AtImage()), MNISTCNN(), "no gradient at the images"),
+    "trades, from the images": (TRADES(), PGD(start=AtImage()), MNISTCNN(), "no gradient at the clean images"),
     "trades, mixed": (
         TRADES(),
         OneOf((PGD(), PGD(steps=1, relative_step_size=1, start=AtImage()))),
@@ -63,21 +63,21 @@ REFUSED: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cant_work_is_refused_before_training_in_one_line(case: str) -> None:
-    objective, attack, network, message = REFUSED[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_check_raises_one_line_and_changes_nothing(case: str) -> None:
+    objective, attack, network, message = INVALID[case]
     modes = [module.training for module in network.modules()]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random = torch.get_rng_state()
-    with pytest.raises((TypeError, ValueError), match=message) as refusal:
+    with pytest.raises((TypeError, ValueError), match=message) as error:
         objective.check(attack, network)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_what_works_passes() -> None:
+def test_check_accepts_what_works() -> None:
     network = MNISTCNN()
     for attack in (PGD(), PGD(start=Level(0.5, 0.5)), OneOf((PGD(),))):
         TRADES().check(attack, network)
@@ -90,13 +90,13 @@ def test_what_works_passes() -> None:
         MTLIBP().check(PGD(), bounded)
 
 
-def test_a_network_whose_images_cant_be_guessed_is_left_to_the_first_batch() -> None:
+def test_check_accepts_a_network_whose_image_shape_cant_be_guessed() -> None:
     MTLIBP().check(PGD(), nn.Sequential(nn.Unflatten(1, (5, 7)), nn.Conv1d(5, 2, 3), nn.Softmax(1)))
     MTLIBP().check(PGD(), nn.Softmax(1))
 
 
 class Clean(Objective):
-    """As users write them: without a check."""
+    """A custom objective without a check."""
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *_: Any) -> ObjectiveOutput:
         logits = network(images)
@@ -114,16 +114,16 @@ def fit(objective: Objective, attack: Attack, callbacks: Any = (), **settings: A
     return trainer
 
 
-def test_fit_asks_the_objective_before_the_first_batch() -> None:
+def test_fit_checks_the_objective_before_the_first_batch() -> None:
     with pytest.raises(TypeError, match="loss it can replace"):
         fit(TRADES(), Square())
     assert fit(Clean(), Square()).global_step == 2
 
 
-def test_the_leftover_gradient_refuses_accumulation() -> None:
-    for how in ({"accumulate_grad_batches": 2}, {"callbacks": [GradientAccumulationScheduler({0: 1, 3: 4})]}):
+def test_the_leftover_gradient_raises_with_accumulation() -> None:
+    for settings in ({"accumulate_grad_batches": 2}, {"callbacks": [GradientAccumulationScheduler({0: 1, 3: 4})]}):
         for objective in (LEFTOVER, MTLIBP(adversarial=LEFTOVER)):
             with pytest.raises(ValueError, match=r"set trainer.accumulate_grad_batches to 1, got [24]"):
-                fit(objective, PGD(steps=1), **how)
+                fit(objective, PGD(steps=1), **settings)
     assert fit(AdversarialTraining(), PGD(steps=1), accumulate_grad_batches=2).global_step == 2
     assert fit(LEFTOVER, PGD(steps=1)).global_step == 2

@@ -15,7 +15,7 @@ def generator() -> torch.Generator:
 
 
 def bound_by_hand(network: MNISTCNN, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """Layer by layer, as the method is usually written; with elision: the last layer's rows are subtracted first."""
+    """Return the IBP loss layer by layer, as usually written, with elision: subtract rows of the last layer first."""
     lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
     for layer in (network.conv1, network.conv2, network.fc1):
         if layer is network.fc1:
@@ -37,7 +37,7 @@ def bound_by_hand(network: MNISTCNN, images: Tensor, labels: Tensor, eps: float)
     return F.cross_entropy(torch.stack(worst), labels)
 
 
-def test_the_loss_is_the_mixture(images: Tensor, labels: Tensor) -> None:
+def test_the_loss_is_a_mixture_of_adversarial_loss_and_bound(images: Tensor, labels: Tensor) -> None:
     network, images = MNISTCNN().double(), images.double()
     adversarial = AdversarialTraining()(network, images, labels, PGD_5, 0.3, generator()).loss
     bound = bound_by_hand(network, images, labels, 0.3)
@@ -53,7 +53,7 @@ def test_the_loss_is_the_mixture(images: Tensor, labels: Tensor) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_bound_is_above_every_attack(images: Tensor, labels: Tensor) -> None:
+def test_the_bound_exceeds_the_adversarial_loss(images: Tensor, labels: Tensor) -> None:
     output = MTLIBP()(MNISTCNN(), images, labels, PGD(steps=20), 0.2)
     assert output.parts["bound_loss"] > output.parts["adv_loss"]
 
@@ -64,9 +64,9 @@ def test_at_eps_0_both_parts_are_the_clean_loss(images: Tensor, labels: Tensor) 
     torch.testing.assert_close(output.loss, F.cross_entropy(network(images), labels))
 
 
-def test_bound_and_attack_see_one_network_where_batchnorm_and_dropout_are_frozen() -> None:
+def test_bound_and_attack_use_the_same_network_if_batchnorm_and_dropout_are_frozen() -> None:
     network, images, labels = nn.Sequential(nn.Dropout2d(), ResNet18()), torch.rand(2, 3, 32, 32), torch.arange(2)
-    network(images)  # moves the statistics off their start
+    network(images)  # changes the statistics from their initial values
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
             module.eval()
@@ -84,23 +84,23 @@ def test_bound_and_attack_see_one_network_where_batchnorm_and_dropout_are_frozen
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
-def test_a_weight_outside_0_to_1_is_refused(weight: float) -> None:
+def test_a_weight_outside_0_to_1_raises(weight: float) -> None:
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got"):
         MTLIBP(weight=weight)
 
 
-def test_another_norm_is_refused(images: Tensor, labels: Tensor) -> None:
+def test_another_norm_raises(images: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="l-inf ball, got an attack with the norm L2"):
         MTLIBP()(MNISTCNN(), images, labels, PGD(norm="L2"), 0.3)
 
 
-def test_weight_0_is_plain_adversarial_training(images: Tensor, labels: Tensor) -> None:
+def test_weight_0_is_adversarial_training(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     plain = AdversarialTraining()(network, images, labels, PGD_5, 0.3, generator())
     torch.testing.assert_close(MTLIBP(weight=0)(network, images, labels, PGD_5, 0.3, generator()).loss, plain.loss)
 
 
-def test_a_network_without_a_bound_is_refused(images: Tensor, labels: Tensor) -> None:
+def test_a_network_without_a_bound_raises(images: Tensor, labels: Tensor) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(784, 10))
     with pytest.raises(
         TypeError, match=r"no interval bound for softmax: each output depends on all inputs.*\(in layer 1, Softmax\)"

@@ -23,7 +23,7 @@ def generator() -> torch.Generator:
 
 def normalised_by_batch() -> nn.Module:
     network = nn.Sequential(nn.Conv2d(1, 4, 5, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
-    network(torch.rand(8, 1, 28, 28))  # moves the running statistics off their start
+    network(torch.rand(8, 1, 28, 28))  # changes the running statistics from their initial values
     return network
 
 
@@ -32,7 +32,7 @@ def with_dropout() -> nn.Module:
 
 
 def published(network: nn.Module, images: Tensor, labels: Tensor, start: Tensor, eps: float, beta: float) -> Tensor:
-    """The authors' loop and loss, from a given start."""
+    """Return the loss of the authors' loop, from a given start."""
     sum_of_kl = nn.KLDivLoss(reduction="sum")
     adv = start
     network.eval()
@@ -50,13 +50,13 @@ def published(network: nn.Module, images: Tensor, labels: Tensor, start: Tensor,
 
 
 @pytest.mark.parametrize("make", [MNISTCNN, normalised_by_batch, with_dropout])
-def test_loss_gradients_and_statistics_are_the_published_ones(
+def test_loss_gradients_and_statistics_equal_the_published_ones(
     images: Tensor, labels: Tensor, make: Callable[[], nn.Module]
 ) -> None:
     network, images = make().double(), images.double()
     papers = copy.deepcopy(network)
     start = PGD(steps=0)(network, images, labels, 0.3, generator=generator())
-    torch.manual_seed(5)  # of dropout
+    torch.manual_seed(5)  # for dropout
     output = TRADES(beta=6)(network, images, labels, PGD_5, 0.3, generator())
     torch.manual_seed(5)
     expected = published(papers, images, labels, start, 0.3, 6)
@@ -74,8 +74,8 @@ def test_loss_gradients_and_statistics_are_the_published_ones(
 
 
 @dataclass(frozen=True)
-class AtTheImages(PGD):
-    """Records the loss that the attack raises, at the images themselves."""
+class RecordLoss(PGD):
+    """An attack that returns the clean images and records its loss there."""
 
     seen: ClassVar[list[float]] = []
 
@@ -88,22 +88,22 @@ class AtTheImages(PGD):
 
 @pytest.mark.parametrize("mode", ["eval", "train", "train_and_update"])
 @pytest.mark.parametrize("make", [ResNet18, lambda: nn.Sequential(nn.Dropout(0.5), MNISTCNN())])
-def test_the_attacks_divergence_is_zero_at_the_images(make: Callable[[], nn.Module], mode: Any) -> None:
+def test_the_attacks_loss_is_zero_at_the_clean_images(make: Callable[[], nn.Module], mode: Any) -> None:
     network, labels = make(), torch.arange(4)
     images = torch.rand(4, 3, 32, 32) if isinstance(network, ResNet18) else torch.rand(4, 1, 28, 28)
     network(images)
-    TRADES()(network, images, labels, AtTheImages(batchnorm=mode), 8 / 255)
-    assert AtTheImages.seen.pop() < 1e-6
+    TRADES()(network, images, labels, RecordLoss(batchnorm=mode), 8 / 255)
+    assert RecordLoss.seen.pop() < 1e-6
 
 
-def test_statistics_move_by_the_two_passes_that_are_trained_on() -> None:
+def test_only_the_two_passes_of_the_training_loss_update_statistics() -> None:
     network = ResNet18()
     TRADES()(network, torch.rand(4, 3, 32, 32), torch.arange(4), PGD(steps=2), 8 / 255)
     assert network.bn1.num_batches_tracked == 2
 
 
 @pytest.mark.parametrize(("make", "passes"), [(MNISTCNN, 5 + 2), (normalised_by_batch, 5 + 3)])
-def test_the_attacks_reference_costs_a_pass_only_where_modes_differ(
+def test_the_attacks_reference_costs_a_pass_only_if_modes_differ(
     images: Tensor, labels: Tensor, make: Callable[[], Any], passes: int
 ) -> None:
     network, count = make(), 0
@@ -120,26 +120,26 @@ def test_the_attacks_reference_costs_a_pass_only_where_modes_differ(
     assert count == passes
 
 
-def test_each_of_several_attacks_raises_the_divergence(images: Tensor, labels: Tensor) -> None:
+def test_each_of_several_attacks_maximises_kl(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     one = TRADES()(network, images, labels, PGD(steps=0), 0.3, generator()).parts["kl"]
     mixed = OneOf((PGD(steps=8), PGD(steps=9)))
     assert TRADES()(network, images, labels, mixed, 0.3, generator()).parts["kl"] > 2 * one
 
 
-def test_at_eps_0_what_is_left_is_the_clean_loss(images: Tensor, labels: Tensor) -> None:
+def test_at_eps_0_the_loss_is_the_clean_loss(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     output = TRADES()(network, images, labels, PGD_5, 0)
     torch.testing.assert_close(output.loss, F.cross_entropy(network(images), labels))
 
 
 @pytest.mark.parametrize("beta", [-1, float("nan")])
-def test_a_negative_beta_is_refused(beta: float) -> None:
+def test_a_negative_beta_raises(beta: float) -> None:
     with pytest.raises(ValueError, match="beta must be at least 0, got"):
         TRADES(beta=beta)
 
 
-def test_an_attack_without_a_loss_is_refused(images: Tensor, labels: Tensor) -> None:
+def test_an_attack_without_a_loss_raises(images: Tensor, labels: Tensor) -> None:
     class Noise(Attack):
         norm = "Linf"
         name = "noise"
@@ -151,6 +151,6 @@ def test_an_attack_without_a_loss_is_refused(images: Tensor, labels: Tensor) -> 
         TRADES()(MNISTCNN(), images, labels, Noise(), 0.3)
 
 
-def test_labels_that_are_no_classes_are_refused(images: Tensor, labels: Tensor) -> None:
+def test_labels_outside_the_classes_raise(images: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="labels must be in"):
         TRADES()(MNISTCNN(), images, labels + 5, PGD_5, 0.3)
