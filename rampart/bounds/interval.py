@@ -1,18 +1,14 @@
-"""Interval bound propagation (IBP): lower and upper bounds on a network's logits over all images in a box."""
+"""Intervals, which pass through a network in place of tensors."""
 
 from __future__ import annotations
 
-import math
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from rampart.bounds.interval_rules import (
     REASONS,
@@ -24,7 +20,6 @@ from rampart.bounds.interval_rules import (
     NoBoundOfAttributeError,
 )
 
-LIKELY_SIDES = (28, 32, 64, 96, 224)  # Image sides to try with a network that has no `image_shape`.
 PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 
 
@@ -205,98 +200,3 @@ def _replace(x: Interval, result: Bounds) -> Interval:
     x._changes[0] += 1
     x._seen_changes = x._changes[0]
     return x
-
-
-def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
-    """Return bounds on the logits of all images within eps of these and within [0, 1].
-
-    Args:
-        network: Must consist of operations with a rule; see :class:`Interval`.
-        images: ``(N, ...)``, float, in [0, 1].
-        eps: l-inf radius, pixel scale, at least 0.
-
-    Returns:
-        An interval of shape ``(N, C)``.
-
-    Raises:
-        NoBoundError: If the network has an operation without a rule; the message names the layer.
-        TypeError: If the network does not return an interval, because it uses other functions than torch's.
-    """
-    with torch.autocast(images.device.type, enabled=False):  # Low precision would round by more than a small eps.
-        logits = _propagate(network, network, Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
-    if not isinstance(logits, Interval):
-        raise TypeError(
-            f"the network must use torch's functions alone to be bounded: it returned {type(logits).__name__} for an "
-            "Interval"
-        )
-    return logits
-
-
-def check_bounded(network: nn.Module) -> None:
-    """Check that every operation of a network has an interval bound, as far as that is possible without images.
-
-    The network is run on the meta device, in its current mode, with images of ``network.image_shape`` or else of likely
-    sizes. If it accepts none of them, nothing is checked.
-
-    Args:
-        network: Not changed.
-
-    Raises:
-        NoBoundError: If an operation has no bound; the message names the first such layer.
-    """
-    for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise NoBoundError(
-                f"no interval bound for BatchNorm by batch statistics (in {_describe(name, module)}): freeze it with "
-                "`eval()` before training, or use a network without BatchNorm"
-            )
-    network = getattr(network, "_orig_mod", network)  # of torch.compile
-    for shape in _likely_shapes(network):
-        try:
-            _propagate_on_meta(network, shape)
-        except NoBoundError:
-            raise
-        except Exception:  # noqa: S112 - the network takes images of another shape
-            continue
-        return
-
-
-def _propagate_on_meta(network: nn.Module, shape: tuple[int, ...]) -> None:
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    dtype = next((tensor.dtype for tensor in meta.values() if tensor.is_floating_point()), None)
-    image = torch.empty(2, *shape, dtype=dtype, device="meta")
-    with torch.no_grad():
-        _propagate(network, lambda box: functional_call(network, meta, (box,)), Interval(image, image.clone()))
-
-
-def _propagate(network: nn.Module, forward: Callable[[Interval], Any], box: Interval) -> Any:
-    """Pass a box through a network; if an operation has no bound, name its layer in the error."""
-    try:
-        return forward(box)
-    except NoBoundError as error:
-        names = {module: name for name, module in network.named_modules()}
-        callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
-        layer = [network, *(caller for caller in callers if isinstance(caller, nn.Module) and caller in names)][-1]
-        where = _describe(names[layer], layer)
-        raise NoBoundError(f"{error} (in {where})") from None
-
-
-def _describe(name: str, module: nn.Module) -> str:
-    return f"layer {name}, {type(module).__name__}" if name else type(module).__name__
-
-
-def _likely_shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Yield shapes of images that the network may take, the likeliest first."""
-    stated: Any = getattr(network, "image_shape", None)
-    if stated is not None:
-        yield tuple(stated)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            yield from ((module.in_channels, side, side) for side in LIKELY_SIDES)
-            return
-        if isinstance(module, nn.Linear):
-            side = math.isqrt(module.in_features)
-            yield (1, side, side)
-            yield (module.in_features,)
-            return

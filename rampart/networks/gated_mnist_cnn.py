@@ -12,9 +12,9 @@ from rampart.networks.mnist_cnn import MNISTCNN
 class GatedMNISTCNN(nn.Module):
     """The paper's MNIST network, whose first layer holds fixed gates against large perturbations of black and white.
 
-    See :mod:`rampart.networks.gates`. Parameters have the names and shapes of :class:`MNISTCNN`, which computes the
-    same function with them and can load any weights of this class. The reverse fails: this class loads only weights
-    whose first layer holds the gates.
+    See :mod:`rampart.networks.gates`. Parameters have the names and shapes of :class:`MNISTCNN`. That class loads all
+    weights of this one and computes the same function with them, up to rounding. The reverse does not hold: this class
+    loads only weights whose first layer holds the gates.
 
     Args:
         num_classes: Number of logits.

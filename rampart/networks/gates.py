@@ -22,7 +22,7 @@ Binarisation is known to help on MNIST (Schott et al. 2019). Hard thresholds hid
 keep their gradients where an attack can change them. Attacks that use no gradients have to confirm the robustness.
 
 A gate is the difference of two filters behind ReLU, so it spans two layers of the paper's network: the first layer
-holds the filters, and the second must give each pair opposite weights. Neither is left to training. As a gate rises
+holds the filters, and the second must give each pair opposite weights. Neither is learned in training. As a gate rises
 with its pixel, the largest of four gates is the gate of the largest of four pixels, and is computed that way.
 """
 

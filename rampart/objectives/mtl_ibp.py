@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rampart.attacks import Attack
-from rampart.bounds.interval import check_bounded, interval_logits
+from rampart.bounds import check_bounded, interval_logits
 from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rampart.bounds.interval import Interval, interval_logits
-from rampart.bounds.interval_rules import NoBoundError
+from rampart.bounds import Interval, NoBoundError, interval_logits
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rampart.bounds.interval import Interval, interval_logits
-from rampart.bounds.interval_rules import NoBoundError
+from rampart.bounds import Interval, NoBoundError, interval_logits
 
 GENERATOR = torch.Generator().manual_seed(0)
 
