@@ -1,4 +1,4 @@
-"""LightningDataModules: float images in [0, 1] and labels, without normalisation."""
+"""LightningDataModules of image sets, with float images in [0, 1] and no normalisation."""
 
 from datamodules.digits import DigitsDataModule
 from datamodules.in_memory import ImageSet, InMemoryDataModule

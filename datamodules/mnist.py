@@ -16,14 +16,15 @@ class MNISTDataModule(InMemoryDataModule):
     """MNIST with its official split, read through torchvision.
 
     Args:
-        data_dir: A torchvision root, with the files in ``MNIST/raw`` below it; missing files are downloaded. If
+        data_dir: Root folder in torchvision's layout, with the files in ``MNIST/raw``; missing files are downloaded. If
             None, the environment variable ``RAMPART_DATA``, or else ``data``.
-        batch_size: Images a training batch and process.
-        eval_batch_size: Images a batch and process in validation, test and prediction.
-        val_size: Training images to hold out for validation; 0 trains on all and has no validation.
-        split_seed: Of the choice of the held-out images.
+        batch_size: Images per training batch and process.
+        eval_batch_size: Images per batch and process in validation, test and prediction.
+        val_size: Number of training images to hold out for validation; 0 trains on all and has no validation.
+        split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
-        max_shift: Move training images by up to this many pixels in both directions, drawn anew each epoch.
+        max_shift: Shift each training image by a random number of pixels, at most this many in each direction, anew in
+            each epoch.
 
     Raises:
         ValueError: If a size is out of range.
@@ -43,10 +44,10 @@ class MNISTDataModule(InMemoryDataModule):
         self.data_dir = Path(data_dir or os.environ.get("RAMPART_DATA", "data"))
 
     def prepare_data(self) -> None:
-        """Download what is missing, once a machine.
+        """Download missing files, once per machine.
 
         Raises:
-            FileNotFoundError: If files are missing and there is no network to fetch them from.
+            FileNotFoundError: If files are missing and can't be downloaded.
         """
         raw = self.data_dir / "MNIST" / "raw"
         files = [Path(archive).with_suffix("") for archive, _ in MNIST.resources]
@@ -61,7 +62,7 @@ class MNISTDataModule(InMemoryDataModule):
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
                 f"MNIST is not in data_dir {self.data_dir} (missing in MNIST/raw: {', '.join(map(str, missing))}) and "
-                "can't be downloaded: set data.data_dir (or RAMPART_DATA) to a torchvision root that has it, or use "
+                "can't be downloaded: set data.data_dir (or RAMPART_DATA) to a folder that has MNIST/raw, or use "
                 "the bundled digits (data: datamodules.DigitsDataModule)"
             ) from error
 
@@ -69,7 +70,7 @@ class MNISTDataModule(InMemoryDataModule):
         """Read the 60,000 training images.
 
         Raises:
-            ValueError: If a file is truncated or not what it should be.
+            ValueError: If a file is truncated or damaged.
         """
         return self._read(train=True)
 
@@ -77,7 +78,7 @@ class MNISTDataModule(InMemoryDataModule):
         """Read the 10,000 test images.
 
         Raises:
-            ValueError: If a file is truncated or not what it should be.
+            ValueError: If a file is truncated or damaged.
         """
         return self._read(train=False)
 

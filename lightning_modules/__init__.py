@@ -1,4 +1,4 @@
-"""LightningModules: what a training, validation and test step are."""
+"""LightningModules: AdversarialClassifier, which trains and evaluates a network under attack, and its presets."""
 
 from lightning_modules.adversarial_classifier import AdversarialClassifier
 from lightning_modules.mnist_classifier import MNISTClassifier

@@ -1,4 +1,4 @@
-"""Adversarial training, validation and test, for any network, attack, objective and optimizer."""
+"""LightningModule for adversarial training with any network, attack, objective and optimizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,9 @@ from torch.optim import Adam, Optimizer
 from lightning_modules.evaluation_steps import EvaluationSteps, accuracy
 from lightning_modules.extra_tensors import match_extra_tensors, register_tensors
 from lightning_modules.finite_loss import FiniteLossCheck
-from lightning_modules.loaders import check_one_loader, warn_of_stream
+from lightning_modules.loaders import check_one_loader, warn_about_stream
 from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_monitors, check_schedules
-from lightning_modules.saved_settings import build_module, settings_of
+from lightning_modules.saved_settings import build_module, describe_settings
 from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed
@@ -108,7 +108,7 @@ class AdversarialClassifier(EvaluationSteps):
             "lr_milestones": lr_milestones,
             "lr_monitor": lr_monitor,
         }
-        self._settings = settings_of({"eps": eps, "optimizer": optimizer, **described, **lr_settings})
+        self._settings = describe_settings({"eps": eps, "optimizer": optimizer, **described, **lr_settings})
         # Class path and arguments of the network in a config, set by the command line; None: the network is described.
         self.network_settings: dict[str, Any] | None = None
         self._optimizer = optimizer
@@ -133,11 +133,11 @@ class AdversarialClassifier(EvaluationSteps):
         return ()
 
     def setup(self, stage: str) -> None:
-        """Agree on the run's seed, and refuse what can't work together before anything is computed.
+        """Agree on the run's seed between processes, and refuse settings that can't be used together.
 
         Raises:
-            TypeError: If the attack or a layer of the network is of a kind that the objective can't use.
-            ValueError: If one of their settings is, or one of the trainer's.
+            TypeError: If the objective can't use the attack's class or a layer's class.
+            ValueError: If it can't use one of their settings, or the trainer has one that is refused.
         """
         agree_on_run_seed(self.trainer)
         check_precision(self.trainer)
@@ -154,7 +154,7 @@ class AdversarialClassifier(EvaluationSteps):
         """Attack the batch at the current eps and return the objective's loss.
 
         Raises:
-            ValueError: If the batch is of another form, or a loss is not finite.
+            ValueError: If the batch has none of the accepted forms, or the loss is NaN or infinite.
         """
         images, labels, _ = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
@@ -162,9 +162,9 @@ class AdversarialClassifier(EvaluationSteps):
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self._losses.add(output.loss, self.eps, self.trainer, self.network)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
-        # Numbers go in as tensors on the host: Lightning would send them to the device and wait for it.
+        # Numbers are logged as tensors on the host: Lightning would copy floats to the device and wait for it.
         self.log("train/eps", torch.tensor(self.eps), prog_bar=True, on_step=True, on_epoch=False)
-        # Of rank 0: the mean over ranks would cost a collective at every step.
+        # Rank 0's loss: the mean over ranks would need a collective at every step.
         adv_loss = output.parts.get("adv_loss", output.loss).detach()
         self.log("train/adv_loss", adv_loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
@@ -176,47 +176,47 @@ class AdversarialClassifier(EvaluationSteps):
         return output.loss
 
     def on_train_start(self) -> None:
-        """Refuse several loaders and schedules that don't fit the run, and forget the losses of an earlier training.
+        """Refuse several loaders and unsuitable schedules, and drop the losses of an earlier training.
 
         Raises:
-            ValueError: If there are several loaders, or a schedule of the learning rate does not fit the run.
+            ValueError: If there are several loaders, or a learning-rate schedule does not suit the run.
         """
         check_schedules(self.trainer)
         check_one_loader(self.trainer.train_dataloader, "train", unpacked=False)
         check_one_loader(self.trainer.val_dataloaders, "val")
-        warn_of_stream(self.trainer.train_dataloader, "train", self.trainer.world_size)
+        warn_about_stream(self.trainer.train_dataloader, "train", self.trainer.world_size)
         self._losses = FiniteLossCheck()
 
     def on_train_epoch_end(self) -> None:
-        """Look at the losses that nobody has looked at yet.
+        """Check the losses that have not been checked yet.
 
         Raises:
-            ValueError: If one is not finite.
+            ValueError: If one is NaN or infinite.
         """
         self._losses.check_losses(self.trainer, self.network)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and, if there are any, the learning rate's schedules.
+        """Build the optimizer and its learning-rate schedules, if there are any.
 
         Raises:
-            ValueError: If a setting of the optimizer is out of its range.
+            ValueError: If a setting of the optimizer or of a schedule is out of its range.
         """
         try:
             optimizer = self._optimizer(self.network.parameters())
-        except ValueError as error:  # torch's own, which names no option: "Invalid learning rate: -1.0"
+        except ValueError as error:  # torch names no option: "Invalid learning rate: -1.0"
             raise ValueError(f"model.optimizer can't be built: {error}") from error
         return [optimizer], self._schedules.configure(optimizer, self.trainer)  # type: ignore[return-value]
 
     def on_validation_end(self) -> None:
-        """Check that what the learning rate's schedules watch is measured, already in the sanity check."""
+        """Check that the metrics that learning-rate schedules watch exist; in fit, also after the sanity check."""
         if self.trainer.state.fn == "fit":
             check_monitors(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture in one line that names the tensors.
+        """Check that the checkpoint's network has this one's tensors, and continue with its seed.
 
         Raises:
-            ValueError: If the checkpoint's network differs from this one in names or shapes, or holds NaN.
+            ValueError: If tensors differ in names or shapes, or hold NaN; in one line that names them.
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
         check_match(self.network, network_weights(checkpoint), "the checkpoint")
@@ -224,14 +224,14 @@ class AdversarialClassifier(EvaluationSteps):
         resume_run_seed(self._trainer, checkpoint.get("run_seed"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's seed, so that a resumed run repeats what the uninterrupted one would do.
+        """Save the run's seed, so that a resumed run equals an uninterrupted one, and the module's settings.
 
         Raises:
-            ValueError: If a loss or a weight is NaN or infinite: no such checkpoint is written.
+            ValueError: If a loss or a weight is NaN or infinite; then no checkpoint is written.
         """
         self._losses.check_before_saving(self.trainer, self.network)
         checkpoint["run_seed"] = self.run_seed
-        network = settings_of({"network": self.network}) if self.network_settings is None else {}
+        network = describe_settings({"network": self.network}) if self.network_settings is None else {}
         checkpoint["hyper_parameters"] = {
             **checkpoint.get("hyper_parameters", {}),
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
@@ -249,21 +249,21 @@ class AdversarialClassifier(EvaluationSteps):
         weights_only: bool | None = None,  # noqa: ARG003 - Lightning's argument
         **arguments: Any,
     ) -> Any:
-        """Build a trained module with its settings and weights; the file decides nothing about what code runs.
+        """Build a module with a checkpoint's settings and weights. No code that the file names is imported or run.
 
         Args:
-            checkpoint_path: A checkpoint that training has written.
+            checkpoint_path: Checkpoint that training wrote.
             map_location: Device of the module.
-            strict: Refuse a checkpoint that holds other tensors than the module.
-            weights_only: Not used: a file is never read otherwise.
-            arguments: Of the class, in place of the checkpoint's.
+            strict: Refuse a checkpoint with missing or additional tensors.
+            weights_only: Ignored; files are always read with ``weights_only=True``.
+            arguments: Constructor arguments that replace the checkpoint's.
 
         Returns:
-            An instance of the class that was trained where that is this one or a subclass that has been imported.
+            A module of the class that was trained if that is an imported subclass of this one, else of this class.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no checkpoint, or does not say how one of the arguments was made.
+            ValueError: If the file is no checkpoint, or does not describe an argument that is not given here.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         module = build_module(cls, checkpoint, arguments, checkpoint_path)

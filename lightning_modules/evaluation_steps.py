@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_of_stream
+from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_about_stream
 from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import compute_logits
 from rampart.attacks.random import make_generator, run_seed
@@ -58,12 +58,12 @@ class EvaluationSteps(LightningModule):
 
     @property
     def image_dtype(self) -> torch.dtype:
-        """Dtype of the images that the network is given: float64 if its first weights are, else float32."""
+        """Dtype of the images passed to the network: float64 if its first weights are float64, else float32."""
         first = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
         return torch.float64 if first == torch.float64 else torch.float32
 
     def on_validation_start(self) -> None:
-        """Refuse several loaders, and count images from the first.
+        """Refuse several loaders, and start counting the images.
 
         Raises:
             ValueError: If there are several loaders.
@@ -79,10 +79,10 @@ class EvaluationSteps(LightningModule):
         self._begin_evaluation(self.trainer.predict_dataloaders, "predict")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure clean accuracy and, at the target eps, robust accuracy: correct both without attack and under it.
+        """Measure clean accuracy, and robust accuracy at the target eps: correct both clean and under the attack.
 
         Raises:
-            ValueError: If the batch is of another form, or the network's logits are not finite.
+            ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
         """
         named = NamedAttack(self.val_attack, self.target_eps)
         self._evaluate(batch, "val", batch_idx, self.val_clean_acc, [(named, self.val_robust_acc)])
@@ -90,13 +90,13 @@ class EvaluationSteps(LightningModule):
         self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Measure clean accuracy and, under each test attack, robust accuracy: correct both without it and under it.
+        """Measure clean accuracy, and robust accuracy under each test attack: correct both clean and under it.
 
         Returns:
-            The batch that was counted, without repeated images; an :class:`rampart.data.batch.Batch`.
+            The batch without repeated images, a :class:`rampart.data.batch.Batch`.
 
         Raises:
-            ValueError: If the batch is of another form, or the network's logits are not finite.
+            ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
         """
         metrics: Any = self.test_robust_acc
         robust = list(zip(self.test_attacks, metrics, strict=True))
@@ -109,16 +109,16 @@ class EvaluationSteps(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Predict classes of clean and adversarial images.
 
-        The attack is the last of ``test_attacks``, or validation's where there are none. Images without labels
-        are attacked away from the clean prediction.
+        The attack is the last of ``test_attacks``, or the validation attack if there are none. It attacks the clean
+        predictions if the images have no labels.
 
         Returns:
-            Tensors ``(N,)``: ``label`` and ``index`` where the batch has them, ``clean_prediction``,
-            ``clean_confidence``, ``adv_prediction``, ``adv_confidence``; a confidence is the predicted class's
-            probability.
+            Tensors ``(N,)``: ``label`` and ``index``, int64, if the batch has them; ``clean_prediction`` and
+            ``adv_prediction``, int64; ``clean_confidence`` and ``adv_confidence``, float, the predicted class's
+            probability in [0, 1].
 
         Raises:
-            ValueError: If the batch is of another form, or the network's logits are not finite.
+            ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
         """
         images, known, index = read_batch(batch, labelled=False, dtype=self.image_dtype)
         with full_float32(self.device.type):
@@ -127,8 +127,8 @@ class EvaluationSteps(LightningModule):
             named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
             attacked = named(self.evaluated_network, images, labels, generator=self._generator("predict", batch_idx))
             adv = self._logits(attacked, f"under {named.name} on batch {batch_idx} of predict").softmax(1).max(1)
-        told = {name: value for name, value in (("label", known), ("index", index)) if value is not None}
-        return told | {
+        given = {name: value for name, value in (("label", known), ("index", index)) if value is not None}
+        return given | {
             "clean_prediction": clean.indices,
             "clean_confidence": clean.values,
             "adv_prediction": adv.indices,
@@ -137,13 +137,13 @@ class EvaluationSteps(LightningModule):
 
     def _begin_evaluation(self, loaders: Any, stage: str) -> None:
         check_one_loader(loaders, stage)
-        warn_of_stream(loaders, stage, self.trainer.world_size)
+        warn_about_stream(loaders, stage, self.trainer.world_size)
         self._padding = SamplerPadding(loaders)
 
     def _evaluate(
         self, batch: Any, stage: str, batch_idx: int, clean: Metric, robust: Iterable[tuple[NamedAttack, Metric]]
     ) -> Batch:
-        """Count the batch's images that are classified correctly, and under each attack those that still are."""
+        """Count the correctly classified images of a batch, and for each attack those that are robust to it."""
         images, labels, index = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
         kept = self._padding.count_unpadded(len(images))
@@ -153,7 +153,7 @@ class EvaluationSteps(LightningModule):
         images, labels = counted.images, labels[:kept]
         with full_float32(self.device.type):
             logits = self._logits(images, f"on batch {batch_idx} of {stage}")
-            check_labels(labels, logits)  # Here too, for attacks that do not look at the labels.
+            check_labels(labels, logits)  # Attacks check them too, but not all do.
             correct = logits.argmax(1) == labels
             _update(clean, correct)
             for named, metric in robust:
@@ -170,7 +170,7 @@ class EvaluationSteps(LightningModule):
         return logits
 
     def _generator(self, stage: str, *state: int) -> torch.Generator:
-        """Return random numbers that depend on stage, seed, rank and progress alone."""
+        """Return a generator whose random numbers depend on stage, seed, rank and progress alone."""
         return make_generator(self.device, stage, self.run_seed, self.global_rank, *state)
 
 

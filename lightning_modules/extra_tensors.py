@@ -1,4 +1,4 @@
-"""Tensors that an objective or an attack holds, such as the class weights of a loss."""
+"""Tensors outside the network, in an objective or an attack, such as the class weights of a loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -8,32 +8,40 @@ from typing import Any
 from torch import Tensor, nn
 
 KEY = "extra_tensors"
-"""Name of the held tensors' module, and so the beginning of their names in a checkpoint."""
+"""Name of the module's attribute, and so the prefix of these tensors in a checkpoint."""
 
 OLD_KEY = "held."
-"""Prefix of these tensors in checkpoints of earlier versions."""
+"""Their prefix in checkpoints of earlier versions."""
 
 
 def register_tensors(owner: nn.Module, **holders: object) -> nn.ModuleDict:
-    """Collect what the holders hold as parts of one module: it moves with its parent and is saved with it.
+    """Collect the modules and tensors in objectives and attacks, to be moved and saved with the LightningModule.
 
-    The holders keep the very same objects. Only the network is trained: the parameters found are frozen.
+    The objects keep the same modules and tensors. Parameters are frozen, since only the network is trained.
 
     Args:
-        owner: The module that is to have them as a part; what is a part of it already, as its network, is left out.
-        holders: Objects by name, such as an objective; they are searched for modules and tensors.
+        owner: LightningModule that the result becomes an attribute of; submodules it has already, such as its network,
+            are left out.
+        holders: Objects by name, such as an objective; their attributes and items are searched.
+
+    Returns:
+        The modules found, and one module for each tensor outside a module, by name: ``objective/loss``.
     """
     known = {id(module) for module in owner.modules()}
-    found = {path: part if isinstance(part, nn.Module) else _Loose(part) for path, part in _parts(holders, "", known)}
-    return nn.ModuleDict(found).requires_grad_(False)
+    found = _find_parts(holders, "", known)
+    modules = {path: part if isinstance(part, nn.Module) else _TensorHolder(part) for path, part in found}
+    return nn.ModuleDict(modules).requires_grad_(False)
 
 
 def match_extra_tensors(checkpoint: dict[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Let a checkpoint whose holders are others, or of an earlier version, fit a module: its own tensors fill the gaps.
+    """Make a checkpoint loadable whose extra tensors differ from the module's, or that an earlier version wrote.
+
+    Extra tensors that the module lacks are removed; those that the checkpoint lacks, or that have another shape, are
+    replaced by the module's.
 
     Args:
-        checkpoint: Its ``state_dict`` is changed.
-        own: The module's.
+        checkpoint: Its ``state_dict`` is replaced.
+        own: The module's ``state_dict``.
     """
     state = checkpoint["state_dict"] = {
         f"{KEY}.{name.removeprefix(OLD_KEY)}" if name.startswith(OLD_KEY) else name: tensor
@@ -46,8 +54,8 @@ def match_extra_tensors(checkpoint: dict[str, Any], own: Mapping[str, Tensor]) -
             state[name] = tensor
 
 
-class _Loose(nn.Module):
-    """A tensor outside any module; its holder sees it move, because it stays the same object."""
+class _TensorHolder(nn.Module):
+    """A tensor that belonged to no module. It stays the same object when it is moved, so an attack's loss moves too."""
 
     value: Tensor
 
@@ -55,7 +63,7 @@ class _Loose(nn.Module):
         super().__init__()
         self.register_buffer("value", tensor)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Loose":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_TensorHolder":
         tensor = self.value
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         tensor.data = self.value.data
@@ -63,7 +71,8 @@ class _Loose(nn.Module):
         return self
 
 
-def _parts(value: Any, path: str, known: set[int]) -> Iterator[tuple[str, nn.Module | Tensor]]:
+def _find_parts(value: Any, path: str, known: set[int]) -> Iterator[tuple[str, nn.Module | Tensor]]:
+    """Yield the modules and tensors in an object, by path; objects whose id is known are left out."""
     if id(value) in known or isinstance(value, (str, bytes, int, float, type, FunctionType, ModuleType, type(None))):
         return
     known.add(id(value))
@@ -80,5 +89,5 @@ def _parts(value: Any, path: str, known: set[int]) -> Iterator[tuple[str, nn.Mod
     elif hasattr(value, "__dict__"):
         inside = vars(value)
     for name, part in inside.items():
-        # A module's name must have no dots.
-        yield from _parts(part, f"{path}/{name}".lstrip("/").replace(".", "_"), known)
+        # torch allows no dots in a module's name.
+        yield from _find_parts(part, f"{path}/{name}".lstrip("/").replace(".", "_"), known)

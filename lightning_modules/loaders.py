@@ -1,4 +1,4 @@
-"""Know of a loader which images it repeats, and refuse several at once."""
+"""Checks of data loaders, and the images that a distributed sampler repeats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,44 +12,44 @@ def check_one_loader(loaders: Any, stage: str, unpacked: bool = True) -> None:
     """Refuse several loaders, whose images would be counted as one set.
 
     Args:
-        loaders: As a data module's hook returns them.
-        stage: Names the hook, such as ``"test"``.
-        unpacked: Whether a collection of one is as good as its loader; in training its batches are collections too.
+        loaders: Return value of a data module's hook: a loader, or a list or dictionary of loaders.
+        stage: Prefix of the hook's name, such as ``"test"``.
+        unpacked: True if Lightning unpacks a collection of one loader, as it does except in training.
 
     Raises:
-        ValueError: If it is a collection of more than one, or any where it can't be unpacked.
+        ValueError: If there is more than one loader, or a collection of one that is not unpacked.
     """
     if isinstance(loaders, (Mapping, Sequence)) and (len(loaders) > 1 or not unpacked):
         raise ValueError(
-            f"{stage}_dataloader must return one loader, got a {type(loaders).__name__} of {len(loaders)}: join sets "
-            "(torch.utils.data.ConcatDataset), or return one at a time"
+            f"{stage}_dataloader must return one loader, got a {type(loaders).__name__} of {len(loaders)}: join the "
+            "sets (torch.utils.data.ConcatDataset), or return a single loader"
         )
 
 
-def warn_of_stream(loader: Any, stage: str, processes: int) -> None:
-    """Say that several processes read the same images, which Lightning can't share among them.
+def warn_about_stream(loader: Any, stage: str, processes: int) -> None:
+    """Warn if several processes read the same stream, which Lightning can't split between them.
 
     Args:
-        loader: The stage's.
-        stage: Names the hook, such as ``"test"``.
-        processes: Number of them.
+        loader: Loader of the stage.
+        stage: Prefix of the hook's name, such as ``"test"``.
+        processes: Number of processes in the run.
     """
     if processes > 1 and isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
         rank_zero_warn(
-            f"{stage}_dataloader reads a stream (IterableDataset), which each of {processes} processes reads as a "
-            "whole, unless it shares itself out by torch.distributed.get_rank(): use a set with a length, or "
+            f"{stage}_dataloader reads a stream (IterableDataset), and each of {processes} processes reads all of it "
+            "unless the stream splits itself by torch.distributed.get_rank(): use a set with a length, or "
             "--trainer.devices 1"
         )
 
 
 class SamplerPadding:
-    """Counts a process's images, to leave out those that only make all processes' shares equal.
+    """Recognises the images that a distributed sampler repeats, so that each image is counted once.
 
-    torch's DistributedSampler, which Lightning gives to ordinary loaders, deals images out in turn and begins again
-    where they don't suffice, so that 33 images on two processes are 34.
+    torch's DistributedSampler, which Lightning adds to ordinary loaders, gives all processes the same number of images:
+    it repeats the first ones, so that 33 images on two processes become 34.
 
     Args:
-        loader: Of this process.
+        loader: Loader of this process, or a collection of one; loaders with another sampler repeat nothing.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -63,7 +63,7 @@ class SamplerPadding:
             self._left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
 
     def count_unpadded(self, count: int) -> int:
-        """Return how many of the next ``count`` images are not repeated; those come first."""
+        """Return how many of the next ``count`` images are not repeated ones; these come first."""
         if self._left is None:
             return count
         kept = min(count, self._left)

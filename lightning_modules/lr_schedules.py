@@ -1,4 +1,4 @@
-"""The learning rate's schedules, of which those that belong to a number of steps can follow the length of the run."""
+"""Learning-rate schedules; those that need a number of steps can take it from the length of the run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ from torch.optim.lr_scheduler import (
 )
 
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
-# The tuple first: jsonargparse would write a list into the saved config as if it were a single factory.
+# The tuple is first, else jsonargparse would write a list into the saved config as if it were a single factory.
 SchedulerFactories: TypeAlias = tuple[SchedulerFactory, ...] | SchedulerFactory | None
 Interval: TypeAlias = Literal["step", "epoch"]
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
-"""Names of the length in torch's schedules; -1 is that of the run."""
+"""Names of the length in torch's schedules; -1 means the length of the run."""
 
 
 @dataclass(frozen=True)
 class LRSchedules:
-    """Learning-rate schedules as a module is given them; the fields are those of :class:`AdversarialClassifier`."""
+    """Settings of the learning-rate schedules; the fields are described in :class:`AdversarialClassifier`."""
 
     factories: SchedulerFactories = None
     interval: Interval = "step"
@@ -40,16 +40,16 @@ class LRSchedules:
     monitor: str | None = None
 
     def configure(self, optimizer: Optimizer, trainer: Trainer) -> list[dict[str, Any]]:
-        """Return the schedules with Lightning's settings.
+        """Build the schedules, in the form that ``configure_optimizers`` returns.
 
         Raises:
-            ValueError: If a schedule can't have the length that it is given, the milestones don't rise within the run,
-                or a ReduceLROnPlateau has nothing to watch.
+            ValueError: If a schedule can't have its length, the milestones don't rise within the run, or
+                ReduceLROnPlateau has no metric.
         """
         factories = (self.factories,) if callable(self.factories) else self.factories or ()
         configs = []
         for schedule in build_schedules(
-            factories, self.milestones, optimizer, partial(_open_length, trainer, self.interval)
+            factories, self.milestones, optimizer, partial(_follow_run, trainer, self.interval)
         ):
             settings: dict[str, Any] = {"interval": self.interval}
             if isinstance(schedule, ReduceLROnPlateau):
@@ -59,11 +59,11 @@ class LRSchedules:
 
 
 def check_schedules(trainer: Trainer) -> None:
-    """Compare the schedules with the run, as training begins.
+    """Check at the start of training that the schedules suit the run.
 
     Raises:
-        ValueError: If a schedule would end before the run and can't be asked further, or watches results of a
-            validation that there is not.
+        ValueError: If a schedule ends before the run and can't be stepped further, or watches a validation metric in a
+            run without validation.
     """
     no_validation = not trainer.enable_validation or (
         trainer.val_dataloaders is not None and not any(trainer.num_val_batches)
@@ -74,22 +74,22 @@ def check_schedules(trainer: Trainer) -> None:
                 f"ReduceLROnPlateau watches {config.monitor}, but the run has no validation: hold out images "
                 "(data.val_size), or watch train/adv_acc"
             )
-        length = length_of_run(trainer, config.interval)  # type: ignore[arg-type]
+        length = compute_run_length(trainer, config.interval)  # type: ignore[arg-type]
         if length is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_length(config.scheduler, length)
 
 
 def check_monitors(trainer: Trainer) -> None:
-    """Check that what the schedules watch is measured, as soon as validation has measured something.
+    """Check after a validation that it measured the metrics that schedules watch.
 
     Raises:
-        ValueError: If a schedule watches a result of validation that validation does not give.
+        ValueError: If a schedule watches a validation metric that was not measured.
     """
     for config in trainer.lr_scheduler_configs:
         monitor = config.monitor or ""
         if config.reduce_on_plateau and monitor.startswith("val/") and monitor not in trainer.callback_metrics:
             known = ", ".join(name for name in sorted(trainer.callback_metrics) if name.startswith("val/"))
-            raise ValueError(f"ReduceLROnPlateau watches {monitor}, which is not measured; validation gives {known}")
+            raise ValueError(f"ReduceLROnPlateau watches {monitor}, which is not measured; validation measures {known}")
 
 
 def build_schedules(
@@ -98,20 +98,20 @@ def build_schedules(
     optimizer: Optimizer,
     run_length: Callable[[], int],
 ) -> list[LRScheduler]:
-    """Build schedules that rule the rate at the same time or, with milestones, one after the other.
+    """Build schedules that apply at the same time or, with milestones, one after the other.
 
     Args:
-        factories: Make a schedule from the optimizer. A length of -1 becomes that of the run, or of the schedule's part
-            of it; so does that of a OneCycleLR that has none.
-        milestones: Where one schedule ends and the next begins: numbers of steps, or shares of the run if below 1.
-        optimizer: Whose rate it is.
-        run_length: Tells the length of the run in the schedules' unit; asked only if it is needed.
+        factories: Build a schedule from the optimizer. A length of -1, or a missing length of OneCycleLR, becomes the
+            length of the run, or of the schedule's part of it.
+        milestones: Ends of all schedules but the last: numbers of steps, or fractions of the run if below 1.
+        optimizer: Optimizer whose learning rate is changed.
+        run_length: Returns the length of the run in the schedules' unit; called only if it is needed.
 
     Returns:
-        One schedule for each factory, or a single one if there are milestones.
+        One schedule per factory, or a single one if there are milestones.
 
     Raises:
-        ValueError: If the milestones don't rise within the run, or a schedule can't have this length.
+        ValueError: If the milestones don't rise within the run, or a schedule can't have its length.
     """
     if milestones is None:
         return [_build(factory, optimizer, run_length) for factory in factories]
@@ -123,53 +123,53 @@ def build_schedules(
     ends = [round(at * run_length()) if at < 1 else int(at) for at in milestones]
     if any(a >= b for a, b in pairwise([0, *ends])) or any(at >= 1 and at != int(at) for at in milestones):
         raise ValueError(
-            "model.lr_milestones must rise: whole numbers of steps, or shares of the run between 0 and 1; "
+            "model.lr_milestones must rise: whole numbers of steps, or fractions of the run between 0 and 1; "
             f"got {', '.join(map(str, milestones))}"
         )
-    stretches = [partial(_stretch, ends, run_length, i) for i in range(len(factories))]
-    parts = [_build(factory, optimizer, stretch) for factory, stretch in zip(factories, stretches, strict=True)]
+    lengths = [partial(_part_length, ends, run_length, i) for i in range(len(factories))]
+    parts = [_build(factory, optimizer, length) for factory, length in zip(factories, lengths, strict=True)]
     return [SequentialLR(optimizer, parts, ends)]
 
 
-def length_of_run(trainer: Trainer, interval: Interval) -> int | None:
-    """Return how often a schedule advances in a run; None if that is not known before its end."""
+def compute_run_length(trainer: Trainer, interval: Interval) -> int | None:
+    """Return how often a schedule advances in a run; None if that is unknown until the run ends."""
     if interval == "epoch":
         return trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
     batches = trainer.num_training_batches
     steps: float = math.inf if trainer.max_steps == -1 else trainer.max_steps
     if batches != math.inf and trainer.max_epochs not in (None, -1):
-        steps = min(steps, sum(_steps_of(trainer, epoch) for epoch in range(trainer.max_epochs)))
+        steps = min(steps, sum(_count_steps(trainer, epoch) for epoch in range(trainer.max_epochs)))
     return None if steps == math.inf else int(steps)
 
 
 def check_length(schedule: LRScheduler, run: int) -> None:
-    """Compare the length that a schedule was given with the run's.
+    """Compare a schedule's length with the run's; warn if they differ.
 
     Args:
-        schedule: As training begins, resumed or not.
+        schedule: Schedule at the start of training, or of a resumed training.
         run: Length of the run in the schedule's unit.
 
     Raises:
-        ValueError: If the schedule ends before the run and can't be asked further, as OneCycleLR.
+        ValueError: If the schedule ends before the run and can't be stepped further, like OneCycleLR.
     """
     if isinstance(schedule, SequentialLR):
-        for part, stretch in zip(schedule._schedulers, _stretches(schedule._milestones, run), strict=True):
-            check_length(part, stretch)
+        for part, length in zip(schedule._schedulers, _part_lengths(schedule._milestones, run), strict=True):
+            check_length(part, length)
         return
     name = next((name for name in LENGTHS if hasattr(schedule, name)), None)
     if name is None or not isinstance(schedule, (OneCycleLR, CosineAnnealingLR, PolynomialLR, LinearLR)):
         return
     length = getattr(schedule, name)
-    # A linear warm-up is meant to end early.
+    # A linear warm-up ends before the run.
     if length == run or (length < run and isinstance(schedule, LinearLR)):
         return
     problem = (
-        f"lr_scheduler {type(schedule).__name__} has {name} {length}, but in this run there are {run} steps{{}}; set "
-        f" {name} to -1 to follow the run's length"
+        f"lr_scheduler {type(schedule).__name__} has {name} {length}, but this run has {run} steps{{}}; set {name} to "
+        "-1 for the run's length"
     )
     if length < run and isinstance(schedule, OneCycleLR):
-        raise ValueError(problem.format(", and it can't go on after its end"))
-    after = "the rate does not come to its end" if length > run else "the rate comes to its end before"
+        raise ValueError(problem.format(", and it can't be stepped after its end"))
+    after = "the schedule does not reach its end" if length > run else "the schedule ends before the run"
     rank_zero_warn(problem.format(f": {after}"), category=UserWarning)
 
 
@@ -179,33 +179,33 @@ def _plateau_settings(schedule: ReduceLROnPlateau, monitor: str | None, trainer:
         raise ValueError("ReduceLROnPlateau needs the metric to watch: set model.lr_monitor, such as val/robust_acc")
     if monitor.endswith("_acc") and schedule.mode == "min":
         rank_zero_warn(
-            f"ReduceLROnPlateau watches {monitor}, an accuracy, with mode min, and would cut the rate while it rises: "
-            "set mode to max",
+            f"ReduceLROnPlateau watches {monitor}, an accuracy, with mode min, and would reduce the learning rate "
+            "while the accuracy rises: set mode to max",
             category=UserWarning,
         )
     every = trainer.check_val_every_n_epoch if monitor.startswith("val/") else 1
     return {"interval": "epoch", "frequency": every or 1, "monitor": monitor, "strict": every is not None}
 
 
-def _open_length(trainer: Trainer, interval: Interval) -> int:
-    """Length of the run, for a schedule that follows it."""
+def _follow_run(trainer: Trainer, interval: Interval) -> int:
+    """Return the length of the run, for a schedule whose length is -1."""
     if interval == "step":
         trainer.fit_loop.setup_data()
-    length = length_of_run(trainer, interval)
+    length = compute_run_length(trainer, interval)
     if trainer.ckpt_path is not None:
-        # Lightning gives the loaders their state as it sets them up, and has not read it from the checkpoint yet.
+        # Lightning sets the loaders' states when it sets them up, but has not read these from the checkpoint yet.
         trainer.fit_loop._combined_loader = None
     if length is None:
         raise ValueError(
-            "model.lr_scheduler can't follow the length of the run, which is not known before its end: set "
-            "trainer.max_steps, or the schedule's own length"
+            "model.lr_scheduler needs the length of the run, which is unknown until it ends: set trainer.max_steps, or "
+            "the schedule's own length"
         )
     return max(length, 10) if trainer.fast_dev_run else length  # type: ignore[attr-defined]
 
 
 def _build(factory: SchedulerFactory, optimizer: Optimizer, run_length: Callable[[], int]) -> LRScheduler:
     if isinstance(factory, partial):
-        # The class is the function of a partial, or among the arguments of one that jsonargparse made.
+        # The class is the function of a partial, or among its arguments if jsonargparse made it.
         made: tuple[Any, ...] = (factory.func, *factory.args)
         given = factory.keywords
         one_cycle = any(isinstance(part, type) and issubclass(part, OneCycleLR) for part in made)
@@ -213,7 +213,7 @@ def _build(factory: SchedulerFactory, optimizer: Optimizer, run_length: Callable
             return _one_cycle(factory, optimizer, run_length())
     schedule = factory(optimizer)
     for name in LENGTHS:
-        # Torch's schedules look at their length only after the first step.
+        # torch's schedules read their length only after the first step.
         if getattr(schedule, name, None) == -1:
             setattr(schedule, name, run_length())
     return schedule
@@ -223,19 +223,19 @@ def _one_cycle(factory: "partial[LRScheduler]", optimizer: Optimizer, length: in
     try:
         return factory(optimizer, total_steps=length)
     except ZeroDivisionError:
-        raise ValueError(f"OneCycleLR can't rise and fall in a run of {length} steps: train longer") from None
+        raise ValueError(f"OneCycleLR needs more than {length} steps to rise and fall: train longer") from None
 
 
-def _steps_of(trainer: Trainer, epoch: int) -> int:
+def _count_steps(trainer: Trainer, epoch: int) -> int:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             return math.ceil(trainer.num_training_batches / callback.get_accumulate_grad_batches(epoch))
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
-def _stretches(ends: Sequence[int], run: int) -> list[int]:
+def _part_lengths(ends: Sequence[int], run: int) -> list[int]:
     return [b - a for a, b in pairwise([0, *ends, run])]
 
 
-def _stretch(ends: Sequence[int], run_length: Callable[[], int], i: int) -> int:
-    return _stretches(ends, run_length())[i]
+def _part_length(ends: Sequence[int], run_length: Callable[[], int], i: int) -> int:
+    return _part_lengths(ends, run_length())[i]

@@ -1,7 +1,7 @@
-"""A module's settings as plain values, which a checkpoint holds, and the objects that they describe.
+"""Settings of a module as plain values in a checkpoint, and the objects built from them.
 
-Nothing in a checkpoint decides what code runs: a class is taken from Rampart or torch, or is one that the program has
-imported by itself, and it must be of a kind that settings are made of.
+A checkpoint can't make the program import or run other code: a class must belong to Rampart or torch, or be imported by
+the program already, and it must be a network, attack, objective, optimizer or schedule.
 """
 
 import importlib
@@ -28,14 +28,14 @@ KINDS = (nn.Module, Attack, NamedAttack, Start, Objective, Optimizer, LRSchedule
 
 
 class NotPlainError(ValueError):
-    """An object that plain values can't describe; the message names it."""
+    """Raised for an object that plain values can't describe; the message names its class."""
 
 
 def describe(value: Any) -> Any:
     """Return plain values from which :func:`build` makes an equal object.
 
     Raises:
-        NotPlainError: If it can't be told how the object was made.
+        NotPlainError: If the arguments of the object can't be found out.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -44,7 +44,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     if isinstance(value, partial):
-        # jsonargparse's factories have the class as their last argument, others as their function.
+        # The class is the last argument of the factories that jsonargparse makes, and the function of others.
         made = next((part for part in reversed(value.args) if isinstance(part, type)), value.func)
         return {"factory": _path(made), "init_args": _described(value.keywords)}
     if isinstance(value, (type, FunctionType)):
@@ -58,10 +58,10 @@ def describe(value: Any) -> Any:
 
 
 def build(value: Any) -> Any:
-    """Make the object that plain values describe.
+    """Build the object that plain values describe.
 
     Raises:
-        ValueError: If a class is not allowed, not imported or does not take the arguments.
+        ValueError: If a class is not allowed, not imported or does not accept the arguments.
     """
     if isinstance(value, (list, tuple)):
         return tuple(build(item) for item in value)
@@ -77,7 +77,7 @@ def build(value: Any) -> Any:
     if "factory" in value:
         return partial(made, **arguments) if arguments else made
     if not isinstance(made, type):
-        raise ValueError(f"{path} in the checkpoint is no class")
+        raise ValueError(f"the checkpoint names {path} as a class, which it is not")
     try:
         return made(*build(value.get("args", ())), **arguments)
     except Exception as error:
@@ -85,10 +85,10 @@ def build(value: Any) -> Any:
 
 
 def resolve(path: str) -> Any:
-    """Return the class, or the function of Rampart's, that an import path in a checkpoint names.
+    """Return the class, or the function of Rampart or torch, that an import path in a checkpoint names.
 
     Raises:
-        ValueError: If it is of no allowed kind, or belongs to a package that the program has not imported.
+        ValueError: If its kind is not allowed, or it belongs to a package that the program has not imported.
     """
     module_name, _, name = path.rpartition(".")
     own = any(f"{module_name}.".startswith(f"{room}.") for room in ROOMS)
@@ -97,8 +97,8 @@ def resolve(path: str) -> Any:
         found = getattr(module, name)
     except (ImportError, KeyError, AttributeError, ValueError):
         raise ValueError(
-            f"the checkpoint names {path}, which this program has not imported, and nothing is imported because a file "
-            "says so: import it before, or pass the object"
+            f"the checkpoint names {path}, which this program has not imported, and a file can't cause imports: import "
+            "it before, or pass the object"
         ) from None
     allowed = isinstance(found, type) and issubclass(found, KINDS)
     if own and isinstance(found, FunctionType):
@@ -120,7 +120,7 @@ def _path(value: Any) -> str:
 
 
 def _describe_module(module: nn.Module) -> dict[str, Any]:
-    """Describe a network or a loss: one that keeps its arguments, takes none, or is torch's."""
+    """Describe a network or a loss that has no arguments, stores them in ``init_args``, or is torch's."""
     kind = type(module)
     path = _path(kind)
     if type(module) is nn.Sequential and list(module._modules) == [str(i) for i in range(len(module))]:
@@ -146,8 +146,8 @@ def _describe_module(module: nn.Module) -> dict[str, Any]:
     return described
 
 
-def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a module's arguments as plain values, those that have none as ``{"unknown": what it is}``."""
+def describe_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of a module as plain values; ``{"unknown": CLASS}`` for those without a description."""
     settings: dict[str, Any] = {}
     for name, value in given.items():
         try:
@@ -157,11 +157,16 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def arguments_of(settings: Mapping[str, Any], given: Mapping[str, Any], path: object) -> dict[str, Any]:
-    """Return the arguments that a checkpoint's settings describe, those given by the caller in their place.
+def build_arguments(settings: Mapping[str, Any], given: Mapping[str, Any], path: object) -> dict[str, Any]:
+    """Build the arguments that a checkpoint's settings describe.
+
+    Args:
+        settings: Descriptions by argument name.
+        given: Arguments that replace the checkpoint's.
+        path: Path of the checkpoint, for messages.
 
     Raises:
-        ValueError: If the checkpoint does not say how an argument was made and the caller does not give it.
+        ValueError: If an argument is neither given nor described.
     """
     arguments = dict(given)
     for name, value in settings.items():
@@ -173,10 +178,10 @@ def arguments_of(settings: Mapping[str, Any], given: Mapping[str, Any], path: ob
             except ValueError as error:
                 raise ValueError(f"{path}: {error}: load_from_checkpoint({str(path)!r}, {name}=...)") from error
         elif name in ("optimizer", "lr_scheduler"):
-            rank_zero_warn(f"{path} does not say how {name} was made: training on would use the default")
+            rank_zero_warn(f"{path} does not describe the {name}: further training would use the default")
         else:
             raise ValueError(
-                f"{path} does not say how the {name} was made, {value['unknown']}: pass it, "
+                f"{path} does not describe the arguments of the {name}, {value['unknown']}: pass it, "
                 f"load_from_checkpoint({str(path)!r}, {name}=...)"
             )
     return arguments
@@ -185,21 +190,21 @@ def arguments_of(settings: Mapping[str, Any], given: Mapping[str, Any], path: ob
 def build_module(
     module_class: type, checkpoint: Mapping[str, Any], given: Mapping[str, Any], path: object
 ) -> nn.Module:
-    """Build the module that a checkpoint describes, as yet without its weights.
+    """Build the module that a checkpoint describes, without its weights.
 
     Args:
-        module_class: The class to build, or a base of the one that the checkpoint names.
-        checkpoint: Its content.
-        given: Arguments in place of the checkpoint's.
-        path: Of the checkpoint, for messages.
+        module_class: Class to build, unless the checkpoint names an imported subclass of it.
+        checkpoint: Content of the checkpoint.
+        given: Arguments that replace the checkpoint's.
+        path: Path of the checkpoint, for messages.
 
     Raises:
-        ValueError: If the checkpoint does not say how one of the arguments was made.
+        ValueError: If an argument is neither given nor described by the checkpoint.
     """
     settings = checkpoint.get("hyper_parameters")
     if "state_dict" not in checkpoint or not (given or isinstance(settings, dict)):
         raise ValueError(
-            f"{path} does not hold a module's settings, which earlier versions and files of weights do not have: "
+            f"{path} has no settings of a module, like checkpoints of earlier versions and weights files: "
             f"pass them, load_from_checkpoint({str(path)!r}, network=..., eps=...)"
         )
     settings = update_settings(settings, sys.modules.__contains__) if isinstance(settings, dict) else {}
@@ -207,9 +212,9 @@ def build_module(
         named = resolve(str(settings.pop("class_path", "")))
         module_class = named if issubclass(named, module_class) else module_class
     except ValueError:
-        pass  # A class that is not imported here; this one is what the caller asked for.
-    taken = inspect.signature(module_class).parameters
-    arguments = arguments_of({name: value for name, value in settings.items() if name in taken}, given, path)
+        pass  # The class is not imported here; the caller asked for this one.
+    accepted = inspect.signature(module_class).parameters
+    arguments = build_arguments({name: value for name, value in settings.items() if name in accepted}, given, path)
     try:
         module = module_class(**arguments)
     except (TypeError, ValueError, AttributeError) as error:

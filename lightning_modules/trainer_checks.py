@@ -10,7 +10,7 @@ def check_precision(trainer: Trainer) -> None:
     """Refuse a precision in which images themselves are rounded.
 
     Raises:
-        ValueError: If the trainer's precision is one of these.
+        ValueError: If the trainer's precision is ``16-true``, ``bf16-true`` or a transformer engine's.
     """
     if trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
         raise ValueError(
@@ -20,10 +20,10 @@ def check_precision(trainer: Trainer) -> None:
 
 
 def check_accumulation(trainer: Trainer, objective: Objective) -> None:
-    """Refuse gradient accumulation by an objective that can't sum the gradients of several batches.
+    """Refuse gradient accumulation if the objective can't sum the gradients of several batches.
 
     Raises:
-        ValueError: If that is so, or the trainer accumulates fewer than one batch.
+        ValueError: If the run accumulates several batches with such an objective, or the trainer's number is below 1.
     """
     if trainer.accumulate_grad_batches < 1:
         raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}")

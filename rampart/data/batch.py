@@ -1,4 +1,4 @@
-"""Read a batch as a data loader yields it."""
+"""Batches of data loaders in one common form."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ _FORM = (
 
 
 class Batch(NamedTuple):
-    """A batch in the form that everything here takes.
+    """A batch in the form that all of Rampart uses.
 
     Attributes:
         images: ``(N, ...)``, float32 or float64, in [0, 1].
-        labels: ``(N,)``, int64; None where the batch has none.
-        index: ``(N,)``, int64, each image's place in its set; None where the batch does not tell.
+        labels: ``(N,)``, int64; None if the batch has none.
+        index: ``(N,)``, int64, each image's position in its set; None if the batch has none.
     """
 
     images: Tensor
@@ -34,23 +34,23 @@ class Batch(NamedTuple):
 
 
 def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.float32) -> Batch:
-    """Turn a data loader's batch into float images in [0, 1] and int64 labels ``(N,)``.
+    """Convert a data loader's batch to float images in [0, 1] and int64 labels ``(N,)``.
 
     Accepted are tuples, lists, named tuples, dataclasses, mappings, and images alone; tensors and NumPy arrays. Images
-    may be uint8 or bool, or float with values off [0, 1] by rounding, which are clipped. Labels may be of any dtype
-    with whole numbers in it, of shape ``(N, 1)``, or one-hot.
+    may be uint8, bool, or float; float values outside [0, 1] by a rounding error are clipped. Labels may be whole
+    numbers of any dtype, ``(N,)`` or ``(N, 1)``, or one-hot ``(N, classes)``.
 
     Args:
-        batch: From the loader.
-        labelled: Whether labels are needed.
-        dtype: Of the images that are returned: float32, or float64 for a network of that.
+        batch: Batch that the loader yielded.
+        labelled: True if the batch must have labels.
+        dtype: Dtype of the returned images: float32, or float64 for a float64 network.
 
     Returns:
-        The batch. A third item that is no index, as names of files, is left out.
+        The batch. A third item that is no index, such as file names, is left out.
 
     Raises:
-        ValueError: If the batch is of another form, in one line that names it. Values on an accelerator are refused
-            there, by an assertion of the device.
+        ValueError: If the batch has another form; in one line that describes it. On an accelerator, wrong values fail
+            a device-side assertion instead.
     """
     images, labels, index = _parts(batch)
     images = _tensor(images, None)
@@ -75,7 +75,7 @@ def _parts(batch: Any) -> tuple[Any, Any, Any]:
 
 
 def _named_parts(batch: Any) -> dict[str, Any] | None:
-    """A named tuple's or a dataclass's fields, if their names tell which are the images."""
+    """Return the fields of a named tuple or dataclass; None if none of them has a name for images."""
     fields: dict[str, Any] = {}
     if hasattr(batch, "_asdict"):
         fields = batch._asdict()
@@ -106,7 +106,7 @@ def _read_images(images: Tensor, dtype: torch.dtype) -> Tensor:
     images = images.to(dtype)
     low, high = torch.aminmax(images.detach())
     message = "images must be in [0, 1] without NaN{}: scale them to [0, 1] and put normalisation into the network"
-    if images.device.type != "cpu":  # Asking for the values would make the host wait for the device.
+    if images.device.type != "cpu":  # Reading the values would make the host wait for the device.
         torch._assert_async((low >= -tolerance) & (high <= 1 + tolerance), message.format(""))
         return images.clamp(0, 1)
     least, most = low.item(), high.item()
@@ -148,7 +148,7 @@ def _read_index(values: Any, images: Tensor) -> Tensor | None:
 
 
 def _tensor(values: Any, device: torch.device | None) -> Tensor | None:
-    """Values as a tensor; None if they are not numbers, or for images (no device) no array."""
+    """Return values as a tensor; None if they are not numbers, or, for images (no device), not an array."""
     if isinstance(values, Tensor):
         return values
     if device is None and not hasattr(values, "__array__"):
@@ -160,7 +160,7 @@ def _tensor(values: Any, device: torch.device | None) -> Tensor | None:
 
 
 def _describe(value: Any, depth: int = 0) -> str:
-    """Name a batch's form, such as ``a tuple of (tensor (16, 1, 28, 28) float32, list of 16 str)``."""
+    """Describe a batch's form, such as ``a tuple of (tensor (16, 1, 28, 28) float32, list of 16 str)``."""
     kind = type(value).__name__
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return f"{kind} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

@@ -11,7 +11,7 @@ from datamodules import DigitsDataModule, ImageSet, InMemoryDataModule, MNISTDat
 
 @pytest.fixture(scope="module")
 def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of MNIST's form and size, with made-up images."""
+    """Files in MNIST's format and size, with random images."""
     raw = tmp_path_factory.mktemp("data") / "MNIST" / "raw"
     raw.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -48,14 +48,14 @@ def test_digits_are_split_without_overlap_and_balanced(digits: DigitsDataModule)
 
 
 def test_digits_are_real_digits(digits: DigitsDataModule) -> None:
-    """Class means of the training images recognise most test images: labels belong to images."""
+    """The nearest class mean of training images classifies most test images: labels belong to images."""
     (train, labels), (test, truth) = all_images(digits.train_dataloader()), all_images(digits.test_dataloader())
     means = torch.stack([train[labels == digit].flatten(1).mean(0) for digit in range(10)])
     guess = torch.cdist(test.flatten(1), means).argmin(1)
     assert (guess == truth).float().mean() > 0.75
 
 
-def test_the_held_out_images_follow_the_split_seed_alone() -> None:
+def test_the_held_out_images_depend_on_the_split_seed_alone() -> None:
     held_out = []
     for split_seed, run_seed in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(run_seed)
@@ -87,12 +87,14 @@ def test_nothing_is_held_out_at_val_size_zero(mnist_root: Path) -> None:
     assert len(data.train_dataloader()) == 469
 
 
-def test_the_environment_names_the_folder(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_sets_the_folder(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMPART_DATA", str(mnist_root))
     assert MNISTDataModule().data_dir == mnist_root
 
 
-def test_missing_mnist_names_data_dir_and_the_bundled_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_mnist_files_are_an_error_that_names_the_remedies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(FileNotFoundError, match=r"data_dir.*DigitsDataModule") as caught:
         MNISTDataModule(data_dir=str(tmp_path)).prepare_data()
@@ -114,7 +116,7 @@ def test_truncated_mnist_is_refused(mnist_root: Path, tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"eval_batch_size": -1}, {"val_size": -5}, {"max_shift": -1}])
-def test_wrong_sizes_are_refused(settings: dict[str, Any]) -> None:
+def test_sizes_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"data.{next(iter(settings))} must be at least"):
         DigitsDataModule(**settings)
 
@@ -130,15 +132,15 @@ def test_labels_outside_the_classes_are_refused(monkeypatch: pytest.MonkeyPatch)
         DigitsDataModule().setup("fit")
 
 
-class Own(InMemoryDataModule):
-    """A user's images."""
+class Custom(InMemoryDataModule):
+    """A custom data module."""
 
     def __init__(self, images: Tensor, labels: Tensor, **settings: Any) -> None:
         super().__init__(batch_size=2, **settings)
-        self.held = ImageSet(images, labels)
+        self.image_set = ImageSet(images, labels)
 
     def read_train(self) -> ImageSet:
-        return self.held
+        return self.image_set
 
     read_test = read_train
 
@@ -146,15 +148,15 @@ class Own(InMemoryDataModule):
 IMAGES, LABELS = torch.zeros(6, 3, 5, 4, dtype=torch.uint8), torch.arange(6) * 4
 
 
-def test_a_data_module_of_a_users_own_has_its_own_classes() -> None:
-    data = Own(IMAGES, LABELS, num_classes=21)
+def test_a_custom_data_module_sets_its_number_of_classes() -> None:
+    data = Custom(IMAGES, LABELS, num_classes=21)
     data.setup("fit")
     data.setup("test")
     assert data.num_classes == 21
     assert len(data.train_dataloader()) == 3
     assert next(iter(data.test_dataloader()))[1].tolist() == LABELS.tolist()
     with pytest.raises(ValueError, match=r"labels must be in \[0, 20\), the data has 0 to 20"):
-        Own(IMAGES, LABELS, num_classes=20).setup("fit")
+        Custom(IMAGES, LABELS, num_classes=20).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -169,11 +171,11 @@ def test_a_data_module_of_a_users_own_has_its_own_classes() -> None:
         (IMAGES, LABELS, {"num_classes": 0}, r"data\.num_classes must be at least 1, got 0"),
     ],
 )
-def test_data_that_can_not_be_used_are_refused_in_one_line(
+def test_unusable_images_and_labels_are_refused_in_one_line(
     images: Tensor, labels: Tensor, settings: dict[str, Any], message: str
 ) -> None:
     def use() -> None:
-        data = Own(images, labels, **({"num_classes": 21} | settings))
+        data = Custom(images, labels, **({"num_classes": 21} | settings))
         data.setup("fit")
         data.train_dataloader()
 

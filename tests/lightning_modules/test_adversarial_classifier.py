@@ -43,13 +43,11 @@ def linear(**settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
-def test_attacks_have_gradients_in_validate_and_test_whatever_the_trainer_says(
-    tmp_path: Path, inference_mode: bool
-) -> None:
+def test_attacks_have_gradients_in_validate_and_test_in_inference_mode(tmp_path: Path, inference_mode: bool) -> None:
     module = linear(test_attacks=[NamedAttack(PGD(steps=5), 0), NamedAttack(PGD(steps=5), 0.2)])
     with torch.no_grad():
         module.network[1].weight.mul_(5)
-    # Right on every image, so that what falls falls to the attack.
+    # All clean images are correctly classified, so only the attack fools the network.
     data = batches()
     data.labels = module.network(data.images / 255).argmax(1)
     t = trainer(tmp_path, inference_mode=inference_mode)
@@ -58,20 +56,20 @@ def test_attacks_have_gradients_in_validate_and_test_whatever_the_trainer_says(
     assert validated["val/clean_acc"] == tested["test/clean_acc"] == tested["test/robust_acc/PGD-5 @ 0"] == 1
     assert validated["val/robust_acc"] < 0.2
     assert tested["test/robust_acc/PGD-5 @ 0.2"] < 0.2
-    answers: Any = t.predict(module, data)
-    assert (answers[0]["adv_prediction"] == answers[0]["clean_prediction"]).float().mean() < 0.9
-    # And training goes on after inference mode has been in the metrics and the modules.
+    predicted: Any = t.predict(module, data)
+    assert (predicted[0]["adv_prediction"] == predicted[0]["clean_prediction"]).float().mean() < 0.9
+    # Training works after metrics and modules were used in inference mode.
     t.fit(module, data, data)
 
 
 def test_accuracies_are_counted_per_image(tmp_path: Path) -> None:
     module, data = linear(eps=0), batches(23)
     (result,) = trainer(tmp_path).validate(module, data, verbose=False)
-    right = (module.network(data.images / 255).argmax(1) == data.labels).float().mean().item()
-    assert result["val/clean_acc"] == result["val/robust_acc"] == pytest.approx(right, abs=1e-6)
+    accuracy = (module.network(data.images / 255).argmax(1) == data.labels).float().mean().item()
+    assert result["val/clean_acc"] == result["val/robust_acc"] == pytest.approx(accuracy, abs=1e-6)
 
 
-def test_validation_attacks_at_the_target_whatever_training_is_at(tmp_path: Path) -> None:
+def test_validation_attacks_at_the_target_eps_and_not_at_the_training_eps(tmp_path: Path) -> None:
     results = []
     for eps in (0.0, 1.0):
         module = linear(eps=0.1)
@@ -80,25 +78,25 @@ def test_validation_attacks_at_the_target_whatever_training_is_at(tmp_path: Path
     assert results[0] == results[1]
 
 
-def test_training_attacks_the_gates_and_judges_attack_the_network_that_others_load(tmp_path: Path) -> None:
+def test_training_attacks_the_gated_network_and_evaluation_its_plain_form(tmp_path: Path) -> None:
     module = AdversarialClassifier(GatedMNISTCNN(), eps=0.1, attack=PGD(steps=1), val_attack=PGD(steps=1))
     gated = []
     module.network.get_submodule("conv1").register_forward_pre_hook(lambda *_: gated.append(True))
     t = trainer(tmp_path)
     t.fit(module, batches())
-    assert len(gated) == 3 * 2  # three batches, each attacked once and answered once
+    assert len(gated) == 3 * 2  # three batches, each with one attack step and one training pass
     t.validate(module, batches(), verbose=False)
     t.test(module, batches(), verbose=False)
     t.predict(module, batches())
     assert len(gated) == 6
 
 
-def test_what_is_answered_wrongly_as_it_is_counts_as_fooled_and_is_not_attacked(tmp_path: Path) -> None:
+def test_incorrectly_classified_clean_images_are_not_robust_and_not_attacked(tmp_path: Path) -> None:
     module = linear(eps=0.3, val_attack=PGD(steps=3), test_attacks=[NamedAttack(PGD(steps=3), 0.3)])
     data = batches(30)
-    answers = module.network(data.images / 255).argmax(1)
-    data.labels = answers.clone()
-    data.labels[:13] = (answers[:13] + 1) % 10  # one batch all wrong, one with three wrong
+    predictions = module.network(data.images / 255).argmax(1)
+    data.labels = predictions.clone()
+    data.labels[:13] = (predictions[:13] + 1) % 10  # the first batch all incorrect, the second with three incorrect
     seen = []
     module.network.register_forward_pre_hook(
         lambda _, inputs: seen.append(len(inputs[0])) if inputs[0].requires_grad else None
@@ -111,7 +109,7 @@ def test_what_is_answered_wrongly_as_it_is_counts_as_fooled_and_is_not_attacked(
     assert tested["test/robust_acc/PGD-3 @ 0.3"] <= tested["test/clean_acc"] == pytest.approx(17 / 30)
 
 
-def test_no_number_is_logged_that_would_be_copied_to_the_device(tmp_path: Path, monkeypatch: Any) -> None:
+def test_logged_values_are_tensors_that_need_no_copy_to_the_device(tmp_path: Path, monkeypatch: Any) -> None:
     logged = {}
     monkeypatch.setattr(AdversarialClassifier, "log", lambda _, name, value, **__: logged.update({name: value}))
     trainer(tmp_path).fit(linear(), batches())
@@ -120,7 +118,7 @@ def test_no_number_is_logged_that_would_be_copied_to_the_device(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("objective", [AdversarialTraining(), MTLIBP(weight=0.5)])
-def test_the_logged_adversarial_loss_is_that_under_every_objective(
+def test_the_adversarial_loss_is_logged_under_the_same_name_for_every_objective(
     tmp_path: Path, monkeypatch: Any, objective: Objective
 ) -> None:
     logged = {}
@@ -136,8 +134,8 @@ def test_the_logged_adversarial_loss_is_that_under_every_objective(
     assert ("train/bound_loss" in logged) == mixed
 
 
-def test_a_batch_trains_on_its_adversarial_images(tmp_path: Path) -> None:
-    """One SGD step of the module equals one written out by hand."""
+def test_training_uses_the_adversarial_images(tmp_path: Path) -> None:
+    """One SGD step of the module equals one computed by hand."""
     module = linear(eps=0.2, attack=PGD(steps=3, start=AtImage()), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
     weight = module.network[1].weight.detach().clone()
     data = batches(10)
@@ -148,7 +146,7 @@ def test_a_batch_trains_on_its_adversarial_images(tmp_path: Path) -> None:
     torch.testing.assert_close(module.network[1].weight, weight - 0.5 * grad)
 
 
-def test_one_seed_repeats_and_two_differ(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(tmp_path: Path) -> None:
     results = []
     for seed in (0, 0, 1):
         module = linear()
@@ -161,22 +159,22 @@ def test_one_seed_repeats_and_two_differ(tmp_path: Path) -> None:
 
 def test_random_starts_differ_between_batches_stages_and_ranks() -> None:
     module = linear()
-    draws = {
+    numbers = {
         torch.rand(1, generator=module._generator(*state)).item()
         for state in (("train", 0, 0), ("train", 1, 1), ("train", 0, 1), ("val", 0), ("test", 0))
     }
-    assert len(draws) == 5
+    assert len(numbers) == 5
     before = torch.get_rng_state()
     module._generator("train", 7, 7)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_training_leaves_batchnorm_to_the_training_forward_pass(tmp_path: Path) -> None:
+def test_attacks_do_not_update_batchnorm_statistics(tmp_path: Path) -> None:
     network = small_network()
     module = AdversarialClassifier(network, eps=0.1, attack=PGD(steps=4))
     trainer(tmp_path).fit(module, batches(), batches())
     assert network[1].num_batches_tracked == 3
-    # A part that was frozen in eval mode stays so.
+    # A layer that was frozen in eval mode stays frozen.
     assert network[4].num_batches_tracked == 0
     assert not network[4].training
 
@@ -193,13 +191,13 @@ def test_the_schedule_advances_by_its_interval(tmp_path: Path, interval: Any, fa
     assert t.optimizers[0].param_groups[0]["lr"] == pytest.approx(factor)
 
 
-def test_images_without_labels_are_attacked_away_from_the_clean_answer(tmp_path: Path) -> None:
+def test_images_without_labels_are_attacked_at_their_clean_prediction(tmp_path: Path) -> None:
     module = linear(test_attacks=[NamedAttack(PGD(steps=10), 0.3)])
     unlabelled: Any = [(torch.rand(8, 1, 28, 28),)]
-    answers: Any = trainer(tmp_path).predict(module, DataLoader(unlabelled, batch_size=None))
-    assert set(answers[0]) == {"clean_prediction", "clean_confidence", "adv_prediction", "adv_confidence"}
-    assert (answers[0]["clean_prediction"] != answers[0]["adv_prediction"]).all()
-    assert ((answers[0]["adv_confidence"] > 0.1) & (answers[0]["adv_confidence"] <= 1)).all()
+    predicted: Any = trainer(tmp_path).predict(module, DataLoader(unlabelled, batch_size=None))
+    assert set(predicted[0]) == {"clean_prediction", "clean_confidence", "adv_prediction", "adv_confidence"}
+    assert (predicted[0]["clean_prediction"] != predicted[0]["adv_prediction"]).all()
+    assert ((predicted[0]["adv_confidence"] > 0.1) & (predicted[0]["adv_confidence"] <= 1)).all()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +209,7 @@ def test_images_without_labels_are_attacked_away_from_the_clean_answer(tmp_path:
     ],
 )
 @pytest.mark.parametrize("eps", [0, 0.1])
-def test_data_that_is_not_as_stated_is_refused_in_every_stage(
+def test_images_and_labels_out_of_range_are_refused_in_every_stage(
     tmp_path: Path, change: Any, message: str, eps: float
 ) -> None:
     def data() -> DataLoader[tuple[Tensor, Tensor]]:
@@ -245,7 +243,7 @@ def test_checkpoints_load_without_executing_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("eps", [-0.1, 1.5, "x"])
-def test_a_wrong_eps_is_refused(eps: Any) -> None:
+def test_an_eps_out_of_range_is_refused(eps: Any) -> None:
     with pytest.raises(ValueError, match=r"model\.eps must be"):
         linear(eps=eps)
 
@@ -255,7 +253,7 @@ def test_validation_in_another_norm_is_refused() -> None:
         linear(val_attack=PGD(norm="L2"))
 
 
-def test_two_test_attacks_of_one_name_are_refused() -> None:
+def test_test_attacks_of_the_same_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"distinct names, got PGD-2 @ 0\.1, PGD-2 @ 0\.1"):
         linear(test_attacks=[NamedAttack(PGD(steps=2), 0.1), NamedAttack(PGD(steps=2, step_size=0.1), 0.1)])
 

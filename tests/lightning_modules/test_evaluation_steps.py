@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from lightning_modules import AdversarialClassifier
-from lightning_modules.loaders import SamplerPadding, warn_of_stream
+from lightning_modules.loaders import SamplerPadding, warn_about_stream
 from rampart.attacks import PGD, AtImage, NamedAttack
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_command_reads_every_form_alike(form: str) -> None:
+def test_every_command_accepts_every_form_of_batch(form: str) -> None:
     loader: Any = DataLoader(FORMS[form], batch_size=6)
     dtype = torch.float64 if form.endswith("network") else torch.float32
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to(dtype)
@@ -77,7 +77,7 @@ def test_every_command_reads_every_form_alike(form: str) -> None:
         ((IMAGES.mul(255).long(), LABELS), "images must be float in .* or uint8, got torch.int64"),
     ],
 )
-def test_another_form_is_refused_by_every_command_in_the_same_line(batch: Any, message: str) -> None:
+def test_other_forms_are_refused_by_every_command_in_the_same_line(batch: Any, message: str) -> None:
     lines = set()
     for command in COMMANDS:
         with pytest.raises(ValueError, match=message) as caught:
@@ -115,7 +115,7 @@ def test_loaders_without_a_length_are_read(command: str) -> None:
 
 
 class Recorder(nn.Module):
-    """Notes in which dtype its layers answer, outside of training."""
+    """Records the mode and the logits' dtype of each forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_judges_use_float32_whatever_the_trainers_precision(precision: Any) -> None:
+def test_evaluation_uses_float32_in_every_precision_of_the_trainer(precision: Any) -> None:
     network, results = Recorder(), []
     module = classifier(network, attack=PGD(steps=2), test_attacks=[NamedAttack(PGD(steps=2), 0.1)])
     for command in ("validate", "test", "predict"):
@@ -139,7 +139,7 @@ def test_judges_use_float32_whatever_the_trainers_precision(precision: Any) -> N
     assert torch.equal(results[2][0]["adv_confidence"], full[2][0]["adv_confidence"])
 
 
-def test_validation_within_a_training_of_coarse_precision_is_in_float32() -> None:
+def test_validation_during_training_in_bfloat16_uses_float32() -> None:
     network = Recorder()
     run("fit", classifier(network), loader_of(IMAGES, LABELS), precision="bf16-mixed", num_sanity_val_steps=0)
     assert (True, torch.bfloat16) in network.dtypes  # the training step
@@ -170,11 +170,11 @@ class NanWhereBright(nn.Module):
 
 @pytest.mark.parametrize("command", COMMANDS[1:])
 @pytest.mark.parametrize(("threshold", "where"), [(0.5, "on batch 0 of"), (0.7, r"under PGD-3 @ 0\.3 on batch 0 of")])
-def test_logits_that_are_no_numbers_give_no_number(command: str, threshold: float, where: str) -> None:
+def test_non_finite_logits_are_an_error_and_give_no_result(command: str, threshold: float, where: str) -> None:
     attack = PGD(steps=3)
     images = IMAGES * 0.2 + 0.35
     module = classifier(NanWhereBright(threshold), val_attack=attack, test_attacks=[NamedAttack(attack, 0.3)], eps=0.3)
-    with torch.no_grad():  # Brighter means another class, so that every attack brightens.
+    with torch.no_grad():  # Brighter images are of another class, so every attack makes them brighter.
         module.network.inner[1].weight.fill_(-1)[0] = 1
         module.network.inner[1].bias.copy_(torch.tensor([-20.0, 0, 0]))
     labels = torch.ones_like(LABELS)
@@ -198,7 +198,7 @@ class OutOfPlace(InPlace):
         return super().forward(images.clone())
 
 
-def test_a_network_that_works_in_place_is_trained_and_judged_as_one_that_does_not() -> None:
+def test_in_place_operations_in_a_network_do_not_change_results() -> None:
     results = []
     for kind in (InPlace, OutOfPlace):
         torch.manual_seed(0)
@@ -246,20 +246,20 @@ def test_every_image_is_counted_once_over_all_processes(total: int, world: int, 
     assert sorted(seen) == list(range(total))
 
 
-def test_processes_that_all_read_one_stream_are_told_of(recwarn: Any) -> None:
-    warn_of_stream(DataLoader(Stream()), "test", 1)
-    warn_of_stream(loader_of(IMAGES, LABELS), "test", 2)
+def test_several_processes_that_read_the_same_stream_give_a_warning(recwarn: Any) -> None:
+    warn_about_stream(DataLoader(Stream()), "test", 1)
+    warn_about_stream(loader_of(IMAGES, LABELS), "test", 2)
     assert not [warning for warning in recwarn if "reads a stream" in str(warning.message)]
-    with pytest.warns(UserWarning, match=r"test_dataloader reads a stream .* each of 2 processes reads as a whole"):
-        warn_of_stream(DataLoader(Stream()), "test", 2)
+    with pytest.warns(UserWarning, match=r"test_dataloader reads a stream .* and each of 2 processes reads all of it"):
+        warn_about_stream(DataLoader(Stream()), "test", 2)
 
 
-def test_loaders_of_one_process_are_counted_whole() -> None:
+def test_loaders_of_one_process_have_no_repeated_images() -> None:
     for loader in (loader_of(IMAGES, LABELS), DataLoader(Stream(), batch_size=5), [1], None):
         assert SamplerPadding(loader).count_unpadded(7) == 7
 
 
-def test_the_test_step_returns_what_it_counted() -> None:
+def test_the_test_step_returns_the_counted_images() -> None:
     module = classifier()
     module._padding = SamplerPadding(None)
     module._padding._left = 4

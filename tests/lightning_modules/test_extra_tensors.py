@@ -16,7 +16,7 @@ from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
 
 @dataclass(frozen=True)
 class Weighted:
-    """An attack's loss with a tensor that belongs to no module."""
+    """An attack loss with a tensor outside any module."""
 
     weight: Tensor
 
@@ -70,7 +70,7 @@ def test_a_tensor_that_an_attack_holds_moves_with_the_module(where: str) -> None
     assert torch.equal(loss.weight, torch.arange(1.0, 11.0, dtype=torch.float64))
 
 
-def test_class_weights_are_saved_and_come_back_as_a_run_is_resumed(tmp_path: Path) -> None:
+def test_class_weights_are_saved_and_loaded_when_a_run_is_resumed(tmp_path: Path) -> None:
     path = fit(module(weighted(3.0)), tmp_path)
     resumed = module(weighted(1.0))
     fit(resumed, tmp_path / "b", path, max_epochs=2)
@@ -88,8 +88,8 @@ def test_class_weights_of_an_earlier_versions_checkpoint_are_loaded(tmp_path: Pa
 
 
 @pytest.mark.parametrize("objective", [None, TRADES(), MTLIBP(adversarial=weighted(2.0))])
-def test_checkpoints_with_and_without_held_tensors_fit_each_other(tmp_path: Path, objective: Any) -> None:
-    """A checkpoint of an earlier version has none; a module that only measures needs none."""
+def test_a_checkpoint_loads_if_its_extra_tensors_differ_from_the_modules(tmp_path: Path, objective: Any) -> None:
+    """Checkpoints of the earliest versions have none; a module that only evaluates needs none."""
     path = fit(module(weighted(3.0)), tmp_path)
     other = module(objective)
     Trainer(logger=False, accelerator="cpu").test(other, batches(), ckpt_path=path, verbose=False)

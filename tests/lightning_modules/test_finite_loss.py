@@ -18,7 +18,7 @@ LOADER: Any = DataLoader(TensorDataset(IMAGES, torch.arange(12) % 3), batch_size
 
 
 class Poisoned(nn.Module):
-    """Trains well until a forward pass in train mode is the ``at``-th; then a weight or the output is broken."""
+    """Returns NaN, or sets a weight to infinity, in forward pass number ``at`` (from 1 on) in train mode."""
 
     def __init__(self, at: int, weight: bool = False) -> None:
         super().__init__()
@@ -53,16 +53,16 @@ def refusal(network: nn.Module, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_loss_that_is_no_number_stops_training_and_says_where(tmp_path: Path) -> None:
+def test_a_loss_that_is_nan_stops_training_and_names_the_step(tmp_path: Path) -> None:
     line = refusal(Poisoned(at=7), tmp_path)
     assert "the loss is nan at epoch 1 (zero-based), step 6, eps 0.25; all weights are finite" in line
-    assert f"the last whole checkpoint is {tmp_path / 'last.ckpt'}" in line
+    assert f"the last checkpoint is {tmp_path / 'last.ckpt'}" in line
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 6
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 
 
-def test_broken_weights_are_named_and_never_saved(tmp_path: Path) -> None:
+def test_non_finite_weights_are_named_and_never_saved(tmp_path: Path) -> None:
     line = refusal(Poisoned(at=3, weight=True), tmp_path)
     assert "network.inner.1.bias is NaN or infinite at epoch 0 (zero-based), step 3, and is not saved" in line
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -81,30 +81,30 @@ def test_a_diverging_run_ends_with_an_error(tmp_path: Path) -> None:
         trainer.fit(module, LOADER)
 
 
-class Clock:
-    """As much of a trainer as the watch asks."""
+class StubTrainer:
+    """The attributes of a trainer that the check reads."""
 
     current_epoch, global_step, log_every_n_steps, checkpoint_callbacks = 0, 0, 4, ()
 
 
-def test_an_accelerator_is_not_waited_for_at_every_step() -> None:
-    watch, clock, network = FiniteLossCheck(), Clock(), nn.Linear(2, 2)
+def test_losses_on_an_accelerator_are_checked_every_few_steps() -> None:
+    check, trainer, network = FiniteLossCheck(), StubTrainer(), nn.Linear(2, 2)
 
     class OnDevice(Tensor):
         device = torch.device("cuda")
 
     losses = [torch.tensor(value).as_subclass(OnDevice) for value in (1.0, torch.nan, 2.0, 3.0)]
     for step, loss in enumerate(losses[:3]):
-        clock.global_step = step
-        watch.add(loss, 0.1, clock, network)  # type: ignore[arg-type]
+        trainer.global_step = step
+        check.add(loss, 0.1, trainer, network)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"loss is nan at epoch 0 .*, step 1, eps 0\.1"):
-        watch.add(losses[3], 0.1, clock, network)  # type: ignore[arg-type]
-    watch.add(losses[1], 0.1, clock, network)  # type: ignore[arg-type]
+        check.add(losses[3], 0.1, trainer, network)  # type: ignore[arg-type]
+    check.add(losses[1], 0.1, trainer, network)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loss is nan"):
-        watch.check_before_saving(clock, network)  # type: ignore[arg-type]
+        check.check_before_saving(trainer, network)  # type: ignore[arg-type]
 
 
-def test_a_diverged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_checkpoint_with_nan_is_refused_and_the_tensor_named(tmp_path: Path) -> None:
     fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), tmp_path, limit_train_batches=1)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     saved["state_dict"]["network.1.weight"][0, 0] = torch.nan
@@ -116,7 +116,7 @@ def test_a_diverged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
             command(module, LOADER, ckpt_path=tmp_path / "nan.ckpt")
 
 
-def test_an_infinite_buffer_is_no_broken_weight() -> None:
+def test_an_infinite_buffer_is_allowed() -> None:
     network = nn.Linear(2, 2)
     network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     assert first_nonfinite(network) is None

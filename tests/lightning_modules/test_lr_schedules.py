@@ -34,7 +34,7 @@ ONE_CYCLE = partial(OneCycleLR, max_lr=1.0, div_factor=1, pct_start=0.5, anneal_
 
 
 class Rates(Callback):
-    """The rate of every update."""
+    """Records the learning rate of each optimizer step."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -96,14 +96,14 @@ def rates_of(factory: Any, updates: int) -> list[float]:
         ({}, {"limit_train_batches": 2, "max_epochs": 4}, 8),
     ],
 )
-def test_the_rate_comes_to_its_end_with_the_run(tmp_path: Path, data: Any, trainer: Any, updates: int) -> None:
+def test_a_schedule_ends_with_the_run(tmp_path: Path, data: Any, trainer: Any, updates: int) -> None:
     callbacks = trainer.pop("callbacks", [])
     rates, _ = fit(tmp_path, ONE_CYCLE, *callbacks, data=batches(**data), **trainer)
     assert rates == pytest.approx(rates_of(partial(ONE_CYCLE, total_steps=updates), updates))
     assert rates[-1] < 1e-4
 
 
-def test_fast_has_the_rates_that_it_was_published_with() -> None:
+def test_the_fast_config_has_the_rates_of_its_published_run() -> None:
     published, now = (
         yaml.safe_load((ROOT / path).read_text())["model"]["init_args"]["lr_scheduler"]
         for path in ("pretrained/mnist/fast/config.yaml", "configs/mnist/fast.yaml")
@@ -127,7 +127,7 @@ def test_fast_has_the_rates_that_it_was_published_with() -> None:
         partial(OneCycleLR, max_lr=1.0, total_steps=-1),
     ],
 )
-def test_every_length_of_torchs_schedules_can_follow_the_run(tmp_path: Path, factory: Any) -> None:
+def test_every_schedule_of_torch_can_have_the_length_of_the_run(tmp_path: Path, factory: Any) -> None:
     def given(optimizer: Any) -> Any:
         if isinstance(factory, partial):
             return factory(optimizer, **{name: 12 for name, value in factory.keywords.items() if value == -1})
@@ -138,7 +138,7 @@ def test_every_length_of_torchs_schedules_can_follow_the_run(tmp_path: Path, fac
 
 
 @pytest.mark.parametrize("at_step", [5, 8])
-def test_a_resumed_run_has_the_rates_and_batches_of_the_whole_one(tmp_path: Path, at_step: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, at_step: int) -> None:
     save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     whole, trained = fit(tmp_path, ONE_CYCLE, save)
     rest, resumed = fit(tmp_path, ONE_CYCLE, ckpt_path=tmp_path / f"step={at_step}.ckpt")
@@ -147,7 +147,7 @@ def test_a_resumed_run_has_the_rates_and_batches_of_the_whole_one(tmp_path: Path
         assert torch.equal(a, b)
 
 
-def test_schedules_follow_one_another(tmp_path: Path) -> None:
+def test_schedules_with_milestones_apply_one_after_the_other(tmp_path: Path) -> None:
     warm_up = partial(LinearLR, start_factor=0.25, total_iters=-1)
     fall = partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=-1)
     expected = [0.25, 0.5, 0.75, *(1 - i / 9 for i in range(9))]
@@ -156,7 +156,7 @@ def test_schedules_follow_one_another(tmp_path: Path) -> None:
         assert rates == pytest.approx(expected)
 
 
-def test_schedules_rule_the_rate_together(tmp_path: Path) -> None:
+def test_schedules_without_milestones_apply_at_the_same_time(tmp_path: Path) -> None:
     halved, falling = partial(ConstantLR, factor=0.5, total_iters=2), partial(ExponentialLR, gamma=0.9)
     rates, _ = fit(tmp_path, (halved, falling), max_epochs=1)
     assert rates == pytest.approx([0.5, 0.45, 0.81, 0.729])
@@ -193,7 +193,7 @@ def test_lengths_are_counted_in_the_interval(tmp_path: Path, interval: Any) -> N
         ),
     ],
 )
-def test_a_plateau_is_judged_after_each_validation(
+def test_a_plateau_schedule_advances_after_each_validation(
     tmp_path: Path, factory: Any, monitor: Any, interval: Any, every: int
 ) -> None:
     settings = {"lr_monitor": monitor, "lr_interval": interval}
@@ -215,7 +215,7 @@ PLATEAU = partial(ReduceLROnPlateau, mode="max")
             PLATEAU,
             {"lr_monitor": "val/nope"},
             {},
-            "watches val/nope, which is not measured; .* gives val/clean_acc, val",
+            "watches val/nope, which is not measured; .* measures val/clean_acc, val",
         ),
         (PLATEAU, {"lr_monitor": "val/robust_acc"}, {"limit_val_batches": 0}, "but the run has no validation"),
         ((PLATEAU, ONE_CYCLE), {"lr_milestones": (5,)}, {}, "SequentialLR does not support `ReduceLROnPlateau`"),
@@ -227,13 +227,13 @@ PLATEAU = partial(ReduceLROnPlateau, mode="max")
             partial(ONE_CYCLE, total_steps=11),
             {},
             {},
-            "has total_steps 11, but in this run there are 12 steps, and it can't",
+            "has total_steps 11, but this run has 12 steps, and it can't",
         ),
-        (ONE_CYCLE, {}, {"max_steps": 2, "max_epochs": 1}, "can't rise and fall in a run of 2 steps"),
-        (ONE_CYCLE, {"lr_interval": "epoch"}, {"max_epochs": -1, "max_steps": 5}, "can't follow the length of the run"),
+        (ONE_CYCLE, {}, {"max_steps": 2, "max_epochs": 1}, "needs more than 2 steps to rise and fall"),
+        (ONE_CYCLE, {"lr_interval": "epoch"}, {"max_epochs": -1, "max_steps": 5}, "needs the length of the run"),
     ],
 )
-def test_a_schedule_that_can_not_work_is_refused_before_training(
+def test_an_unsuitable_schedule_is_refused_before_training(
     tmp_path: Path, factory: Any, settings: Any, trainer: Any, message: str
 ) -> None:
     rates = Rates()
@@ -243,10 +243,10 @@ def test_a_schedule_that_can_not_work_is_refused_before_training(
     assert "\n" not in str(caught.value)
 
 
-def test_a_schedule_that_is_resumed_in_a_longer_run_is_refused_before_training(tmp_path: Path) -> None:
+def test_a_schedule_resumed_in_a_longer_run_is_refused_before_training(tmp_path: Path) -> None:
     save, rates = ModelCheckpoint(tmp_path, filename="a"), Rates()
     fit(tmp_path, ONE_CYCLE, save)
-    with pytest.raises(ValueError, match="has total_steps 12, but in this run there are 16 steps"):
+    with pytest.raises(ValueError, match="has total_steps 12, but this run has 16 steps"):
         fit(tmp_path, ONE_CYCLE, rates, ckpt_path=tmp_path / "a.ckpt", max_epochs=4)
     assert rates.seen == []
 
@@ -256,25 +256,25 @@ def test_a_schedule_that_is_resumed_in_a_longer_run_is_refused_before_training(t
     [
         (
             partial(ONE_CYCLE, total_steps=13),
-            "has total_steps 13, but in this run there are 12 steps: the rate does not",
+            "has total_steps 13, but this run has 12 steps: the schedule does not reach",
         ),
-        (partial(CosineAnnealingLR, T_max=11), "has T_max 11, .* comes to its end before"),
+        (partial(CosineAnnealingLR, T_max=11), "has T_max 11, .* the schedule ends before the run"),
         (partial(LinearLR, total_iters=20), "has total_iters 20"),
         (partial(LinearLR, total_iters=5), None),
         (partial(CosineAnnealingLR, T_max=12), None),
         (partial(ReduceLROnPlateau, mode="min"), "an accuracy, with mode min"),
     ],
 )
-def test_a_schedule_of_another_length_is_told_in_one_line(
+def test_a_schedule_of_another_length_than_the_run_gives_a_warning_in_one_line(
     tmp_path: Path, factory: Any, warned: str | None, recwarn: pytest.WarningsRecorder
 ) -> None:
     fit(tmp_path, factory, val=batches(10), settings={"lr_monitor": "val/robust_acc"})
-    told = [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)]
-    told = [text for text in told if "LR" in text]
-    assert len(told) == (warned is not None)
+    warnings = [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)]
+    warnings = [text for text in warnings if "LR" in text]
+    assert len(warnings) == (warned is not None)
     if warned:
-        assert "\n" not in told[0]
-        assert re.search(warned, told[0])
+        assert "\n" not in warnings[0]
+        assert re.search(warned, warnings[0])
 
 
 def test_a_loader_without_a_length_needs_max_steps(tmp_path: Path) -> None:
@@ -283,13 +283,13 @@ def test_a_loader_without_a_length_needs_max_steps(tmp_path: Path) -> None:
             return iter(batches())
 
     data = DataLoader(Stream(), batch_size=None)
-    with pytest.raises(ValueError, match=r"not known before its end: set trainer\.max_steps"):
+    with pytest.raises(ValueError, match=r"unknown until it ends: set trainer\.max_steps"):
         fit(tmp_path, ONE_CYCLE, data=data)
     rates, _ = fit(tmp_path, ONE_CYCLE, data=data, max_steps=9)
     assert rates == pytest.approx(rates_of(partial(ONE_CYCLE, total_steps=9), 9))
 
 
-def test_the_command_line_takes_schedules_and_saves_them(tmp_path: Path) -> None:
+def test_schedules_on_the_command_line_are_saved_in_the_config(tmp_path: Path) -> None:
     warm_up: Any = {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"total_iters": -1}}
     fall: Any = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": -1}}
     plateau: Any = {

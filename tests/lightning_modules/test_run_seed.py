@@ -1,4 +1,4 @@
-"""The seed of a run: the same in all processes, kept in its checkpoints, and untouched by what user code does."""
+"""The seed of a run: the same in all processes, saved in checkpoints, and not affected by user code."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class ToyData(InMemoryDataModule):
 
 
 class Seen(Callback):
-    """Keeps the index of every training image, in order."""
+    """Records the index of each training image, in order."""
 
     def __init__(self) -> None:
         self.index: list[int] = []
@@ -44,7 +44,7 @@ class Seen(Callback):
 
 
 class Reseed(Callback):
-    """User code that sets torch's seed wherever it can."""
+    """User code that sets torch's seed in every hook."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         torch.manual_seed(5 + trainer.global_rank)
@@ -81,7 +81,7 @@ def weights(module: AdversarialClassifier) -> Tensor:
     return nn.utils.parameters_to_vector(module.parameters())
 
 
-def test_what_user_code_does_to_torchs_seed_changes_neither_order_nor_attacks(tmp_path: Path) -> None:
+def test_torchs_seed_set_by_user_code_changes_neither_order_nor_attacks(tmp_path: Path) -> None:
     plain, order, _ = fit(tmp_path, seed=1)
     reseeded, same_order, _ = fit(tmp_path, Reseed(), seed=1)
     other, other_order, _ = fit(tmp_path, seed=2)
@@ -102,7 +102,7 @@ def test_a_resumed_run_keeps_the_seed_of_its_checkpoint(tmp_path: Path, at_step:
     assert torch.equal(weights(whole), weights(resumed))
 
 
-def test_a_module_of_another_kind_keeps_the_datas_order_over_a_resume(tmp_path: Path) -> None:
+def test_the_order_of_images_is_resumed_with_any_lightning_module(tmp_path: Path) -> None:
     class Plain(LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -130,7 +130,7 @@ def test_a_module_of_another_kind_keeps_the_datas_order_over_a_resume(tmp_path: 
 
 
 class SelfSeeded(nn.Sequential):
-    """A network of a user's that sets torch's seed as it is built."""
+    """A custom network whose constructor sets torch's seed."""
 
     def __init__(self) -> None:
         torch.manual_seed(3)
@@ -138,7 +138,7 @@ class SelfSeeded(nn.Sequential):
 
 
 @pytest.mark.parametrize(("option", "seeds"), [("4", {4}), ("false", {3})])
-def test_the_command_lines_seed_is_the_runs(tmp_path: Path, option: str, seeds: set[int]) -> None:
+def test_the_seed_on_the_command_line_is_the_seed_of_the_run(tmp_path: Path, option: str, seeds: set[int]) -> None:
     main([
         "fit", f"--config={ROOT / 'configs/quickstart.yaml'}", f"--runs_dir={tmp_path}",
         "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--test_after_fit=false",
@@ -150,7 +150,7 @@ def test_the_command_lines_seed_is_the_runs(tmp_path: Path, option: str, seeds: 
     assert {torch.load(file, weights_only=True)["run_seed"] for file in tmp_path.rglob("last.ckpt")} == seeds
 
 
-def test_measuring_a_checkpoint_does_not_take_its_seed(tmp_path: Path) -> None:
+def test_testing_a_checkpoint_does_not_use_its_seed(tmp_path: Path) -> None:
     _, _, trainer = fit(tmp_path, seed=1)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     tested = module()
@@ -170,7 +170,7 @@ def test_a_saved_seed_that_is_no_number_is_refused(tmp_path: Path) -> None:
 
 
 def test_processes_without_a_seed_share_the_images_and_leave_none_out(tmp_path: Path) -> None:
-    """Each process begins with a torch seed of its own, and user code sets another one in each."""
+    """Processes start with different torch seeds, and user code sets others."""
     script = tmp_path / "two.py"
     script.write_text(
         "import json, os, sys\n"

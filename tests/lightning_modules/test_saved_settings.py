@@ -22,21 +22,21 @@ from tests.conftest import ROOT, small_network
 
 
 class Plain(nn.Sequential):
-    """A network of a user's, made without arguments."""
+    """A custom network without arguments."""
 
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(784, 10))
 
 
 class Wide(nn.Sequential):
-    """A network of a user's, made with one."""
+    """A custom network with one argument."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Flatten(), nn.Linear(784, width), nn.Linear(width, 10))
 
 
 class Named(MNISTClassifier):
-    """A user's subclass with an argument of its own."""
+    """A custom subclass with an additional argument."""
 
     def __init__(self, title: str, **settings: Any) -> None:
         super().__init__(**settings)
@@ -75,7 +75,7 @@ def change(path: Path, **settings: Any) -> Path:
         SGD,
     ],
 )
-def test_settings_come_back_from_plain_values(value: Any) -> None:
+def test_settings_are_rebuilt_from_plain_values(value: Any) -> None:
     assert build(describe(value)) == value
 
 
@@ -93,7 +93,7 @@ def test_settings_come_back_from_plain_values(value: Any) -> None:
         nn.CrossEntropyLoss(weight=torch.arange(4.0), label_smoothing=0.2),
     ],
 )
-def test_networks_and_losses_come_back_from_plain_values(module: Any) -> None:
+def test_networks_and_losses_are_rebuilt_from_plain_values(module: Any) -> None:
     made = build(describe(module))
     assert repr(made) == repr(module)
     made.load_state_dict(module.state_dict())
@@ -103,12 +103,12 @@ def test_networks_and_losses_come_back_from_plain_values(module: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [lambda: 0, Wide(3), object(), partial(lambda: 0)])
-def test_what_can_not_be_told_in_plain_values_is_said_so(value: Any) -> None:
+def test_objects_without_a_description_in_plain_values_are_refused(value: Any) -> None:
     with pytest.raises(NotPlainError):
         describe(value)
 
 
-def test_describing_a_module_leaves_the_random_state() -> None:
+def test_describing_a_module_does_not_change_the_random_state() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     before = torch.get_rng_state()
     describe(network)
@@ -116,7 +116,7 @@ def test_describing_a_module_leaves_the_random_state() -> None:
 
 
 @pytest.mark.parametrize("loader", [AdversarialClassifier, MNISTClassifier])
-def test_a_module_that_was_trained_in_python_comes_back(tmp_path: Path, loader: Any) -> None:
+def test_a_module_trained_in_python_is_loaded_with_its_settings_and_weights(tmp_path: Path, loader: Any) -> None:
     trained = MNISTClassifier(
         network=MNISTCNN(init="he"),
         eps="8/255",
@@ -136,17 +136,17 @@ def test_a_module_that_was_trained_in_python_comes_back(tmp_path: Path, loader: 
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_a_ramp_does_not_get_into_the_saved_settings(tmp_path: Path) -> None:
+def test_a_ramp_does_not_change_the_saved_settings(tmp_path: Path) -> None:
     trained = AdversarialClassifier(Plain(), eps=0.2, attack=PGD(steps=1))
     trained.eps, trained.attack = 0.05, PGD(steps=2)
     loaded = AdversarialClassifier.load_from_checkpoint(save(trained, tmp_path))
     assert (loaded.eps, loaded.attack) == (0.2, PGD(steps=1))
 
 
-def test_arguments_take_the_place_of_the_checkpoints(tmp_path: Path) -> None:
+def test_arguments_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     path = save(AdversarialClassifier(Wide(5), eps=0.2, attack=PGD(steps=1)), tmp_path)
     with pytest.raises(
-        ValueError, match=r"does not say how the network was made, .*Wide: pass it, .*network=\.\.\."
+        ValueError, match=r"does not describe the arguments of the network, .*Wide: pass it, .*network=\.\.\."
     ) as caught:
         AdversarialClassifier.load_from_checkpoint(path)
     assert "\n" not in str(caught.value)
@@ -154,7 +154,7 @@ def test_arguments_take_the_place_of_the_checkpoints(tmp_path: Path) -> None:
     assert (loaded.eps, loaded.attack) == (0.2, PGD(steps=9))
 
 
-def test_a_subclass_with_an_argument_of_its_own_says_what_it_needs(tmp_path: Path) -> None:
+def test_an_additional_argument_of_a_subclass_is_asked_for(tmp_path: Path) -> None:
     path = save(Named("a", attack=PGD(steps=1)), tmp_path)
     with pytest.raises(ValueError, match="missing 1 required positional argument: 'title': pass it"):
         Named.load_from_checkpoint(path)
@@ -162,7 +162,7 @@ def test_a_subclass_with_an_argument_of_its_own_says_what_it_needs(tmp_path: Pat
 
 
 @pytest.mark.parametrize("module", [None, "network"])
-def test_a_checkpoint_without_settings_says_so(tmp_path: Path, module: str | None) -> None:
+def test_a_checkpoint_without_settings_is_refused(tmp_path: Path, module: str | None) -> None:
     network = Plain()
     if module:
         torch.save(network.state_dict(), tmp_path / "a.ckpt")
@@ -173,7 +173,7 @@ def test_a_checkpoint_without_settings_says_so(tmp_path: Path, module: str | Non
         del content["hyper_parameters"]
         torch.save(content, tmp_path / "a.ckpt")
         assert AdversarialClassifier.load_from_checkpoint(tmp_path / "a.ckpt", network=Plain(), eps=0.1).eps == 0.1
-    with pytest.raises(ValueError, match="does not hold a module's settings") as caught:
+    with pytest.raises(ValueError, match="has no settings of a module") as caught:
         AdversarialClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
     assert "\n" not in str(caught.value)
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_without_settings_says_so(tmp_path: Path, module: str | Non
         {"network": {"class_path": 7}},
     ],
 )
-def test_nothing_in_a_checkpoint_decides_what_code_runs(tmp_path: Path, settings: Any, monkeypatch: Any) -> None:
+def test_a_checkpoint_can_not_run_or_import_code(tmp_path: Path, settings: Any, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "evil_module.py").write_text("open('TRACE', 'w')\nclass Net: pass\n")
     monkeypatch.chdir(tmp_path)
@@ -205,7 +205,7 @@ def test_nothing_in_a_checkpoint_decides_what_code_runs(tmp_path: Path, settings
     assert "evil_module" not in sys.modules
 
 
-def test_a_module_that_the_command_line_trained_comes_back(tmp_path: Path) -> None:
+def test_a_module_trained_on_the_command_line_is_loaded(tmp_path: Path) -> None:
     main([
         "fit", f"--config={ROOT / 'configs/quickstart.yaml'}", f"--runs_dir={tmp_path}", "--data.batch_size=4",
         "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1",

@@ -67,7 +67,7 @@ def test_every_form_gives_the_same_batch(batch: Any) -> None:
         torch.nn.functional.one_hot(LABELS, 10).bool(),
     ],
 )
-def test_labels_of_clear_meaning_become_classes(labels: Tensor) -> None:
+def test_labels_of_every_accepted_form_become_classes(labels: Tensor) -> None:
     read = read_batch((IMAGES, labels)).labels
     assert read is not None
     assert read.dtype == torch.int64
@@ -100,12 +100,12 @@ def test_images_become_float_in_the_unit_interval() -> None:
     assert torch.equal(read_batch(gray, False, torch.float64).images, gray.double() / 255)
 
 
-def test_values_off_the_box_by_rounding_are_clipped() -> None:
+def test_values_outside_the_unit_interval_by_rounding_are_clipped() -> None:
     off = torch.tensor([[-2e-7, 1 + 2e-7], [0.5, 1 + 9e-6]])
     assert torch.equal(read_batch(off, labelled=False).images, torch.tensor([[0, 1], [0.5, 1]]))
     assert read_batch((off * 1.0005).half(), labelled=False).images.max() == 1
     read_batch(IMAGES, labelled=False)
-    assert off[0, 0] < 0  # The loader's own tensor stays as it is.
+    assert off[0, 0] < 0  # The loader's tensor is unchanged.
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_values_off_the_box_by_rounding_are_clipped() -> None:
         (7, "got int"),
     ],
 )
-def test_other_batches_are_refused_in_one_line_that_names_them(batch: Any, message: str) -> None:
+def test_other_forms_are_refused_in_one_line_that_describes_them(batch: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_batch(batch)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_numpy_strings_are_no_labels() -> None:
+def test_numpy_strings_are_refused_as_labels() -> None:
     with pytest.raises(ValueError, match=r"labels must be .*; got ndarray"):
         read_batch((IMAGES, np.array(["a", "b", "c", "d"])))

@@ -37,7 +37,7 @@ def test_the_order_is_a_permutation_by_seed_and_epoch_alone() -> None:
 
 
 def test_orders_are_those_of_earlier_versions() -> None:
-    """A run that is resumed, or repeated with a newer version, sees the images in the same order."""
+    """A run that is resumed or repeated with a newer version uses the images in the same order."""
     order = EpochOrder(11, 4, shuffle=True, seed=lambda: 7, rank=1, world_size=2)
     order.set_epoch(3)
     assert [batch.tolist() for batch in order] == [[2, 10, 7, 9], [1]]
