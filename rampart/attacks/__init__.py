@@ -1,4 +1,11 @@
-"""Attacks on any network, with torch alone: ``attack(model, images, labels, eps=...) -> images``."""
+"""Attacks on any network, with torch alone.
+
+An attack is immutable settings; its call returns adversarial images::
+
+    attack = PGD(steps=40, relative_step_size=0.05)
+    adv = attack(network, images, labels, eps=0.3)  # images (N, C, H, W) in [0, 1], labels (N,)
+    robust = network(adv).argmax(1) == labels
+"""
 
 from rampart.attacks.apgd import APGD
 from rampart.attacks.attack import Attack, NamedAttack, attack_active

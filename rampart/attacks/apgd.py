@@ -14,29 +14,29 @@ from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search, ranked_class
 from rampart.attacks.validation import check_choice
 
-MOMENTUM = 0.25  # section 3.1: 1 - alpha, what is kept of the step before
-RISES = 0.75  # rho, the share of steps that must raise the loss for the step size to be kept
+MOMENTUM = 0.25  # 1 - alpha in section 3.1: share of the previous step that is kept
+RISES = 0.75  # rho: share of steps that must raise the loss, or else the step size is halved
 
 
 @dataclass(frozen=True)
 class APGD(Search):
     """APGD (Croce and Hein 2020, algorithm 1), the first two members of AutoAttack.
 
-    Steps begin at 2 eps. At checkpoints that come ever closer, an image whose loss has not risen often enough goes back
-    to its best point with half the step size.
+    The step size starts at 2 eps. At checkpoints, with fewer steps between them each time, an image whose loss has not
+    risen often enough returns to its best point with half the step size.
 
-    ``APGD()`` is AutoAttack's APGD-CE, ``APGD(targets=9)`` its APGD-T. Departures from the published code: an image
-    that is fooled is left alone, which changes no robust accuracy; runs start at a uniform random point of the ball,
-    where the code scales it to the surface; and the first checkpoint counts the rises of its interval against the
-    starting point's loss, where the code counts the first one against zero.
+    ``APGD()`` is AutoAttack's APGD-CE, ``APGD(targets=9)`` its APGD-T. Departures from the published code: the search
+    for an image ends once it is fooled, which changes no robust accuracy; runs start at a uniform random point of the
+    ball, which the code scales to the surface; and the first checkpoint counts the first rise from the loss of the
+    starting point, where the code counts it from zero.
 
     Attributes:
         norm: The ball's norm.
-        steps: Gradient steps of a run.
-        restarts: Runs from new random points; with targets, for each of them.
-        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``. Left alone with targets.
-        targets: Aim at each of so many wrong classes in turn, the likeliest first, with the targeted DLR loss (section
-            4.2 and eq. 7); None for an untargeted attack. Classes beyond those there are, are left out.
+        steps: Gradient steps per run.
+        restarts: Number of runs, each from a new random point; with targets, the number per target.
+        loss: The loss to maximise, a name or a function ``(logits, labels) -> (N,)``. Don't set it with targets.
+        targets: Number of target classes, the likeliest wrong ones, attacked in turn with the targeted DLR loss
+            (section 4.2 and eq. 7). Capped at the number of wrong classes. None for an untargeted attack.
 
     Raises:
         ValueError: If a setting is out of its range; when called, if the model has fewer classes than the loss needs.
@@ -74,7 +74,7 @@ class APGD(Search):
         """See :meth:`rampart.attacks.Attack.with_loss`.
 
         Raises:
-            TypeError: If there are targets, which have a loss of their own.
+            TypeError: If there are targets, whose loss is fixed.
         """
         if self.targets is not None:
             raise TypeError(
@@ -84,11 +84,11 @@ class APGD(Search):
 
     @property
     def runs(self) -> int:
-        """Restarts, for each target."""
+        """Number of runs: restarts times targets."""
         return self.restarts * (self.targets or 1)
 
     def checkpoints(self) -> list[int]:
-        """The numbers of steps after which step sizes are looked at (section 3.2), in whole steps as published."""
+        """Return the step counts after which step sizes may be halved (section 3.2), in whole steps as published."""
         interval, least, shrink = (max(int(share * self.steps), 1) for share in (0.22, 0.06, 0.03))
         points = []
         step = interval
@@ -120,15 +120,15 @@ class APGD(Search):
             if rank >= logits.shape[1] - 1:
                 return None
             aims = ranked_class(logits, labels, rank)
-        now = _Climb.at(active, images, labels, aims, start, 2 * eps)
+        now = _Climb.begin(active, images, labels, aims, start, 2 * eps)
         for step in range(self.steps + 1):
             logits, loss, grad = loss_gradient(model, now.adv, partial(self._loss, labels=now.labels, aims=now.aims))
-            now.see(loss, grad)
+            now.update(loss, grad)
             fooled = misclassified(logits, now.labels)
             if bool(fooled.any()):
                 found.adv[now.index[fooled]] = now.adv[fooled]
                 found.fooled[now.index[fooled]] = True
-                now = now.only(~fooled)
+                now = now.select(~fooled)
                 if len(now.index) == 0:
                     return found
             if step == self.steps:
@@ -152,7 +152,7 @@ class APGD(Search):
 
 @dataclass
 class _Climb:
-    """State of each image's search; the first dimension of every tensor is the images'."""
+    """State of each image's search. The first dimension of every tensor is that of the images."""
 
     index: Tensor
     images: Tensor
@@ -171,23 +171,23 @@ class _Climb:
     was_shortened: Tensor
 
     @classmethod
-    def at(cls, index: Tensor, images: Tensor, labels: Tensor, aims: Tensor, adv: Tensor, length: float) -> "_Climb":
-        """Before the first look at the model."""
+    def begin(cls, index: Tensor, images: Tensor, labels: Tensor, aims: Tensor, adv: Tensor, length: float) -> "_Climb":
+        """Return the state before the first forward pass."""
         lowest = images.new_full((len(images),), -torch.inf)
         return cls(
             index, images, labels, aims, adv, previous=adv, grad=torch.zeros_like(adv), loss=-lowest, best=adv.clone(),
             best_grad=torch.zeros_like(adv), best_loss=lowest.clone(),
             length=images.new_full((len(images), *[1] * (images.ndim - 1)), length),
             rises=torch.zeros_like(labels), best_at_checkpoint=lowest,
-            was_shortened=torch.ones_like(labels, dtype=torch.bool),  # so that condition 2 has no say at the first
+            was_shortened=torch.ones_like(labels, dtype=torch.bool),  # no condition 2 at the first checkpoint
         )  # fmt: skip
 
-    def only(self, rows: Tensor) -> "_Climb":
-        """Go on with some images."""
+    def select(self, rows: Tensor) -> "_Climb":
+        """Return the state of some images."""
         return _Climb(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def see(self, loss: Tensor, grad: Tensor) -> None:
-        """Take note of the loss and the gradient at ``adv``."""
+    def update(self, loss: Tensor, grad: Tensor) -> None:
+        """Update the best point and the number of rises with the loss and gradient at ``adv``."""
         loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
         self.rises = self.rises + (loss > self.loss)
         self.loss, self.grad = loss, grad
@@ -195,7 +195,11 @@ class _Climb:
         self.best[better], self.best_grad[better], self.best_loss[better] = self.adv[better], grad[better], loss[better]
 
     def shorten(self, interval: int) -> None:
-        """Halve the steps of images that rose too seldom (condition 1) or not at all (condition 2), from their best."""
+        """Return images with too few rises (condition 1) or no new best (condition 2) to their best; halve their steps.
+
+        Args:
+            interval: Number of steps since the last checkpoint.
+        """
         seldom = self.rises <= RISES * interval
         not_at_all = ~self.was_shortened & (self.best_at_checkpoint >= self.best_loss)
         stuck = seldom | not_at_all

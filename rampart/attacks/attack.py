@@ -17,10 +17,10 @@ AnyAttack = TypeVar("AnyAttack", bound="Attack")
 
 
 class Attack(ABC):
-    """Immutable settings that, called, return adversarial images; :class:`rampart.attacks.PGD` is one.
+    """Interface of attacks: immutable settings with a call that returns adversarial images.
 
-    To attack some images of a batch only, call :func:`attack_active`. The attacks of this package take its ``active``
-    as a further argument; a custom attack may leave it out.
+    :func:`attack_active` attacks only some images of a batch. The attacks of this package have its ``active`` as a
+    further argument of the call; a custom attack does not need it.
     """
 
     norm: NormName
@@ -51,11 +51,11 @@ class Attack(ABC):
     def with_settings(
         self: AnyAttack, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None
     ) -> AnyAttack:
-        """Return the same attack with other steps; None keeps a setting.
+        """Return the same attack with another number or length of steps; None keeps a setting.
 
         Args:
             steps: Number of gradient steps.
-            step_size: Length of a step on the pixel scale; takes the place of a relative step size.
+            step_size: Step length on the pixel scale. It replaces a relative step size.
 
         Raises:
             TypeError: If the attack has no such setting.
@@ -72,11 +72,11 @@ class Attack(ABC):
         """Return the same attack with another loss to maximise.
 
         Args:
-            loss: A name or a function ``(logits, labels) -> (N,)``.
+            loss: The loss to maximise, a name or a function ``(logits, labels) -> (N,)``.
 
         Raises:
-            TypeError: If the attack has no loss that could be replaced.
-            ValueError: If there is no loss of that name.
+            TypeError: If the attack has no loss that can be replaced.
+            ValueError: If the name of the loss is unknown.
         """
         return self._replace({"loss": loss})
 
@@ -85,7 +85,7 @@ class Attack(ABC):
         for name in changes:
             if name not in known:
                 raise TypeError(
-                    f"{type(self).__name__} has no {name} to set: leave it out, or use another attack, as PGD"
+                    f"{type(self).__name__} has no {name} to set: leave it out, or use another attack, such as PGD"
                 )
         return replace(self, **changes)  # type: ignore[type-var]
 
@@ -105,7 +105,7 @@ class Attack(ABC):
             images: ``(N, ...)``, float32 or float64, in [0, 1].
             labels: ``(N,)``, int64, in [0, C).
             eps: Radius on the pixel scale.
-            generator: Source of the random draws, on the images' device; the global one if None.
+            generator: Source of random numbers, on the images' device; the global one if None.
         """
 
 
@@ -133,10 +133,10 @@ def attack_active(
     generator: torch.Generator | None = None,
     active: Tensor | None = None,
 ) -> Tensor:
-    """Attack some images of a batch; the others come back unchanged.
+    """Attack some images of a batch and return the others unchanged.
 
     Random numbers are drawn for the whole batch, so an image's result does not depend on which others are active. An
-    attack whose ``__call__`` has no ``active`` attacks the whole batch, of which the active ones are kept.
+    attack whose ``__call__`` has no ``active`` attacks the whole batch; only the results of active images are used.
 
     Args:
         attack: Any attack.
@@ -144,12 +144,12 @@ def attack_active(
         images: ``(N, ...)``, float32 or float64, in [0, 1].
         labels: ``(N,)``, int64, in [0, C).
         eps: Radius on the pixel scale.
-        generator: Source of the random draws, on the images' device; the global one if None. One for each call: how
-            much is drawn depends on how early the images are fooled.
-        active: ``(N,)``, bool; all if None.
+        generator: Source of random numbers, on the images' device; the global one if None. Use a new one for each
+            call: the amount of random numbers used depends on how early images are fooled.
+        active: ``(N,)``, bool, the images to attack; all if None.
 
     Raises:
-        ValueError: If ``active`` is not as stated, or for the attack's own reasons.
+        ValueError: If ``active`` has another shape, dtype or device, or the attack raises it.
     """
     given, labels = images.clone(), labels.clone()  # A custom attack may work in place.
     if active is None:
@@ -167,7 +167,7 @@ def attack_active(
 
 
 def keep_active(adv: Tensor, images: Tensor, active: Tensor) -> Tensor:
-    """Take the adversarial image where ``active``, and elsewhere the image."""
+    """Return the adversarial image where ``active`` is True, the clean image elsewhere."""
     return torch.where(active.view(-1, *[1] * (images.ndim - 1)), adv, images)
 
 

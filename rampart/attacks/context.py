@@ -1,4 +1,4 @@
-"""The surroundings that an attack runs in: what it needs switched, and everything put back."""
+"""Context manager for attacks: sets the model's modes and torch's gradient modes, and restores them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,21 +14,21 @@ BatchNormMode: TypeAlias = Literal["eval", "train", "train_and_update"]
 
 @contextmanager
 def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> Iterator[None]:
-    """Run an attack on ``model`` and leave no trace in it, also after an exception.
+    """Prepare a model for an attack, and restore it afterwards, also after an exception.
 
-    Inside, gradients are on (also when called under ``no_grad`` or ``inference_mode``), the model is in
-    eval mode and its parameters are frozen. Afterwards every submodule's ``training`` flag and every
-    ``requires_grad`` is as it was; BatchNorm's buffers do not move meanwhile. Tensors that come from
-    inference mode must be cloned inside. Float16 autocast is off inside: there, small gradients vanish and the
-    attack with them; bfloat16 stays on.
+    Inside, gradients are enabled (also under ``no_grad`` or ``inference_mode``), the model is in eval mode and its
+    parameters are frozen. Afterwards, every submodule's ``training`` flag and every parameter's ``requires_grad`` has
+    its earlier value. BatchNorm's buffers do not change. Tensors created in inference mode must be cloned inside.
+    Float16 autocast is disabled inside, since it rounds small gradients to zero, which stops the attack; bfloat16
+    autocast stays enabled.
 
     Args:
         model: A network, or any function of a batch of images.
-        batchnorm: ``"eval"`` normalises by running statistics. ``"train"`` normalises by batch statistics and
-            leaves the running ones alone. ``"train_and_update"`` lets them move at every forward pass, as the
-            paper's CIFAR-10 code does: the one trace that can stay, only on request and only in a model in train
-            mode. A BatchNorm that is in eval mode in a model in train mode is frozen, and stays so.
-        device_type: Where the images are, such as ``"cpu"``.
+        batchnorm: ``"eval"`` normalises by running statistics. ``"train"`` normalises by batch statistics and keeps
+            the running ones. ``"train_and_update"`` also updates the running ones at every forward pass, as the
+            paper's CIFAR-10 code does, if the model is in train mode; it is the only lasting change to a model. A
+            BatchNorm layer in eval mode inside a model in train mode is frozen, and normalises by running statistics.
+        device_type: Device of the images, such as ``"cpu"``.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -43,7 +43,7 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
                 module.training = False
                 if isinstance(module, _BatchNorm) and batchnorm != "eval" and not frozen:
                     module.training = True
-                    # In train mode, off means: batch statistics, and the running ones stay as they are.
+                    # In train mode, False means: normalise by batch statistics, keep the running ones.
                     module.track_running_stats &= training and batchnorm == "train_and_update"
             for parameter in model.parameters():
                 if parameter.is_leaf:

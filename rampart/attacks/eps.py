@@ -1,4 +1,4 @@
-"""Perturbation sizes, read once and exactly."""
+"""Parse perturbation sizes such as ``8/255`` exactly."""
 
 import math
 from fractions import Fraction
@@ -6,11 +6,11 @@ from typing import Literal, TypeAlias
 
 NormName: TypeAlias = Literal["Linf", "L2"]
 Eps: TypeAlias = float | str
-"""A size on the pixel scale [0, 1], as a number or as it is written in papers: ``"8/255"``."""
+"""A size on the pixel scale [0, 1]: a number, or a fraction such as ``"8/255"``."""
 
 
 def parse_number(value: float | str, name: str) -> float:
-    """Read a number or a fraction of two numbers (``"8/255"``, ``"2.5/7"``).
+    """Parse a number or a fraction of two numbers (``"8/255"``, ``"2.5/7"``).
 
     Raises:
         ValueError: If the value is not a finite number.
@@ -34,12 +34,12 @@ def parse_number(value: float | str, name: str) -> float:
 
 
 def parse_eps(value: Eps, norm: NormName = "Linf", name: str = "eps") -> float:
-    """Read an eps and check its range for the norm.
+    """Parse an eps and check its range for the norm.
 
     Args:
-        value: Pixel scale, such as ``0.4`` or ``"8/255"``.
+        value: Radius on the pixel scale, such as ``0.4`` or ``"8/255"``.
         norm: ``"Linf"`` allows [0, 1]; ``"L2"`` allows every size from 0.
-        name: What to call the value in an error.
+        name: Name of the value in error messages.
 
     Raises:
         ValueError: If the value is not a number or is outside the norm's range.
@@ -53,9 +53,9 @@ def parse_eps(value: Eps, norm: NormName = "Linf", name: str = "eps") -> float:
 
 
 def exact(value: float) -> Fraction:
-    """The short fraction that a float stands for: 0.18 gives 9/50, 8/255 gives 8/255.
+    """Return the simplest fraction near a float: 0.18 gives 9/50, 8/255 gives 8/255.
 
-    Eps values are typed as decimals or 255ths; arithmetic on their floats is off by a rounding, which
-    truncation turns into a whole attack step.
+    Users type eps as a decimal or a multiple of 1/255. In float arithmetic a rounding error may change a truncated
+    number of attack steps by one.
     """
     return Fraction(value).limit_denominator(1_000_000)

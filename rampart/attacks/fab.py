@@ -1,4 +1,4 @@
-"""FAB: the nearest point across the boundary, by steps onto its linear approximation (Croce and Hein 2020b)."""
+"""FAB: find the nearest point across the decision boundary, by linear approximation (Croce and Hein 2020b)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,25 +13,25 @@ from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search, ranked_class
 from rampart.attacks.validation import check_choice
 
-LARGEST_PULL = 0.1  # alpha_max: how far a step may lean towards the image
-OVERSHOOT = 1.05  # eta: how far beyond the linear boundary a step goes
-BACKWARD = 0.9  # beta: how much of its distance a fooling point keeps
-SLOWEST = 1e-12  # the slope, as a share of the image's largest, below which a pixel is left where it is
+LARGEST_PULL = 0.1  # alpha_max: largest weight of the step from the image in the mean of two steps
+OVERSHOOT = 1.05  # eta: step length as a multiple of the distance to the linear boundary
+BACKWARD = 0.9  # beta: share of its distance to the image that a fooling point keeps
+SLOWEST = 1e-12  # pixels whose slope is a smaller share of the image's largest slope don't move (L2)
 
 
 @dataclass(frozen=True)
 class FAB(Search):
     """Targeted FAB (Croce and Hein 2020b, algorithm 1), the third member of AutoAttack.
 
-    Looks for the smallest perturbation rather than for the highest loss inside the ball; the search for an image ends
-    when one is not larger than eps. An image that is not fooled comes back as it is. Random starts are uniform in their
-    ball, where the published code scales them to its surface.
+    It searches for the smallest perturbation rather than the highest loss inside the ball. The search for an image ends
+    with the first perturbation of at most eps. An image that is not fooled is returned unchanged. Random starts are
+    uniform in their ball; the published code scales them to its surface.
 
     Attributes:
-        steps: Steps of a run.
-        targets: Aim at each of so many wrong classes in turn, the likeliest first. Classes beyond those there are, are
-            left out.
-        restarts: Runs for each target; those after the first begin at a random point, at most eps / 2 away.
+        steps: Steps per run.
+        targets: Number of target classes, the likeliest wrong ones, attacked in turn. Capped at the number of wrong
+            classes.
+        restarts: Runs per target. The first starts at the image, the others at a random point at most eps / 2 away.
         norm: The ball's norm.
 
     Raises:
@@ -58,7 +58,7 @@ class FAB(Search):
 
     @property
     def runs(self) -> int:
-        """Restarts, for each target."""
+        """Number of runs: restarts times targets."""
         return self.restarts * self.targets
 
     def run(
@@ -81,7 +81,7 @@ class FAB(Search):
             return None
         aims = ranked_class(logits, labels, rank)
         for step in range(self.steps + 1):
-            # The images themselves are known to be classified correctly.
+            # The first run starts at the images, whose logits are known.
             known = step == 0 and run % self.restarts == 0
             across = misclassified(logits if known else predict(model, adv), labels)
             if bool(across.any()):
@@ -93,7 +93,7 @@ class FAB(Search):
                 )
                 if len(index) == 0:
                     break
-                # Beyond the ball: go on from nearer.
+                # Fooled, but outside the ball: continue from a point nearer to the image.
                 adv[across] = images[across] + BACKWARD * (adv[across] - images[across])
             if step == self.steps:
                 break
@@ -102,52 +102,52 @@ class FAB(Search):
             length, radius = (norm.length(x).clamp_min(1e-8) for x in (from_adv, from_image))
             pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
             adv = (1 - pull) * (adv + OVERSHOOT * from_adv) + pull * (images + OVERSHOOT * from_image)
-            # Answers that are not numbers must not end an image's search.
+            # NaN logits must not end an image's search.
             adv = torch.where(adv.isnan(), images, adv).clamp_(0, 1)
         return found
 
 
 def _lead(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
-    """Return how far the aim is ahead of the right class."""
+    """Return the target class's logit minus the right class's."""
     right, aim = logits.gather(1, torch.stack([labels, aims], 1)).unbind(1)
     return aim - right
 
 
 def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: NormName) -> Tensor:
-    """The smallest change inside the box that takes a point to where a linear lead is zero (section 2.1).
+    """Return the smallest change inside the box that brings a linear lead to zero (section 2.1).
 
-    The change moves every pixel in the direction that closes the gap: in l-inf by the same amount, in L2 in proportion
-    to its slope, and those that meet the box's wall as far as they can. The amount is where a piecewise linear function
-    of it, the gap that is closed, meets the gap; its kinks are where pixels meet the wall, in order. Where even the
-    walls do not close the gap, all pixels go there.
+    Every pixel moves in the direction that closes the gap between the lead and zero: by the same amount in l-inf, in
+    proportion to its slope in L2, and no further than the bound of the box. The closed gap is a piecewise linear
+    function of the amount, with a kink wherever a pixel reaches its bound; the amount that closes the whole gap is
+    interpolated between two kinks. If it can't be closed inside the box, all pixels move to their bounds.
 
     Args:
         start: ``(N, ...)``, the points to move.
-        at: ``(N, ...)``, where the lead was linearised.
-        lead: ``(N,)``, its value there.
-        grad: ``(N, ...)``, its gradient there.
-        norm: Of the change.
+        at: ``(N, ...)``, the points at which the lead was linearised.
+        lead: ``(N,)``, the lead at these points.
+        grad: ``(N, ...)``, the lead's gradient at these points.
+        norm: Norm in which the change is smallest.
 
     Returns:
         The change, like ``start``.
     """
     slopes = grad.flatten(1)
     steepest = slopes.abs().amax(1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-    # Of a confident network all slopes may be tiny; what counts is their proportions.
+    # A confident network may have tiny slopes only. Scaling them does not change the result.
     slopes, lead = slopes / steepest, lead / steepest.squeeze(1)
-    gap = -(lead + (slopes * (start - at).flatten(1)).sum(1))  # (N,): what the change must add to the lead
+    gap = -(lead + (slopes * (start - at).flatten(1)).sum(1))  # (N,): amount that the change must add to the lead
     direction = slopes.sign() * torch.where(gap >= 0, 1, -1)[:, None]
     points = start.flatten(1)
-    room = torch.where(direction > 0, 1 - points, points)  # (N, D): to the wall
+    room = torch.where(direction > 0, 1 - points, points)  # (N, D): distance to the bound
     weights = slopes.abs()
     if norm == "L2":
         room = torch.where(weights > SLOWEST, room, 0)
     # A unit of the amount moves a pixel by 1 in l-inf, by its weight in L2.
     kinks, order = (room / weights.clamp_min(SLOWEST) if norm == "L2" else room).sort(dim=1)
-    rates = weights.gather(1, order)  # (N, D): what a unit closes
+    rates = weights.gather(1, order)  # (N, D): gap that each pixel closes per unit
     rates = rates.square() if norm == "L2" else rates
-    stopped = (rates * kinks).cumsum(1)  # closed by the pixels that have met the wall
-    moving = rates.flip(1).cumsum(1).flip(1) - rates  # what those behind them close for each unit
+    stopped = (rates * kinks).cumsum(1)  # closed by the pixels that have reached their bound
+    moving = rates.flip(1).cumsum(1).flip(1) - rates  # closed per unit by the pixels that still move
     closed = stopped + kinks * moving  # (N, D): the gap closed when the amount is this kink
     kink = torch.searchsorted(closed, gap.abs()[:, None]).clamp_max(room.shape[1] - 1)  # (N, 1)
     before = (kink - 1).clamp_min(0)

@@ -18,7 +18,7 @@ def predict(model: Model, images: Tensor) -> Tensor:
 
 
 def loss_gradient(model: Model, adv: Tensor, loss: PerImageLoss) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute logits, and differentiate a loss of them with respect to each image.
+    """Compute logits, and the gradient of a per-image loss with respect to the images.
 
     Args:
         model: Maps images to logits ``(N, C)``.
@@ -26,8 +26,9 @@ def loss_gradient(model: Model, adv: Tensor, loss: PerImageLoss) -> tuple[Tensor
         loss: Maps logits to ``(N,)``; each entry depends on its own image alone.
 
     Returns:
-        Logits ``(N, C)``, at least float32; the loss ``(N,)``; its gradient, like ``adv``, zero where the model's is
-        NaN and where the model cuts the graph, as one that compares pixels with a threshold does. None has a graph.
+        Logits ``(N, C)``, at least float32; the loss ``(N,)``; its gradient, like ``adv``. The gradient is zero where
+        the model's is NaN, and where the model is not differentiable, such as one that compares pixels with a
+        threshold. None of the three has a graph.
     """
     logits, values, grad, _ = _differentiate(model, adv, loss, ())
     return logits, values, grad
@@ -36,7 +37,7 @@ def loss_gradient(model: Model, adv: Tensor, loss: PerImageLoss) -> tuple[Tensor
 def loss_gradient_of_weights(
     model: Model, adv: Tensor, loss: PerImageLoss, weights: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Differentiate a loss with respect to the images, and its mean over them with respect to weights, in one pass.
+    """Compute the gradient of a loss per image and that of its mean with respect to weights, in one backward pass.
 
     Args:
         model: As for :func:`loss_gradient`.
@@ -45,7 +46,8 @@ def loss_gradient_of_weights(
         weights: Leaves of the model's graph.
 
     Returns:
-        The gradient of the images, as of :func:`loss_gradient`, and that of each weight, None where there is none.
+        The gradient with respect to the images, as in :func:`loss_gradient`, and one for each weight; None for a
+        weight on which the loss does not depend.
     """
     _, _, grad, gradients = _differentiate(model, adv, loss, weights)
     return grad, tuple(None if gradient is None else gradient / len(adv) for gradient in gradients)
@@ -61,15 +63,15 @@ def _differentiate(
     if values.requires_grad:
         gradients = torch.autograd.grad(values.sum(), [adv, *weights], allow_unused=True)
     grad = torch.zeros_like(adv) if gradients[0] is None else gradients[0]
-    # A model that returns NaN or infinity must not carry the images out of the box.
+    # NaN from the model must not move images out of the box.
     return logits.detach(), values.detach(), grad.nan_to_num(nan=0.0), gradients[1:]
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mask of the images that a model does not classify correctly; ``(N,)``, bool.
+    """Return a mask of the images that are not classified correctly; ``(N,)``, bool.
 
-    Logits that are NaN or infinite are no correct prediction: an attack that meets them has fooled the model, and
-    returns the point, where :func:`rampart.attacks.validation.check_finite` finds them again.
+    NaN or infinite logits count as misclassified, so an attack that finds them returns the point. The prediction there
+    then fails :func:`rampart.attacks.validation.check_finite`.
     """
     largest, classes = logits.max(1)  # NaN where any logit is
     return (classes != labels) | ~largest.isfinite()

@@ -1,4 +1,4 @@
-"""Ask a model for its logits, and check what it returns."""
+"""Compute a model's logits and check their shape and type."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,20 +12,20 @@ from rampart.attacks.context import Model
 def compute_logits(model: Model, images: Tensor) -> Tensor:
     """Return a model's logits ``(N, C)``, at least float32.
 
-    The model is given a copy, so one that works on its input in place neither changes the images nor meets a leaf of
-    the graph. Logits may come in a tuple of one, or under the name ``logits``, as from Hugging Face's models.
+    The model gets a copy of the images, so it may change its input in place. It may return the logits in a tuple of
+    one, or under the name ``logits``, as Hugging Face's models do.
 
     Args:
         model: A network, or any function of a batch of images.
         images: ``(N, ...)``.
 
     Raises:
-        ValueError: If the model can't take the images, or returns anything else, in one line that says what it is.
+        ValueError: If the model fails on images of this shape, or returns anything else.
     """
     try:
         output = _logits_in(model(images.clone()))
     except RuntimeError as error:
-        if type(error) is not RuntimeError:  # Of the device, as where its memory is full.
+        if type(error) is not RuntimeError:  # An error of the device, such as full memory.
             raise
         reason = (str(error).splitlines() or [""])[0]
         kind = f"{tuple(images.shape)} {_dtype(images)}"

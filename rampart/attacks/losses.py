@@ -1,4 +1,4 @@
-"""The per-sample losses that attacks maximise: ``(logits (N, C), labels (N,)) -> (N,)``."""
+"""Per-image losses that attacks maximise: ``(logits (N, C), labels (N,)) -> (N,)``."""
 
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -24,10 +24,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, blind to the logits' scale (Croce & Hein 2020, eq. 6).
+    """Difference of logits ratio, independent of the logits' scale (Croce & Hein 2020, eq. 6).
 
     Raises:
-        ValueError: If there are fewer than three classes, of which its denominator speaks.
+        ValueError: If there are fewer than three classes, which the denominator needs.
     """
     if logits.shape[1] < 3:
         raise ValueError(f"loss 'dlr' needs at least 3 classes, got {logits.shape[1]}: use 'margin'")
@@ -37,15 +37,15 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return how far a target class is ahead of the right one, blind to the logits' scale (Croce & Hein 2020, eq. 7).
+    """Targeted difference of logits ratio, independent of the logits' scale (Croce & Hein 2020, eq. 7).
 
     Args:
         logits: ``(N, C)``.
         labels: ``(N,)``, int64.
-        targets: ``(N,)``, int64, the classes to reach.
+        targets: ``(N,)``, int64, the target classes.
 
     Raises:
-        ValueError: If there are fewer than four classes, of which its denominator speaks.
+        ValueError: If there are fewer than four classes, which the denominator needs.
     """
     if logits.shape[1] < 4:
         raise ValueError(f"the targeted DLR loss needs at least 4 classes, got {logits.shape[1]}: leave targets out")

@@ -1,4 +1,4 @@
-"""The l-p balls that perturbations live in, each as a norm with the same three methods."""
+"""Norms of perturbations, with random starts, steepest steps and projections for their l-p balls."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,36 +10,36 @@ from rampart.attacks.eps import NormName
 
 
 class Norm(ABC):
-    """The operations of a norm that attacks use; every method treats each image of the batch by itself."""
+    """Interface of an l-p norm and its ball. All methods work per image."""
 
     @abstractmethod
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
-        """Draw a point uniformly from each image's ball and clip it to the box.
+        """Return a uniform random point of each image's ball, clipped to the box [0, 1].
 
         Args:
             images: ``(N, ...)``, float, in [0, 1].
-            eps: Radius, pixel scale.
-            generator: Source of the draws, on the images' device; the global one if None.
+            eps: Radius on the pixel scale.
+            generator: Source of random numbers, on the images' device; the global one if None.
         """
 
     @abstractmethod
     def steepest_step(self, grad: Tensor, step_size: float) -> Tensor:
-        """The step of length ``step_size`` that raises a linear loss most; zero where ``grad`` is zero."""
+        """Return the step of length ``step_size`` that raises a linear loss most; zero where ``grad`` is zero."""
 
     @abstractmethod
     def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
         """Move ``adv`` into the ball of radius ``eps`` around ``images`` and into the box [0, 1].
 
-        No rounding of the images' dtype leads outside: the radius used is :meth:`safe_radius`.
+        The radius used is :meth:`safe_radius`, so rounding to the images' dtype leaves the result inside.
         """
 
     @abstractmethod
     def length(self, delta: Tensor) -> Tensor:
-        """Size of each image's change; ``(N,)``."""
+        """Return the norm of each image's change; ``(N,)``."""
 
     @abstractmethod
     def safe_radius(self, images: Tensor, eps: float) -> float:
-        """Return eps less than what rounding may add to a change of such images."""
+        """Return eps minus the largest error that rounding may add to a change of such images."""
 
 
 def _uniform(images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -78,7 +78,7 @@ class L2(Norm):
         return self.project(images + self.steepest_step(direction, 1.0).mul_(radius), images, eps)
 
     def steepest_step(self, grad: Tensor, step_size: float) -> Tensor:
-        # Dividing by the largest entry first keeps the squares of tiny gradients from vanishing.
+        # Dividing by the largest entry first keeps the squares of tiny gradients from rounding to zero.
         grad = grad / _per_image(grad.abs().flatten(1).amax(1), grad).clamp_min(torch.finfo(grad.dtype).tiny)
         length = _per_image(self.length(grad), grad)
         return grad.mul_(step_size).div_(length.clamp_min(torch.finfo(grad.dtype).tiny))

@@ -22,33 +22,34 @@ from rampart.attacks.worst_iterate import Worst
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """PGD (Madry et al. 2018, section 2.1) with the choices that papers differ in.
+    """PGD (Madry et al. 2018, section 2.1), with settings for its variants in the literature.
 
     ``PGD(steps=1, relative_step_size=1.0, start=AtImage())`` is FGSM (Goodfellow et al. 2015).
 
     Attributes:
         norm: The ball's norm.
-        steps: Number of gradient steps (0 leaves the start as it is), or ``"paper"`` for int(2.5 eps / step_size),
-            the rule of Shaeiri et al. 2020, in exact arithmetic (their floats give 44 steps at eps 0.18 where the
-            rule gives 45). The rule gives no step where eps < 0.4 step_size.
-        step_size: Length of a step on the pixel scale, such as ``0.01`` or ``"2/255"``.
-        relative_step_size: Length of a step as a multiple of eps; at most one of the two may be given. With
-            neither, a step is 2.5 eps / steps, the proportion that Madry et al. chose.
-        step_schedule: ``"constant"``, or ``"linear"``: step k of n (from zero) has 1 - k / n of the length. Long first
-            steps leave the flat regions that a network trained at a large eps puts around the images, where small
-            ones find no gradient (the reason for the 2 eps that APGD begins with; Croce and Hein 2020).
-        start: Starting point of each run: :class:`Uniform`, :class:`AtImage` or :class:`Level` of
-            :mod:`rampart.attacks`.
-        restarts: Number of runs, of which each image keeps its worst: fooled first, then highest loss.
-        iterate: Return the ``"last"`` iterate of a run or its ``"best"``, which is its worst for the model.
-        stop_when_fooled: Leave an image alone once it is fooled: no further step, no further restart; it keeps the
-            iterate that fooled it, and the batch shrinks to the images still active. For evaluations: robust accuracy
-            is that of the worst iterate, at a lower cost. Each step waits for the device. Needs ``batchnorm="eval"``.
-        loss: What to maximise: a name or a function ``(logits, labels) -> (N,)``.
+        steps: Number of gradient steps (0 returns the starting point), or ``"paper"`` for int(2.5 eps / step_size),
+            the rule of Shaeiri et al. 2020, in exact arithmetic (their floats give 44 steps at eps 0.18, the rule
+            45). The rule gives no step if eps < 0.4 step_size.
+        step_size: Step length on the pixel scale, such as ``0.01`` or ``"2/255"``.
+        relative_step_size: Step length as a multiple of eps. Give at most one of the two; with neither, it is
+            2.5 eps / steps, the proportion that Madry et al. chose.
+        step_schedule: ``"constant"``, or ``"linear"``: step k of n (from zero) has 1 - k / n of the length. A network
+            trained at a large eps is flat around the images, so short steps find no gradient there. Long first steps
+            leave these regions (the reason why APGD starts with steps of 2 eps; Croce and Hein 2020).
+        start: Starting point of each run: ``Uniform()``, ``AtImage()`` or ``Level(low, high)``.
+        restarts: Number of runs. The result of the worst run is returned per image: one that fooled the model, or else
+            the one with the highest loss.
+        iterate: Return the ``"last"`` iterate of a run, or its ``"best"``: one that fooled the model, or else the one
+            with the highest loss.
+        stop_when_fooled: End the search for an image with the first iterate that fools the model, and continue with
+            the other images of the batch. For evaluations: it gives the robust accuracy of ``iterate="best"`` at a
+            lower cost. Each step waits for the device. Needs ``batchnorm="eval"``.
+        loss: The loss to maximise, a name or a function ``(logits, labels) -> (N,)``.
         batchnorm: How BatchNorm behaves while attacking; see :func:`rampart.attacks.context.attack_context`.
 
     Raises:
-        ValueError: If a setting is out of its range or two contradict each other.
+        ValueError: If a setting is out of its range or two settings exclude each other.
     """
 
     norm: NormName = "Linf"
@@ -106,14 +107,14 @@ class PGD(Attack):
         return self.stop_when_fooled
 
     def steps_at(self, eps: float) -> int:
-        """Number of gradient steps of one run at this eps."""
+        """Return the number of gradient steps per run at this eps."""
         if self.steps != "paper":
             return self.steps
         step_size = exact(self.step_size_at(eps))
         return int(exact(2.5) * exact(eps) / step_size) if step_size else 0
 
     def step_size_at(self, eps: float) -> float:
-        """Length of one step at this eps, pixel scale; of the first where steps shrink."""
+        """Return the length of the first step at this eps, on the pixel scale; with constant steps, of every step."""
         if self.step_size is not None:
             return parse_number(self.step_size, "step_size")
         if self.relative_step_size is not None:
@@ -122,16 +123,13 @@ class PGD(Attack):
         return 2.5 * eps / max(self.steps, 1)
 
     def step_gradient(self, grad: Tensor, step: int, eps: float, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
-        """Return the gradient that a step follows; subclasses may change it, as by smoothing.
+        """Return the gradient that a step follows, like ``grad``: ``grad`` itself, unless a subclass changes it.
 
         Args:
             grad: ``(N, ...)``, gradient of each image's loss with respect to its pixels.
             step: Zero-based number of the step, below ``steps_at(eps)``.
             eps: Radius on the pixel scale.
             generator: Source of random numbers, on the images' device; the global one if None.
-
-        Returns:
-            Like ``grad``.
         """
         return grad
 
@@ -147,15 +145,16 @@ class PGD(Attack):
     ) -> Tensor:
         """Search the ball around each image for the point where the model's loss is highest.
 
-        Nothing stays behind in the model, no gradient of its weights is computed, and the result is inside ball and box
-        whatever the model returns. At ``eps = 0`` the images come back.
+        The model is not changed (see ``batchnorm`` for the exception), and gradients of its weights are not computed.
+        The result is inside the ball and the box [0, 1], even if the model returns NaN. At ``eps = 0`` the images are
+        returned unchanged.
 
         Args:
-            model: See :meth:`rampart.attacks.Attack.__call__`, as for the other arguments that are not here.
-            images: ``(N, ...)``.
-            labels: ``(N,)``.
+            model: Maps images to logits ``(N, C)``.
+            images: ``(N, ...)``, float32 or float64, in [0, 1].
+            labels: ``(N,)``, int64, in [0, C).
             eps: Radius on the pixel scale.
-            generator: Source of the random starts.
+            generator: Source of random numbers, on the images' device; the global one if None.
             initial: Start every run at these points instead, like ``images`` in shape.
             active: ``(N,)``, bool, the images to attack; see :func:`rampart.attacks.attack_active`. If ``batchnorm`` is
                 not ``"eval"``, images depend on one another: all are attacked, and the active results are returned.
@@ -174,7 +173,7 @@ class PGD(Attack):
             chosen: Tensor | slice = slice(None)
             if active is not None and self.batchnorm == "eval":
                 chosen = active.nonzero().squeeze(1)
-            adv = self._restart(model, images, labels, eps, generator, initial, chosen)
+            adv = self._run_all(model, images, labels, eps, generator, initial, chosen)
             if isinstance(chosen, Tensor):
                 return images.index_copy(0, chosen, adv)
             return adv if active is None else keep_active(adv, images, active)
@@ -188,21 +187,21 @@ class PGD(Attack):
         weights: Sequence[Tensor],
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Attack, and differentiate the last step's loss with respect to the model's weights too, in the same pass.
+        """Attack, and compute the weights' gradient of the last step's loss in the same backward pass.
 
-        The images are those of :meth:`__call__`, and the model sees as many batches.
+        The adversarial images and the number of forward passes are those of :meth:`__call__`.
 
         Args:
-            model: See :meth:`__call__`, as for the other arguments that are not here.
+            model: See :meth:`__call__`, also for images, labels, eps and generator.
             images: ``(N, ...)``.
             labels: ``(N,)``.
             eps: Radius on the pixel scale.
             weights: Parameters of the model.
-            generator: Source of the random start.
+            generator: Source of random numbers.
 
         Returns:
-            The adversarial images; for each weight the gradient of the mean loss at the last but one iterate, None
-            where the loss does not depend on it or no step is made.
+            The adversarial images, and for each weight the gradient of the mean loss at the last but one iterate; None
+            if the loss does not depend on the weight or no step is made.
 
         Raises:
             TypeError: If the attack has several runs, stops when fooled or does not return its last iterate.
@@ -218,12 +217,12 @@ class PGD(Attack):
             adv = self._begin(images, eps, generator, None)
             adv = self._run(model, images, labels, eps, adv, generator, steps[:-1]).adv
             for weight in weights:
-                weight.requires_grad_()  # The context froze them, and puts them back.
+                weight.requires_grad_()  # The context froze them, and restores their flags.
             loss = partial(self._loss, labels=labels, check=len(steps) == 1)
             grad, gradients = loss_gradient_of_weights(model, adv, loss, weights)
             return self._move(adv, grad, images, eps, steps[-1], generator), gradients
 
-    def _restart(
+    def _run_all(
         self,
         model: Model,
         images: Tensor,
@@ -233,15 +232,15 @@ class PGD(Attack):
         initial: Tensor | None,
         chosen: Tensor | slice,
     ) -> Tensor:
-        """Run as often as there are restarts, on the chosen rows of a batch; return these."""
-        # Starts are drawn for all images, so that no image's start depends on how the others fare.
+        """Make all runs on the chosen rows of a batch; return the worst results, in the order of the rows."""
+        # Starts are computed for all images, so no image's start depends on which others are fooled.
         begin = self._begin(images, eps, generator, initial)[chosen]
         chosen_images, chosen_labels, steps = images[chosen], labels[chosen], self._steps(eps)
         worst = self._run(model, chosen_images, chosen_labels, eps, begin, generator, steps)
-        everyone = torch.arange(len(chosen_images), device=images.device)
+        every_row = torch.arange(len(chosen_images), device=images.device)
         for _ in range(self.restarts - 1):
             begin = self._begin(images, eps, generator, initial)[chosen]
-            left = everyone[~worst.fooled] if self.stop_when_fooled else everyone
+            left = every_row[~worst.fooled] if self.stop_when_fooled else every_row
             if len(left):
                 run = self._run(model, chosen_images[left], chosen_labels[left], eps, begin[left], generator, steps)
                 worst.keep(left, run.adv, run.fooled, run.loss)
@@ -261,7 +260,7 @@ class PGD(Attack):
         generator: torch.Generator | None,
         steps: Sequence[Step],
     ) -> Worst:
-        worst = Worst.at(adv)
+        worst = Worst.begin(adv)
         active = torch.arange(len(images), device=images.device)
         for step in steps:
             logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=step.number == 0))

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for and on the seed of the run, and on nothing else."""
+"""Random generators that depend on their purpose and the run's seed, and not on global state."""
 
 import hashlib
 from typing import Any
@@ -7,53 +7,54 @@ import torch
 
 
 def make_generator(device: torch.device | str, *purpose: str | int | float) -> torch.Generator:
-    """A generator whose draws depend on a purpose alone, such as ``("train", seed, rank, step)``.
+    """Return a generator that depends only on its purpose, such as ``("train", seed, rank, step)``.
 
-    A resumed run repeats the draws of an uninterrupted one, ranks differ, and the global random state stays as it is.
+    A resumed run thus repeats the random numbers of an uninterrupted one, and ranks differ. The global random state is
+    not used or changed.
 
     Args:
-        device: Of the draws.
-        purpose: Its ``repr`` is hashed.
+        device: Device of the random numbers.
+        purpose: Values whose ``repr`` is hashed to the seed.
     """
     digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big", signed=True))
 
 
 def seed_torch(device: torch.device, *purpose: str | int | float) -> None:
-    """Set torch's own random state, on the host and the device, to one that depends on a purpose alone.
+    """Seed torch's global generators, on the host and the device, by a purpose alone.
 
-    It is what dropout, and the loaders and augmentations of users draw from.
+    Dropout, custom loaders and custom augmentations use these generators.
     """
     seed = make_generator("cpu", *purpose).initial_seed()
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":  # not torch.manual_seed, which is slow where it looks for all kinds of devices
+    if device.type == "cuda":  # torch.manual_seed is slow, since it looks for all kinds of devices
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def run_seed(trainer: Any) -> int:
-    """Return the seed of a trainer's run; torch's initial seed until the run is set up."""
+    """Return the seed of a trainer's run, or torch's initial seed if the run is not set up yet."""
     seed = getattr(trainer, "run_seed", None)
     return torch.initial_seed() if seed is None else int(seed)
 
 
 def agree_on_run_seed(trainer: Any) -> None:
-    """Give all processes of a run one seed, for the life of the trainer.
+    """Set the same ``run_seed`` on the trainers of all processes.
 
-    It is the seed that the command line set on the trainer, or else torch's initial seed in the process of rank 0. The
-    first agreement is final: what user code does to torch's seed afterwards changes nothing.
+    It is the seed that the command line set on the trainer, or else torch's initial seed in the process of rank 0.
+    Later changes of torch's seed by user code do not change it.
 
     Args:
-        trainer: A Lightning trainer whose processes are connected, as in the hook ``setup``. All of them must call.
+        trainer: A Lightning trainer whose processes are connected, as in the hook ``setup``. All processes must call.
     """
     trainer.run_seed = trainer.strategy.broadcast(run_seed(trainer))
 
 
 def resume_run_seed(trainer: Any, saved: object) -> None:
-    """Take the seed of the checkpoint that a training run resumes; commands that only read weights keep theirs.
+    """Set the seed of a resumed training run to that of its checkpoint; other commands keep their seed.
 
     Args:
         trainer: A Lightning trainer that is loading the checkpoint.
-        saved: The seed in the checkpoint; None in those of earlier versions.
+        saved: The seed in the checkpoint; None if an earlier version wrote it.
 
     Raises:
         ValueError: If the saved seed is not a whole number.

@@ -1,4 +1,4 @@
-"""Attacks that look for one point that fools the model, and leave an image alone once they have it."""
+"""Base class of attacks that end the search for an image with the first point that fools the model."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Found(NamedTuple):
     """Result of one run.
 
     Attributes:
-        adv: ``(N, ...)``, inside ball and box: a fooling point, or where there is none the worst that the run saw; the
-            image itself for an attack that has no worst, as FAB, and for images that the run was not to attack.
+        adv: ``(N, ...)``, inside ball and box: a point that fools the model, or else the point with the highest loss.
+            The clean image for images that the run did not attack, and where FAB, which has no loss, finds no point.
         fooled: ``(N,)``, bool.
     """
 
@@ -27,11 +27,11 @@ class Found(NamedTuple):
 
 
 class Search(Attack):
-    """Several runs, each on the images that all runs before it left standing.
+    """Sequential runs; each attacks only the images that earlier runs did not fool.
 
-    For evaluations: the cost falls with every image that is fooled. Misclassified clean images are returned unchanged.
-    The model is attacked in eval mode and random numbers are drawn for the whole batch, so no image depends on how
-    the others fare.
+    For evaluations: each fooled image makes the rest cheaper. Misclassified clean images are returned unchanged. The
+    model is attacked in eval mode and random numbers are drawn for the whole batch, so no image's result depends on
+    which others are fooled.
     """
 
     @property
@@ -54,16 +54,16 @@ class Search(Attack):
         run: int,
         generator: torch.Generator | None,
     ) -> Found | None:
-        """Make one run; None ends the search, as where there are no more classes to aim at.
+        """Make one run. None ends the search, as when there are no more target classes.
 
         Args:
             model: In eval mode, its parameters frozen; gradients are on.
             images: ``(N, ...)``, the whole batch, for which random numbers are drawn.
             labels: ``(N,)``, int64.
-            active: ``(M,)``, int64: which of them to attack, all classified correctly.
-            eps: Above 0.
-            run: Zero-based.
-            generator: Source of the random draws.
+            active: ``(M,)``, int64, indices of the images to attack; all are classified correctly.
+            eps: Radius on the pixel scale, above 0.
+            run: Zero-based number of the run.
+            generator: Source of random numbers.
         """
 
     def __call__(
@@ -75,7 +75,7 @@ class Search(Attack):
         generator: torch.Generator | None = None,
         active: Tensor | None = None,
     ) -> Tensor:
-        """Return a point that fools the model, or else the worst that the last run saw.
+        """Return a point that fools the model, or else the point of the last run with the highest loss.
 
         Raises:
             TypeError, ValueError: See :func:`rampart.attacks.validation.read_inputs`.
@@ -101,6 +101,6 @@ class Search(Attack):
 
 
 def ranked_class(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """The wrong class that comes ``rank``-th (from zero) in the order of the logits; ``(N,)``, int64."""
+    """Return the wrong class with the ``rank``-th (from zero) largest logit; ``(N,)``, int64."""
     order = logits.argsort(dim=1, descending=True)
     return order[order != labels[:, None]].view(len(labels), -1)[:, rank]

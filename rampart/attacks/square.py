@@ -1,4 +1,4 @@
-"""Square: random search for squares that fool the model, with no gradient (Andriushchenko et al. 2020)."""
+"""Square: random search over square changes, without gradients (Andriushchenko et al. 2020)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from rampart.attacks.input_gradient import misclassified, predict
 from rampart.attacks.losses import margin
 from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search
-from rampart.attacks.square_windows import WINDOWS, Draws
+from rampart.attacks.square_windows import WINDOWS, BatchRandom
 from rampart.attacks.validation import check_choice
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area halves (section 3)
@@ -21,18 +21,17 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after whi
 class Square(Search):
     """Square (Andriushchenko et al. 2020, algorithms 1 to 3), the last member of AutoAttack.
 
-    In l-inf, starts at vertical stripes of -eps and eps; each query moves one square of each channel to -eps or eps and
-    keeps what lowers the right class's lead. In L2, starts at a grid of bumps, and each query moves length from one
-    square to another; see :class:`rampart.attacks.square_windows.L2Windows`. It uses no gradients, so gradient masking
-    does not affect
-    it. As in AutoAttack, the squares shrink after fixed numbers of queries, whatever ``queries`` is. The published code
-    never places a square in the last row and column and lets all images of a batch share one square; here each image
-    has its own, and every place is possible.
+    It uses no gradients, so gradient masking does not affect it. In l-inf it starts at vertical stripes of -eps and
+    eps; each query changes one square in each channel to -eps or eps, and the change is kept if it lowers the right
+    class's lead. In L2 it starts at a grid of bumps, and each query moves length from one square to another; see
+    :class:`rampart.attacks.square_windows.L2Windows`. As in AutoAttack, the squares shrink after fixed numbers of
+    queries, whatever ``queries`` is. Departures from the published code, which uses the same square for all images of
+    a batch and never the last row and column: here each image has its own square, at any place.
 
     Attributes:
-        queries: Forward passes, the start's included.
-        area: Of the first squares, as a share of the image's (p).
-        restarts: Runs from new random points.
+        queries: Number of forward passes per run, including that of the starting point.
+        area: Area of the first squares as a share of the image's (p in the paper).
+        restarts: Number of runs, each from a new random point.
         norm: The ball's norm.
 
     Raises:
@@ -61,16 +60,16 @@ class Square(Search):
 
     @property
     def runs(self) -> int:
-        """Restarts."""
+        """Number of runs."""
         return self.restarts
 
     def side(self, query: int, height: int, width: int) -> int:
-        """Side of the square that a query moves, in pixels.
+        """Return the side of the square that a query changes, in pixels.
 
         Args:
-            query: Number of queries before, the start not counted.
-            height: Of the image.
-            width: Of the image.
+            query: Number of earlier queries, without that of the starting point.
+            height: Image height in pixels.
+            width: Image width in pixels.
         """
         share = self.area / 2 ** sum(query > after for after in HALVINGS)
         return WINDOWS[self.norm].side(share, height, width)
@@ -82,17 +81,17 @@ class Square(Search):
         labels: Tensor,
         active: Tensor,
         eps: float,
-        run: int,  # noqa: ARG002 - all are alike
+        run: int,  # noqa: ARG002 - all runs are alike
         generator: torch.Generator | None,
     ) -> Found:
         """See :meth:`rampart.attacks.search.Search.run`. Images are ``(N, C, H, W)``."""
         if images.ndim != 4:
             raise ValueError(f"Square needs images of shape (N, C, H, W), got {tuple(images.shape)}")
         windows, (height, width) = WINDOWS[self.norm], images.shape[2:]
-        draws = Draws(generator, len(images), active)
+        random = BatchRandom(generator, len(images), active)
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
         images, labels = images[active], labels[active]
-        adv = trial = windows.start(images, eps, draws)
+        adv = trial = windows.start(images, eps, random)
         lead = torch.full_like(labels, -torch.inf, dtype=images.dtype)
         for query in range(self.queries):
             logits = predict(model, trial)
@@ -102,13 +101,13 @@ class Square(Search):
             lead = torch.where(better, loss, lead)
             adv = torch.where(better.view(-1, 1, 1, 1), trial, adv)
             if bool(fooled.any()):
-                found.adv[draws.active[fooled]] = adv[fooled]
-                found.fooled[draws.active[fooled]] = True
+                found.adv[random.active[fooled]] = adv[fooled]
+                found.fooled[random.active[fooled]] = True
                 left = ~fooled
-                draws.active, images, labels, adv, lead = (x[left] for x in (draws.active, images, labels, adv, lead))
+                random.active, images, labels, adv, lead = (x[left] for x in (random.active, images, labels, adv, lead))
                 if len(images) == 0:
                     return found
             if query + 1 < self.queries:
-                trial = windows.move(adv, images, eps, self.side(query, height, width), draws)
-        found.adv[draws.active] = adv
+                trial = windows.move(adv, images, eps, self.side(query, height, width), random)
+        found.adv[random.active] = adv
         return found

@@ -9,7 +9,7 @@ from rampart.attacks.context import Model
 from rampart.attacks.eps import Eps, NormName, parse_eps
 
 ROUNDING = 1e-5
-"""Largest excess over [0, 1] that counts as rounding: float32 operations err by less, half a gray level is 0.002."""
+"""Largest excess over [0, 1] that counts as rounding. Errors of float32 are smaller; half a gray level is 0.002."""
 
 
 def read_inputs(
@@ -23,14 +23,14 @@ def read_inputs(
 ) -> tuple[Tensor, Tensor, float]:
     """Check an attack's arguments, and copy the tensors.
 
-    The copies take part in autograd also where the arguments come from inference mode.
+    Autograd works on the copies even if the arguments were created in inference mode.
 
     Returns:
-        The images, clipped to [0, 1] where they were outside by rounding; the labels as int64; eps.
+        The images, clipped to [0, 1] to remove rounding errors; the labels as int64; eps as a float.
 
     Raises:
-        TypeError: If images or labels are no tensors or of a dtype that can't be used, or the generator is none.
-        ValueError: If shapes, devices or values are not as an attack needs them.
+        TypeError: If images or labels are no tensors or have an unsupported dtype, or generator is no generator.
+        ValueError: If shapes, devices or values are not allowed.
     """
     radius = parse_eps(eps, norm)
     check_images(images, labels)
@@ -50,12 +50,12 @@ def read_inputs(
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
-    """Refuse images that an attack cannot be bounded for, and labels that are not one for each.
+    """Check the dtype, shape, device and range of images, and that labels hold one class per image.
 
     Raises:
         TypeError: If either is no tensor, the images are neither float32 nor float64, or the labels no integers.
-        ValueError: If a value is NaN or outside [0, 1] by more than rounding, or shapes or devices don't match. Values
-            on an accelerator are refused there, by an assertion of the device.
+        ValueError: If a value is NaN or outside [0, 1] by more than rounding, or shapes or devices don't match. On
+            an accelerator, a wrong value raises the device's asynchronous assertion instead.
     """
     for name, values in (("images", images), ("labels", labels)):
         if not isinstance(values, Tensor):
@@ -94,10 +94,11 @@ def _kind(value: Any) -> str:
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:
-    """Refuse labels that are not classes of the network.
+    """Check that labels are classes of the network.
 
     Raises:
-        ValueError: If a label is outside [0, C) for logits ``(N, C)``; on an accelerator, an assertion of the device.
+        ValueError: If a label is outside [0, C) for logits ``(N, C)``. On an accelerator, a wrong label raises the
+            device's asynchronous assertion instead.
     """
     if labels.numel():
         _require(
@@ -109,10 +110,10 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
 
 
 def check_active(active: Tensor, images: Tensor) -> None:
-    """Refuse a mask that does not say for each image if it is attacked.
+    """Check the mask of the images to attack.
 
     Raises:
-        ValueError: If it is not bool of shape ``(N,)``, on the images' device.
+        ValueError: If it is not bool, of shape ``(N,)`` and on the images' device.
     """
     if not isinstance(active, Tensor):
         raise ValueError(f"active must be a bool tensor of shape ({len(images)},), got {_kind(active)}")
@@ -124,17 +125,17 @@ def check_active(active: Tensor, images: Tensor) -> None:
 
 
 def check_finite(logits: Tensor, where: str) -> None:
-    """Refuse logits that are NaN or infinite, of which no prediction and no accuracy can be made.
+    """Check that logits are finite, since NaN or infinite logits give no prediction and no accuracy.
 
-    Attacks themselves go on: they return the point where the model's logits are not finite as one that fools it, and
-    who predicts its class next calls this.
+    Attacks do not call this: they return a point with such logits as one that fools the model. Evaluations call it
+    when they predict the class of that point.
 
     Args:
         logits: ``(N, C)``.
-        where: Names the images, such as ``"on clean images"`` or ``"under PGD-40 at eps 0.3"``.
+        where: The images, for the message, such as ``"on clean images"`` or ``"under PGD-40 at eps 0.3"``.
 
     Raises:
-        ValueError: If a logit is not finite; on an accelerator, an assertion of the device.
+        ValueError: If a logit is not finite. On an accelerator, it raises the device's asynchronous assertion instead.
     """
     finite = logits.detach().isfinite()
     problem = f"the network's logits {where} are NaN or infinite"
@@ -151,10 +152,10 @@ def _dtype(values: Tensor) -> str:
 
 
 def _require(condition: Tensor, message: str, values: Tensor) -> None:
-    """Raise ValueError with the values' range in the message, or on an accelerator fail without waiting for it.
+    """Raise ValueError with the range of the values in the message; on an accelerator, assert without waiting for it.
 
-    There, asking for the condition's value would make the host wait for the device at every step; the device
-    refuses by itself, with the message but without the values.
+    Reading the condition there would make the host wait for the device at every step. The device's own assertion has
+    the message without the values.
     """
     if values.device.type != "cpu":
         torch._assert_async(condition, message.format(""))
@@ -164,10 +165,10 @@ def _require(condition: Tensor, message: str, values: Tensor) -> None:
 
 
 def check_choice(name: str, value: object, allowed: list[str]) -> None:
-    """Refuse a setting that is none of those allowed.
+    """Check that a setting is one of the allowed values.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is none of them.
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The worst of the points that a run has seen, for each image."""
+"""Keep the worst iterate of each image: one that fools the model, or else the one with the highest loss."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,21 @@ from torch import Tensor
 
 @dataclass
 class Worst:
-    """For each image, the candidate that is worst for the model: fooled first, then highest loss."""
+    """Worst point so far for each image: one that fools the model, or else the one with the highest loss.
+
+    Attributes:
+        adv: ``(N, ...)``, the points.
+        fooled: ``(N,)``, bool, True if the point fools the model.
+        loss: ``(N,)``, loss at the points, at least float32; -inf before the first.
+    """
 
     adv: Tensor
     fooled: Tensor
     loss: Tensor
 
     @classmethod
-    def at(cls, adv: Tensor) -> "Worst":
-        """Before anything is known: not fooled, lowest loss."""
+    def begin(cls, adv: Tensor) -> "Worst":
+        """Return ``adv`` as the points, before the model has seen them."""
         n = len(adv)
         dtype = torch.promote_types(adv.dtype, torch.float32)
         return cls(adv.clone(), adv.new_zeros(n, dtype=torch.bool), adv.new_full((n,), -torch.inf, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Some images of a batch are attacked: none of their results depends on which others are, or how these fare."""
+"""The result for an image depends neither on which other images are attacked nor on how early they are fooled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ SIZE = 12
 
 
 class RowByRow(nn.Module):
-    """A curved model of which no logit depends on the batch's size, not even by rounding."""
+    """A curved model whose logits don't depend on the batch size, not even by rounding."""
 
     def __init__(self, num_classes: int = 5) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def batch() -> tuple[RowByRow, Tensor, Tensor]:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 @pytest.mark.parametrize("eps", [0.003, 0.1])
-def test_a_result_does_not_depend_on_which_others_are_active(attack: Attack, eps: float) -> None:
+def test_an_images_result_does_not_depend_on_which_others_are_active(attack: Attack, eps: float) -> None:
     model, images, labels = batch()
     whole = attack(model, images, labels, eps, generator=torch.Generator().manual_seed(2))
     for mask in (torch.arange(SIZE) % 3 == 0, torch.arange(SIZE) == 7, torch.arange(SIZE) < 0):
@@ -57,7 +57,7 @@ def test_a_result_does_not_depend_on_which_others_are_active(attack: Attack, eps
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_a_result_does_not_depend_on_how_early_others_are_fooled(attack: Attack) -> None:
+def test_an_images_result_does_not_depend_on_how_early_others_are_fooled(attack: Attack) -> None:
     model, images, labels = batch()
     sooner = labels.clone()
     sooner[::2] = (sooner[::2] + 1) % 5  # fooled before the first step
@@ -78,7 +78,7 @@ def test_batch_statistics_are_those_of_the_whole_batch(images: Tensor, labels: T
 
 @dataclass(frozen=True)
 class Darker(Attack):
-    """A custom attack without the parameter."""
+    """A custom attack without the argument ``active``."""
 
     norm = "Linf"
 
@@ -93,7 +93,7 @@ class Darker(Attack):
         return (images - float(eps) * noise).clamp(0, 1)
 
 
-def test_a_custom_attack_without_the_parameter_is_selected_from() -> None:
+def test_a_custom_attack_without_active_changes_only_active_images() -> None:
     model, images, labels = batch()
     active = torch.arange(SIZE) % 2 == 0
     named = NamedAttack(Darker(), 0.1)
@@ -106,7 +106,7 @@ def test_a_custom_attack_without_the_parameter_is_selected_from() -> None:
 
 @pytest.mark.parametrize("attack", [PGD(steps=1), Square(queries=1), Darker()], ids=lambda attack: attack.name)
 @pytest.mark.parametrize("active", [torch.ones(SIZE), torch.ones(3, dtype=torch.bool), [True] * SIZE])
-def test_a_mask_of_another_form_is_refused(attack: Attack, active: Any) -> None:
+def test_a_mask_of_wrong_type_shape_or_dtype_raises(attack: Attack, active: Any) -> None:
     model, images, labels = batch()
     with pytest.raises(ValueError, match=r"active must be .*bool .*of shape \(12,\)"):
         attack_active(attack, model, images, labels, 0.1, None, active)

@@ -13,11 +13,11 @@ from rampart.attacks.losses import targeted_dlr
 from rampart.networks import MNISTCNN
 
 
-def test_checkpoints_are_the_papers() -> None:
+def test_checkpoints_are_those_of_the_paper() -> None:
     assert APGD(steps=100).checkpoints() == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
-def test_names_are_the_fields() -> None:
+def test_names() -> None:
     assert [a.name for a in (APGD(), APGD(targets=9), APGD(loss="dlr", restarts=5))] == [
         "APGD-CE", "APGD-T", "APGD-DLRx5",
     ]  # fmt: skip
@@ -41,9 +41,11 @@ def _double() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_double")
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.3), ("L2", 1.0)])
-def test_every_step_is_that_of_the_published_code(norm: NormName, eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_equals_that_of_the_published_code(
+    norm: NormName, eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network: Any = nn.Sequential(nn.Flatten(), nn.Linear(49, 40), nn.Tanh(), nn.Linear(40, 5))
-    network[1].weight.data *= 4  # curved enough for steps to fail and sizes to be halved
+    network[1].weight.data *= 4  # curved enough that some steps fail and step sizes are halved
     images, labels = torch.rand(20, 1, 7, 7), torch.randint(5, (20,))
     lift = 50 * F.one_hot(labels, 5)  # never fooled, so that no image leaves the batch
     start = NORMS[norm].random_start(images, eps, None)
@@ -59,8 +61,7 @@ def test_every_step_is_that_of_the_published_code(norm: NormName, eps: float, mo
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_an_image_that_is_fooled_is_left_alone() -> None:
-    """The cost is that of the images that stand."""
+def test_fooled_images_are_not_attacked_further() -> None:
     network = MNISTCNN()
     images = torch.rand(30, 1, 28, 28)
     labels = network(images).argmax(1)

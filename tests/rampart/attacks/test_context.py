@@ -31,7 +31,7 @@ def assert_same_state(model: nn.Module, before: list[Any]) -> None:
 
 @pytest.mark.parametrize("batchnorm", ["eval", "train"])
 @pytest.mark.parametrize("training", [True, False])
-def test_no_trace_is_left_in_the_model(images: Tensor, labels: Tensor, batchnorm: Any, training: bool) -> None:
+def test_an_attack_does_not_change_the_model(images: Tensor, labels: Tensor, batchnorm: Any, training: bool) -> None:
     model = small_network().train(training)
     model[4].eval()
     model[6].weight.grad = torch.ones_like(model[6].weight)
@@ -40,7 +40,7 @@ def test_no_trace_is_left_in_the_model(images: Tensor, labels: Tensor, batchnorm
     assert_same_state(model, before)
 
 
-def test_no_trace_is_left_after_an_exception(images: Tensor, labels: Tensor) -> None:
+def test_the_model_is_restored_after_an_exception(images: Tensor, labels: Tensor) -> None:
     model = small_network().train()
     before = state(model)
 
@@ -68,7 +68,7 @@ def test_batchnorm_modes(images: Tensor, labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("batchnorm", ["train", "train_and_update"])
-def test_frozen_and_evaluated_batchnorm_does_not_move(images: Tensor, labels: Tensor, batchnorm: Any) -> None:
+def test_batchnorm_in_eval_mode_keeps_its_statistics(images: Tensor, labels: Tensor, batchnorm: Any) -> None:
     model = small_network().train()
     model[4].eval()
     PGD(steps=2, batchnorm=batchnorm)(model, images, labels, eps=0.1)
@@ -103,11 +103,11 @@ def test_no_gradient_of_the_weights_is_computed(images: Tensor, labels: Tensor) 
 
 
 @pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_works_whatever_the_grad_mode(images: Tensor, labels: Tensor, surroundings: Any) -> None:
+def test_works_in_every_gradient_mode(images: Tensor, labels: Tensor, surroundings: Any) -> None:
     model = MNISTCNN()
     expected = PGD(steps=4, start=AtImage())(model, images, labels, eps=0.3)
     with surroundings():
-        # Tensors made inside inference mode take no part in autograd.
+        # Autograd does not work on tensors that were created in inference mode.
         adv = PGD(steps=4, start=AtImage())(model, images + 0, labels + 0, eps=0.3)
     torch.testing.assert_close(adv, expected)
     assert (adv - images).abs().max() > 0.25
@@ -117,7 +117,7 @@ def test_works_whatever_the_grad_mode(images: Tensor, labels: Tensor, surroundin
 def test_works_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
     model = MNISTCNN()
     with torch.no_grad():
-        # So confident that float16 gradients of most images would be 0.
+        # So confident that the float16 gradients of most images would round to 0.
         model.fc2.weight.mul_(200)
     labels = model(images).argmax(1)
     with torch.autocast("cpu", dtype):
@@ -131,7 +131,7 @@ def test_works_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype
 
 
 class Normalises(nn.Module):
-    """In place where ``in_place``, in one of several ways."""
+    """A network that normalises its input in one of several ways, in place or not."""
 
     def __init__(self, way: str, in_place: bool) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Normalises(nn.Module):
     [PGD(steps=3), PGD(steps=3, iterate="best", restarts=2), APGD(steps=3), FAB(steps=3, targets=1), Square(queries=5)],
     ids=lambda attack: attack.name,
 )
-def test_networks_that_write_into_their_input_are_attacked_like_others(
+def test_networks_that_change_their_input_in_place_give_the_same_result(
     images: Tensor, attack: Attack, way: str
 ) -> None:
     copying = Normalises(way, in_place=False)

@@ -9,20 +9,20 @@ from rampart.attacks.eps import NormName, exact, parse_eps, parse_number
     ("text", "value"),
     [("8/255", 8 / 255), ("0.4", 0.4), (0.3, 0.3), (1, 1.0), ("2.5/7", 2.5 / 7), (" 16 / 255 ", 16 / 255)],
 )
-def test_numbers_and_fractions_are_read(text: float | str, value: float) -> None:
+def test_numbers_and_fractions_are_parsed(text: float | str, value: float) -> None:
     assert parse_eps(text) == pytest.approx(value, abs=1e-15)
 
 
 @pytest.mark.parametrize(
     "value", ["abc", "8/0", "8/255/1", "", "1/", float("nan"), float("inf"), "nan", None, True, "__import__('os')"]
 )
-def test_what_is_no_number_is_refused(value: str) -> None:
+def test_other_values_raise(value: str) -> None:
     with pytest.raises(ValueError, match=r"eps must be a number or a fraction such as 8/255, got"):
         parse_eps(value)
 
 
 @pytest.mark.parametrize("value", [-0.1, "-8/255", 1.01, 8])
-def test_linf_eps_outside_the_unit_interval_is_refused(value: float | str) -> None:
+def test_linf_eps_outside_the_unit_interval_raises(value: float | str) -> None:
     with pytest.raises(ValueError, match=r"eps must be in \[0, 1\] for the norm Linf"):
         parse_eps(value)
 
@@ -37,7 +37,7 @@ def test_the_range_depends_on_the_norm(value: float, norm: NormName) -> None:
     assert parse_eps(value, norm) == value
 
 
-def test_exact_recovers_what_was_typed() -> None:
+def test_exact_recovers_the_typed_fraction() -> None:
     assert exact(0.18) == Fraction(18, 100)
     assert exact(0.01 * 35) == Fraction(35, 100)
     assert exact(parse_number("8/255", "eps")) == Fraction(8, 255)

@@ -14,7 +14,7 @@ from rampart.networks import MNISTCNN
 
 
 def by_bisection(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: NormName) -> Tensor:
-    """The same change for one point, by halving the interval of its amount."""
+    """Compute the change of one point by bisection of its amount."""
     gap = -(lead + (grad * (start - at)).sum())
     direction = (grad.sign() if norm == "Linf" else grad) * (1 if gap >= 0 else -1)
 
@@ -23,7 +23,7 @@ def by_bisection(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: No
 
     low, high = 0.0, 1.0
     if norm == "L2":
-        high = 1 / grad.abs()[grad != 0].min().item()  # all are at the walls
+        high = 1 / grad.abs()[grad != 0].min().item()  # all pixels are at their bounds
     for _ in range(90):
         middle = (low + high) / 2
         low, high = (low, middle) if (grad * change(middle)).sum().abs() >= gap.abs() else (middle, high)
@@ -44,11 +44,11 @@ def test_the_step_onto_the_boundary_is_the_smallest_inside_the_box(norm: NormNam
 
 
 def test_no_change_is_shorter_than_the_step_in_l2() -> None:
-    """Compared with a solver of quadratic programs that knows nothing of kinks."""
+    """Compared with a general solver of quadratic programs."""
     generator = np.random.default_rng(0)
     for _ in range(10):
         start, grad = generator.random(6), generator.standard_normal(6)
-        lead = -0.7 * np.maximum(grad * (1 - start), -grad * start).sum()  # within reach
+        lead = -0.7 * np.maximum(grad * (1 - start), -grad * start).sum()  # can be closed inside the box
         point, slopes = torch.tensor(start[None]), torch.tensor(grad[None])
         step = _onto_boundary(point, point, torch.tensor([lead]), slopes, "L2")[0].numpy()
         on_the_boundary = {"type": "eq", "fun": lambda change, lead=lead, grad=grad: lead + grad @ change}
@@ -60,9 +60,9 @@ def test_no_change_is_shorter_than_the_step_in_l2() -> None:
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_a_gap_that_no_change_closes_leads_to_the_walls(norm: NormName) -> None:
+def test_a_gap_that_cannot_be_closed_moves_all_pixels_to_their_bounds(norm: NormName) -> None:
     start, grad = torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3)
-    grad[1] = 0  # of all points the image itself is as good as any
+    grad[1] = 0  # no point is better than the image
     change = _onto_boundary(start, start, torch.tensor([-100.0, -100.0]), grad, norm)
     torch.testing.assert_close(start[0] + change[0], torch.ones(1, 3, 3))
     assert not change[1].any()
@@ -87,7 +87,7 @@ def test_untrained_networks_are_fooled_near_the_boundary(images: Tensor, norm: N
 
 
 @pytest.mark.parametrize(("norm", "published"), [("Linf", projection_linf), ("L2", projection_l2)])
-def test_the_step_is_the_published_one(norm: NormName, published: Any) -> None:
+def test_the_step_equals_that_of_the_published_code(norm: NormName, published: Any) -> None:
     start, grad, lead = torch.rand(99, 49).double(), torch.randn(99, 49).double(), torch.randn(99).double()
     expected = published(start, grad, (grad * start).sum(1) - lead)
     torch.testing.assert_close(_onto_boundary(start, start, lead, grad, norm), expected, rtol=0, atol=1e-12)
@@ -100,20 +100,20 @@ def test_names() -> None:
 
 
 class OnceNaN(nn.Module):
-    """Answers its second question with NaN."""
+    """Returns NaN in its third forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.asked, self.finite = MNISTCNN(), 0, True
+        self.network, self.passes, self.finite = MNISTCNN(), 0, True
 
     def forward(self, images: Tensor) -> Tensor:
-        self.asked += 1
+        self.passes += 1
         self.finite &= bool(images.isfinite().all())
         logits: Tensor = self.network(images)
-        return logits * torch.nan if self.asked == 3 else logits
+        return logits * torch.nan if self.passes == 3 else logits
 
 
-def test_an_answer_that_is_no_number_does_not_reach_the_images(images: Tensor) -> None:
+def test_nan_logits_do_not_put_nan_into_the_images(images: Tensor) -> None:
     model = OnceNaN()
     labels = model.network(images).argmax(1)
     adv = FAB(steps=30)(model, images, labels, eps=0.1)

@@ -20,7 +20,7 @@ def network() -> nn.Module:
 
 
 class Returning(nn.Module):
-    """Changes a network's logits into what another network might return."""
+    """Returns a network's logits in another form."""
 
     def __init__(self, change: Any) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Returning(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Normalises its input where it is."""
+    """Normalises its input in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class OutOfPlace(InPlace):
         lambda logits: logits.double(),
     ],
 )
-def test_logits_are_found_where_their_name_is_clear(change: Any) -> None:
+def test_logits_in_a_tuple_of_one_or_by_name_are_found(change: Any) -> None:
     logits = compute_logits(Returning(change), IMAGES)
     assert torch.equal(logits.float(), network()(IMAGES))
     assert logits.requires_grad
@@ -82,14 +82,14 @@ def test_half_logits_become_float32() -> None:
         (lambda logits: logits @ torch.ones(2, 2), r"failed on images of shape \(4, 1, 4, 4\) float32: mat1 and mat2"),
     ],
 )
-def test_other_outputs_are_refused_in_one_line(change: Any, message: str) -> None:
+def test_other_outputs_raise_with_one_line(change: Any, message: str) -> None:
     for call in (compute_logits, lambda model, images: PGD(steps=2)(model, images, LABELS, 0.1)):
         with pytest.raises(ValueError, match=message) as caught:
             call(Returning(change), IMAGES)
         assert "\n" not in str(caught.value)
 
 
-def test_a_function_is_named() -> None:
+def test_a_failing_function_is_named() -> None:
     def broken(images: Tensor) -> Tensor:
         return images
 
@@ -97,7 +97,7 @@ def test_a_function_is_named() -> None:
         compute_logits(broken, IMAGES)
 
 
-def test_full_memory_is_told_as_such() -> None:
+def test_an_out_of_memory_error_keeps_its_type() -> None:
     def full(images: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("no memory")
 
@@ -105,7 +105,7 @@ def test_full_memory_is_told_as_such() -> None:
         compute_logits(full, IMAGES)
 
 
-def test_a_network_that_works_in_place_leaves_the_images_and_can_be_attacked() -> None:
+def test_a_network_that_changes_its_input_in_place_leaves_the_images_unchanged() -> None:
     before, same = IMAGES.clone(), OutOfPlace()
     assert torch.equal(compute_logits(InPlace(), IMAGES), compute_logits(same, IMAGES))
     adv = PGD(steps=3, start=AtImage())(InPlace(), IMAGES, LABELS, 0.1)

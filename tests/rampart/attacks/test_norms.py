@@ -38,7 +38,7 @@ def test_projection_and_start_stay_inside_ball_and_box(
         assert result.dtype == dtype
         assert result.min() >= 0
         assert result.max() <= 1
-        # Measured exactly, and once more as a float32 user would measure it.
+        # In float64, and in the images' own dtype, as a user would compute it.
         assert length(result.double() - images.double(), norm).max().item() <= eps
         assert length(result - images, norm).max().item() <= eps * (1 + 1e-7)
     again = NORMS[norm].project(projected, images, eps)
@@ -46,14 +46,14 @@ def test_projection_and_start_stay_inside_ball_and_box(
 
 
 @pytest.mark.parametrize("norm", NAMES)
-def test_projection_keeps_what_is_inside(norm: NormName) -> None:
+def test_projection_keeps_points_inside_the_ball(norm: NormName) -> None:
     images = torch.full((2, 1, 4, 4), 0.5)
     inside = images + 0.01
     torch.testing.assert_close(NORMS[norm].project(inside, images, 0.1), inside)
 
 
 @pytest.mark.parametrize("norm", NAMES)
-def test_each_image_is_treated_on_its_own(norm: NormName) -> None:
+def test_all_methods_work_per_image(norm: NormName) -> None:
     images, adv = torch.rand(6, 1, 5, 5), torch.rand(6, 1, 5, 5) * torch.logspace(-2, 3, 6).view(-1, 1, 1, 1)
     for method in (lambda a, x: NORMS[norm].project(a, x, 0.3), lambda a, _: NORMS[norm].steepest_step(a, 0.1)):
         whole = method(adv, images)

@@ -20,7 +20,7 @@ FGSM = PGD(steps=1, relative_step_size=1.0, start=AtImage())
 
 
 class Stubborn(nn.Module):
-    """Returns NaN and infinities of every kind for every image."""
+    """Returns NaN, inf and -inf for every image."""
 
     def __init__(self, num_classes: int = 3) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ def test_result_is_inside_ball_and_box_for_any_setting(
 
 
 @pytest.mark.parametrize(("schedule", "lengths"), [("constant", 4.0), ("linear", 1 + 0.75 + 0.5 + 0.25)])
-def test_steps_have_the_schedules_lengths(schedule: Any, lengths: float) -> None:
-    """On a linear model all steps go one way, so their lengths add up."""
+def test_steps_have_the_lengths_of_the_schedule(schedule: Any, lengths: float) -> None:
+    """On a linear model all steps have the same direction, so their lengths add up."""
     model, images = LinearModel(torch.ones(36).double()), torch.full((2, 1, 6, 6), 0.5).double()
     attack = PGD(steps=4, step_size=0.02, step_schedule=schedule, start=AtImage())
     adv = attack(model, images, torch.zeros(2, dtype=torch.long), eps=0.4)
@@ -97,7 +97,7 @@ def test_one_full_step_from_the_image_is_fgsm(images: Tensor, labels: Tensor) ->
 def papers_loop(
     model: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int, noise: Tensor
 ) -> Tensor:
-    """PGD as Shaeiri et al. 2020 describe it, written down anew: the mean loss, weight gradients and all."""
+    """PGD as Shaeiri et al. 2020 describe it, with the mean loss and with gradients of the weights."""
     adv = (images + noise).clamp(0, 1)
     for _ in range(steps):
         adv = adv.detach().requires_grad_()
@@ -132,9 +132,9 @@ def loss_of(model: nn.Module, adv: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(adv), labels, reduction="none")
 
 
-def test_best_iterate_is_no_worse_an_attack_than_any_iterate(images: Tensor, labels: Tensor) -> None:
+def test_the_best_iterate_is_at_least_as_strong_as_every_iterate(images: Tensor, labels: Tensor) -> None:
     model = MNISTCNN()
-    # Steps as long as the ball make the iterates jump, so the last is often not the worst.
+    # With steps as long as the ball's radius, the last iterate is often not the worst.
     attack = PGD(steps=8, relative_step_size=2.0, start=AtImage(), iterate="best")
     best = attack(model, images, labels, eps=0.3)
     wrong = model(best).argmax(1) != labels
@@ -154,7 +154,7 @@ def test_restarts_keep_each_images_worst_run(images: Tensor, labels: Tensor) -> 
     runs = [one(model, images, labels, 0.2, generator) for _ in range(4)]
     fooled = torch.stack([model(run).argmax(1) != labels for run in runs])
     losses = torch.stack([loss_of(model, run, labels) for run in runs])
-    # Fooled first, then the highest loss: fooling adds more than any loss here.
+    # A fooled image counts more than any loss here.
     assert losses.max() < 100
     worst = (losses + 100 * fooled).argmax(0)
     assert len(set(worst.tolist())) > 1
@@ -163,9 +163,9 @@ def test_restarts_keep_each_images_worst_run(images: Tensor, labels: Tensor) -> 
     assert torch.equal(four, expected)
 
 
-def test_fooled_beats_a_higher_loss() -> None:
+def test_a_fooling_point_is_worse_than_one_with_a_higher_loss() -> None:
     class TwoWays(nn.Module):
-        """Right with a high loss left of 0.5, wrong with a low one right of it (three classes)."""
+        """Correct with a high loss below 0.5, wrong with a low loss above it (three classes)."""
 
         def forward(self, images: Tensor) -> Tensor:
             x = images.flatten(1).mean(1, keepdim=True)
@@ -225,7 +225,7 @@ def test_step_sizes() -> None:
         ({"batchnorm": "train", "stop_when_fooled": True}, "stop_when_fooled needs batchnorm 'eval', got 'train'"),
     ],
 )
-def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_wrong_settings_raise(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PGD(**fields)
 
@@ -241,13 +241,13 @@ def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> Non
         (lambda x, y: (x, y[:3]), "labels must be one for each"),
     ],
 )
-def test_wrong_data_is_refused(images: Tensor, labels: Tensor, change: Any, message: str) -> None:
+def test_wrong_data_raises(images: Tensor, labels: Tensor, change: Any, message: str) -> None:
     images, labels = change(images, labels)
     with pytest.raises(ValueError, match=message):
         PGD(steps=1)(small_network(), images, labels, eps=0.1)
 
 
-def test_coarse_dtypes_are_refused(images: Tensor, labels: Tensor) -> None:
+def test_coarse_dtypes_raise(images: Tensor, labels: Tensor) -> None:
     with pytest.raises(TypeError, match="images must be float32 or float64"):
         PGD()(small_network(), images.half(), labels, eps=0.1)
 
@@ -272,7 +272,7 @@ def test_names() -> None:
 
 
 class Counting:
-    """A model that notes how many images each forward pass has."""
+    """A model that records the number of images of each forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.sizes = model, list[int]()
@@ -287,7 +287,7 @@ class Counting:
     ("attack", "passes"),
     [
         (PGD(steps=7), 7),
-        (PGD(steps=7, iterate="best"), 8),  # the last iterate is looked at too
+        (PGD(steps=7, iterate="best"), 8),  # the last iterate needs a pass too
         (PGD(steps=7, restarts=3), 3 * 8),
         (PGD(steps=0), 0),
     ],
@@ -299,7 +299,7 @@ def test_a_step_is_one_forward_pass(images: Tensor, labels: Tensor, attack: PGD,
 
 
 class Products(TorchDispatchMode):
-    """Counts convolutions, matrix products and their gradients: what an attack step's time goes into."""
+    """Counts convolutions, matrix products and their gradients, which take most of the time of an attack step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ class Products(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def test_a_step_costs_the_gradient_of_the_images_and_no_more() -> None:
+def test_a_step_computes_no_gradient_but_that_of_the_images() -> None:
     with torch.device("meta"):
         network, images, labels = MNISTCNN(), torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
     with Products() as products:
@@ -325,17 +325,17 @@ def test_a_step_costs_the_gradient_of_the_images_and_no_more() -> None:
     assert products.counts == {"convolution": 6, "of images": 6, "addmm": 6, "mm": 6}
 
 
-def test_on_a_cpu_the_first_convolution_is_one_product_a_block_and_direction(images: Tensor, labels: Tensor) -> None:
+def test_on_a_cpu_the_first_convolution_is_one_product_per_block_and_direction(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     with Products() as products:
         PGD(steps=3)(network, images, labels, eps=0.1)
-    # Forward: windows by shifted weight, beside the shifting itself; backward: one batched product.
+    # Forward: windows times shifted weights, and the shifting itself. Backward: one batched product.
     assert products.counts == {"convolution": 3, "of images": 3, "addmm": 6, "mm": 6 + 3 + 3, "bmm": 3}
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=3), PGD(steps=3, iterate="best", restarts=2), PGD(norm="L2", steps=3)])
 def test_the_host_never_waits_for_the_device(attack: PGD) -> None:
-    # A tensor on the meta device has no value: asking for one is an error.
+    # A tensor on the meta device has no value: reading one is an error.
     with torch.device("meta"):
         network, images, labels = MNISTCNN(), torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
     assert attack(network, images, labels, eps=0.1).shape == images.shape
@@ -348,7 +348,9 @@ def fooled(model: nn.Module, adv: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("restarts", [1, 4])
 @pytest.mark.parametrize("iterate", ["last", "best"])
-def test_stopping_when_fooled_fools_whom_the_best_iterate_fools(images: Tensor, restarts: int, iterate: Any) -> None:
+def test_stop_when_fooled_fools_the_same_images_as_the_best_iterate(
+    images: Tensor, restarts: int, iterate: Any
+) -> None:
     model, images = MNISTCNN().double(), images.double()
     labels = model(images).argmax(1)
     full = PGD(steps=20, step_size=0.001, restarts=restarts, iterate="best")
@@ -362,7 +364,7 @@ def test_stopping_when_fooled_fools_whom_the_best_iterate_fools(images: Tensor, 
     assert 0 < int(results[0].sum()) < len(images)
 
 
-def test_a_fooled_image_takes_no_further_step_and_no_further_restart(images: Tensor) -> None:
+def test_a_fooled_image_gets_no_further_step_or_restart(images: Tensor) -> None:
     network = MNISTCNN()
     labels = network(images).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10  # fooled from the start
@@ -379,11 +381,11 @@ def test_a_fooled_image_takes_no_further_step_and_no_further_restart(images: Ten
     assert model.sizes == [12]
 
 
-def test_stopping_changes_nothing_for_the_images_that_hold(images: Tensor) -> None:
+def test_stop_when_fooled_does_not_change_the_result_for_other_images(images: Tensor) -> None:
     network = MNISTCNN()
     labels = network(images).argmax(1)
     labels[::2] = (labels[::2] + 1) % 10
     attack = PGD(steps=5, step_size=1e-4, start=AtImage())
     plain, stopping = (a(network, images, labels, eps=1e-3) for a in (attack, replace(attack, stop_when_fooled=True)))
-    # Sums in a smaller batch round otherwise, and a gradient near zero may change sign.
+    # Sums in a smaller batch round differently, so a gradient near zero may change its sign.
     assert ((plain - stopping)[1::2].abs() < 1e-6).double().mean() > 0.99

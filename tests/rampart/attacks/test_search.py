@@ -1,4 +1,4 @@
-"""What holds for every attack that searches for one fooling point: APGD, FAB and Square."""
+"""Tests of every attack that searches for one fooling point: APGD, FAB and Square."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_result_is_inside_ball_and_box(search: Search, share: float, double: boo
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=id_of)
-def test_nothing_is_left_in_the_model_whatever_surrounds_the_attack(search: Search) -> None:
+def test_an_attack_in_inference_mode_does_not_change_the_model(search: Search) -> None:
     network, images = small_network(), torch.rand(6, 1, 28, 28)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
@@ -72,7 +72,7 @@ def test_nothing_is_left_in_the_model_whatever_surrounds_the_attack(search: Sear
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=id_of)
-def test_what_is_wrong_as_it_is_comes_back_as_it_is(search: Search, images: Tensor) -> None:
+def test_misclassified_clean_images_are_returned_unchanged(search: Search, images: Tensor) -> None:
     model = MNISTCNN()
     labels = model(images).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10
@@ -88,7 +88,7 @@ def test_eps_zero_and_no_images_return_the_input(search: Search, images: Tensor,
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=id_of)
-def test_bad_input_is_refused(search: Search, images: Tensor, labels: Tensor) -> None:
+def test_bad_input_raises(search: Search, images: Tensor, labels: Tensor) -> None:
     model = MNISTCNN()
     with pytest.raises(ValueError, match="eps must be"):
         search(model, images, labels, eps=-1)
@@ -109,7 +109,7 @@ def test_one_generator_state_gives_one_result(search: Search, images: Tensor) ->
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
-    assert not torch.equal(one, other) or isinstance(search, FAB)  # whose first run draws nothing
+    assert not torch.equal(one, other) or isinstance(search, FAB)  # whose first run uses no random numbers
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_one_generator_state_gives_one_result(search: Search, images: Tensor) ->
         (lambda: Square(area=1.5), "area must be above 0 and at most 1"),
     ],
 )
-def test_bad_settings_are_refused(make: Any, message: str) -> None:
+def test_bad_settings_raise(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("search", [*SEARCHES, PGD(steps=3)], ids=lambda attack: attack.name)
-def test_a_model_that_cuts_the_graph_can_be_attacked(search: Attack) -> None:
-    """Thresholds on the input, the classic defence of MNIST: no gradient, and Square still finds what there is."""
+def test_a_model_without_a_graph_can_be_attacked(search: Attack) -> None:
+    """Thresholds on the input, the classic defence on MNIST, have no gradient. Square still fools the model."""
     network, images = MNISTCNN(), torch.rand(8, 1, 28, 28)
 
     def model(images: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ def test_a_model_that_cuts_the_graph_can_be_attacked(search: Attack) -> None:
     assert bool((model(adv).argmax(1) != labels).any()) or not isinstance(search, Square)
 
 
-def test_classes_that_are_not_there_change_nothing(images: Tensor) -> None:
-    """Further targets would give back the images in place of the worst that was seen."""
+def test_targets_beyond_the_wrong_classes_do_not_change_the_result(images: Tensor) -> None:
+    """A run without a target class must not replace the worst points by the clean images."""
     network = small_network(5).eval()
     labels = network(images).argmax(1)
     adv = APGD(targets=9, steps=3)(network, images, labels, eps=1e-4)
@@ -168,8 +168,8 @@ def test_more_targets_than_wrong_classes_are_no_error(search: Search) -> None:
     assert adv.shape == images.shape
 
 
-def on_a_line(norm: NormName, eps: float) -> tuple[LinearModel, Tensor, Tensor]:
-    """A linear model whose right class leads by what a change of size ``eps`` costs: eps times the dual norm."""
+def linear_example(norm: NormName, eps: float) -> tuple[LinearModel, Tensor, Tensor]:
+    """Return a linear model, an image whose right class leads by ``eps`` times the dual norm, and its label."""
     weight = torch.randn(1, 6, 6).double()
     model = LinearModel(weight)
     dual = weight.abs().sum() if norm == "Linf" else weight.norm()
@@ -182,8 +182,8 @@ def on_a_line(norm: NormName, eps: float) -> tuple[LinearModel, Tensor, Tensor]:
     "search", [APGD(steps=50), APGD(steps=50, norm="L2"), FAB(targets=1), FAB(targets=1, norm="L2")], ids=id_of
 )
 def test_the_smallest_fooling_eps_of_a_linear_model_is_found(search: Search) -> None:
-    """A lead of ``eps`` times the dual norm is lost at just that eps and at none below."""
-    model, images, labels = on_a_line(search.norm, 0.1)
+    """A lead of ``eps`` times the dual norm is lost at that eps and at none below."""
+    model, images, labels = linear_example(search.norm, 0.1)
     assert images.min() > 0.15
     assert images.max() < 0.85
     for eps, fooled in ((0.097, False), (0.108, True)):

@@ -31,7 +31,7 @@ def test_steps_and_step_size_are_replaced() -> None:
         (lambda: APGD(targets=3).with_loss("margin"), "leave targets out"),
     ],
 )
-def test_what_an_attack_does_not_have_is_refused_in_one_line(change: Any, message: str) -> None:
+def test_replacing_a_setting_that_an_attack_lacks_raises_with_one_line(change: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message) as caught:
         change()
     assert "\n" not in str(caught.value)
@@ -44,7 +44,7 @@ def test_losses_are_replaced() -> None:
         PGD().with_loss("nonsense")  # type: ignore[arg-type]
 
 
-def test_a_custom_attack_has_the_settings_that_are_its_fields() -> None:
+def test_the_fields_of_a_custom_attack_are_its_settings() -> None:
     @dataclass(frozen=True)
     class Fields(Attack):
         steps: int = 3

@@ -8,26 +8,26 @@ from torch import Tensor, nn
 
 from rampart.attacks import PGD, AtImage, Square
 from rampart.attacks.eps import NormName
-from rampart.attacks.square_windows import Draws, L2Windows, Window, _bump
+from rampart.attacks.square_windows import BatchRandom, L2Windows, Window, _bump
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel
 
 
-def test_sides_are_the_published_ones() -> None:
+def test_sides_equal_those_of_the_published_code() -> None:
     sides = {query: Square().side(query, 28, 28) for query in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001)}
     assert sides == {0: 25, 10: 25, 11: 18, 51: 13, 201: 9, 501: 6, 1001: 4, 2001: 3, 4001: 2}
     assert Square().side(0, 5, 28) == 5
     assert Square(area=1e-9).side(0, 28, 28) == 1
 
 
-def test_the_schedule_is_autoattacks() -> None:
+def test_the_schedule_is_that_of_autoattack() -> None:
     published = SquareAttack(None, p_init=0.8, n_queries=5000, eps=0.4, norm="Linf", resc_schedule=False)
     for query in range(5000):
         side = min(max(round((published.p_selection(query) * 32 * 32) ** 0.5), 1), 32)
         assert Square().side(query, 32, 32) == side
 
 
-def test_sides_in_l2_are_the_published_ones() -> None:
+def test_sides_in_l2_equal_those_of_the_published_code() -> None:
     published = SquareAttack(None, p_init=0.8, n_queries=5000, eps=0.4, norm="L2", resc_schedule=False)
     for query in range(0, 5000, 7):
         side = max(round((published.p_selection(query) * 32 * 32) ** 0.5), 3)
@@ -36,7 +36,7 @@ def test_sides_in_l2_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 3), (2, 3), (2, 5), (3, 5), (12, 25), (13, 25)])
-def test_bumps_are_the_published_ones(height: int, width: int) -> None:
+def test_bumps_equal_those_of_the_published_code(height: int, width: int) -> None:
     published = SquareAttack(None, norm="L2")
     published.device = "cpu"
     expected = published.eta_rectangles(height, width)
@@ -44,19 +44,19 @@ def test_bumps_are_the_published_ones(height: int, width: int) -> None:
 
 
 def test_an_l2_query_moves_length_as_in_algorithm_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written down anew for one image and one channel at a time."""
+    """Compared with a loop over images and channels."""
     images = torch.full((4, 3, 12, 10), 0.5).double()
-    eps, side, windows, draws = 0.4, 5, L2Windows(), Draws(None, 4, torch.arange(4))
-    adv = 0.5 + 0.9 * (windows.start(images, eps, draws) - 0.5)  # a part of eps is not used
+    eps, side, windows, random = 0.4, 5, L2Windows(), BatchRandom(None, 4, torch.arange(4))
+    adv = 0.5 + 0.9 * (windows.start(images, eps, random) - 0.5)  # leaves a part of eps unused
     placed: list[Window] = []
-    original = Draws.window
+    original = BatchRandom.window
 
-    def noted(*args: Any) -> Window:
+    def recorded(*args: Any) -> Window:
         placed.append(original(*args))
         return placed[-1]
 
-    monkeypatch.setattr(Draws, "window", noted)
-    moved = windows.move(adv, images, eps, side, draws)
+    monkeypatch.setattr(BatchRandom, "window", recorded)
+    moved = windows.move(adv, images, eps, side, random)
     eta = torch.cat([_bump(2, 5, images), -_bump(3, 5, images)])
     eta = eta / eta.norm()
     for n in range(4):
@@ -79,9 +79,9 @@ def test_an_l2_query_moves_length_as_in_algorithm_3(monkeypatch: pytest.MonkeyPa
         assert sum(matches) == 1
 
 
-def test_an_l2_start_has_the_length_eps_and_images_have_their_own() -> None:
+def test_l2_starts_have_the_length_eps_and_differ_between_images() -> None:
     images = torch.full((6, 2, 11, 13), 0.5)
-    start = L2Windows().start(images, 0.3, Draws(None, 6, torch.arange(6)))
+    start = L2Windows().start(images, 0.3, BatchRandom(None, 6, torch.arange(6)))
     torch.testing.assert_close((start - images).flatten(1).norm(dim=1), torch.full((6,), 0.3))
     assert len({tuple(one.sign().flatten().tolist()) for one in start - images}) == 6
 
@@ -103,13 +103,13 @@ def test_names() -> None:
         Square(norm="L1")  # type: ignore[arg-type]
 
 
-def test_flat_images_are_refused() -> None:
+def test_flat_images_raise() -> None:
     with pytest.raises(ValueError, match=r"Square needs images of shape \(N, C, H, W\), got \(\d, 4\)"):
         Square(queries=2)(nn.Linear(4, 3), torch.rand(2, 4), torch.arange(2), eps=0.1, generator=None)
 
 
 class Quantised(nn.Module):
-    """Has no gradient anywhere."""
+    """A network that rounds its input, so its gradient is zero everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,11 +129,11 @@ def test_fools_a_model_without_gradients(images: Tensor) -> None:
     assert (model(adv).argmax(1) != labels).sum() >= len(images) // 2
 
 
-def test_pixels_are_at_the_ends_of_their_range_and_the_best_query_is_kept() -> None:
+def test_pixels_change_by_eps_and_the_best_query_is_kept() -> None:
     seen: list[Tensor] = []
 
     class Firm(nn.Module):
-        """Never fooled; darker images lower the right class's lead."""
+        """A model that is never fooled. Darker images lower the right class's lead."""
 
         def forward(self, images: Tensor) -> Tensor:
             seen.append(images)
@@ -141,7 +141,7 @@ def test_pixels_are_at_the_ends_of_their_range_and_the_best_query_is_kept() -> N
 
     images = torch.full((3, 2, 9, 9), 0.5)
     adv = Square(queries=60)(Firm(), images, torch.zeros(3, dtype=torch.long), eps=0.25)
-    assert len(seen) == 61  # the answers to the images as they are, and the queries
+    assert len(seen) == 61  # one pass for the clean images, and the queries
     ends = (adv - images).abs()
     torch.testing.assert_close(ends, torch.full_like(ends, 0.25), atol=1e-6, rtol=0)
     tried = torch.stack([x.flatten(1).mean(1) for x in seen[1:]])  # (queries, N)

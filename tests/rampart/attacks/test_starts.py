@@ -17,7 +17,7 @@ class Gate(nn.Module):
         return torch.stack([0.5 - score, score - 0.5], 1)
 
 
-def start_of(start: Start, images: Tensor, eps: float, seed: int = 0, norm: NormName = "Linf") -> Tensor:
+def starting_points(start: Start, images: Tensor, eps: float, seed: int = 0, norm: NormName = "Linf") -> Tensor:
     labels, generator = torch.zeros(len(images), dtype=torch.long), torch.Generator().manual_seed(seed)
     return PGD(norm=norm, steps=0, start=start)(nn.Flatten(), images, labels, eps, generator)
 
@@ -28,16 +28,16 @@ def test_each_start_uses_the_random_numbers_of_its_formula(norm: NormName) -> No
     uniform = NORMS[norm].random_start(images, 0.25, generator.manual_seed(3))
     levels = 0.3 + (0.7 - 0.3) * torch.rand(5, 1, 1, 1, generator=generator.manual_seed(3))
     level = NORMS[norm].project(levels.expand_as(images), images, 0.25)
-    assert torch.equal(start_of(Uniform(), images, 0.25, 3, norm), uniform)
-    assert torch.equal(start_of(Level(0.3, 0.7), images, 0.25, 3, norm), level)
-    assert torch.equal(start_of(AtImage(), images, 0.25, 3, norm), images)
+    assert torch.equal(starting_points(Uniform(), images, 0.25, 3, norm), uniform)
+    assert torch.equal(starting_points(Level(0.3, 0.7), images, 0.25, 3, norm), level)
+    assert torch.equal(starting_points(AtImage(), images, 0.25, 3, norm), images)
     assert PGD() == PGD(start=Uniform())
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_level_starts_at_the_nearest_point_of_the_ball(norm: NormName) -> None:
     images = torch.rand(5, 1, 8, 8)
-    start = start_of(Level(0.3, 0.3), images, 0.25, norm=norm)
+    start = starting_points(Level(0.3, 0.3), images, 0.25, norm=norm)
     if norm == "Linf":
         assert torch.allclose(start, torch.maximum(torch.minimum(torch.tensor(0.3), images + 0.25), images - 0.25))
     distance = (start - 0.3).flatten(1).norm(dim=1)
@@ -48,7 +48,7 @@ def test_level_starts_at_the_nearest_point_of_the_ball(norm: NormName) -> None:
 
 def test_levels_are_random_per_image_and_follow_the_generator() -> None:
     images = torch.full((50, 1, 4, 4), 0.5)
-    first, again, other = (start_of(Level(0.4, 0.7), images, 0.5, seed) for seed in (1, 1, 2))
+    first, again, other = (starting_points(Level(0.4, 0.7), images, 0.5, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     levels = first[:, 0, 0, 0]

@@ -15,7 +15,7 @@ ATTACKS = [PGD(steps=2), PGD(steps=2, iterate="best"), APGD(steps=2), FAB(steps=
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_logits_that_are_not_finite_are_refused_in_one_line(value: float) -> None:
+def test_nan_or_infinite_logits_raise_with_one_line(value: float) -> None:
     logits = torch.zeros(6, 3)
     check_finite(logits, "on clean images")
     logits[1:3, 0] = value
@@ -24,7 +24,7 @@ def test_logits_that_are_not_finite_are_refused_in_one_line(value: float) -> Non
 
 
 class NaNOffTheImages(nn.Module):
-    """Right on the images themselves, and NaN wherever a pixel has been moved."""
+    """Correct on the clean images, NaN if any pixel was changed."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class NaNOffTheImages(nn.Module):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_a_point_where_the_network_returns_nan_is_handed_over_and_not_hidden(attack: Attack) -> None:
+def test_a_point_where_the_network_returns_nan_is_returned(attack: Attack) -> None:
     images, labels = torch.rand(4, 1, 6, 6), torch.zeros(4, dtype=torch.long)
     model = NaNOffTheImages(images)
     adv = attack(model, images, labels, 0.3)
     assert bool(((adv >= 0) & (adv <= 1) & ((adv - images).abs() <= 0.3)).all())
-    # FAB finds no gradient to follow here and stays at the images.
+    # FAB finds no gradient here and returns the images.
     assert bool(model(adv).isnan().any(1).all()) or isinstance(attack, FAB)
 
 
@@ -63,7 +63,7 @@ def test_a_point_where_the_network_returns_nan_is_handed_over_and_not_hidden(att
     ],
 )
 @pytest.mark.parametrize("attack", [PGD(steps=1), Square(queries=1)], ids=lambda attack: attack.name)
-def test_input_of_another_form_is_refused_in_one_line(
+def test_input_of_wrong_type_or_shape_raises_with_one_line(
     attack: Attack, images: Tensor, labels: Tensor, change: Any, error: type[Exception], message: str
 ) -> None:
     images, labels = change(images, labels)
@@ -73,13 +73,13 @@ def test_input_of_another_form_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("eps", [float("nan"), -0.1, "x", None, torch.rand(3), np.ones(2), [0.1], "1/0"])
-def test_an_eps_that_is_none_is_refused_in_one_line(eps: Any, images: Tensor, labels: Tensor) -> None:
+def test_a_wrong_eps_raises_with_one_line(eps: Any, images: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="eps must be") as caught:
         PGD(steps=1)(small_network(), images, labels, eps)
     assert "\n" not in str(caught.value)
 
 
-def test_a_generator_of_another_kind_or_device_is_refused(images: Tensor, labels: Tensor) -> None:
+def test_a_generator_of_wrong_type_or_device_raises(images: Tensor, labels: Tensor) -> None:
     with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None, got int"):
         PGD(steps=1)(MNISTCNN(), images, labels, 0.1, 3)  # type: ignore[arg-type]
     network, meta = MNISTCNN().to("meta"), (images.to("meta"), labels.to("meta"))
@@ -88,7 +88,7 @@ def test_a_generator_of_another_kind_or_device_is_refused(images: Tensor, labels
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_values_off_the_box_by_rounding_are_clipped(attack: Attack, images: Tensor, labels: Tensor) -> None:
+def test_rounding_errors_outside_the_box_are_clipped(attack: Attack, images: Tensor, labels: Tensor) -> None:
     rounded = images * (1 + 2e-7)
     assert rounded.max() > 1
     for eps in (0, 0.1):
@@ -99,7 +99,7 @@ def test_values_off_the_box_by_rounding_are_clipped(attack: Attack, images: Tens
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
-def test_labels_of_every_whole_dtype_will_do(attack: Attack, dtype: torch.dtype) -> None:
+def test_labels_may_have_any_integer_dtype(attack: Attack, dtype: torch.dtype) -> None:
     model, images = LinearModel(torch.ones(1, 4, 4)), torch.rand(3, 1, 4, 4)
     results = [
         attack(model, images, torch.zeros(3, dtype=kind), 0.1, torch.Generator().manual_seed(0))
@@ -108,7 +108,7 @@ def test_labels_of_every_whole_dtype_will_do(attack: Attack, dtype: torch.dtype)
     assert torch.equal(*results)
 
 
-def test_the_message_names_one_value_too_large_by_its_digits(images: Tensor, labels: Tensor) -> None:
+def test_the_message_shows_the_digits_of_a_value_just_above_one(images: Tensor, labels: Tensor) -> None:
     images[0, 0, 0, 0] = 1.0001
     with pytest.raises(ValueError, match=re.escape("got 0 to 1.0001:")):
         PGD()(small_network(), images, labels, 0.1)

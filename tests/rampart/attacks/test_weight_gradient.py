@@ -1,4 +1,4 @@
-"""The gradient of the weights that an attack's last step comes with."""
+"""The gradient of the weights from the backward pass of an attack's last step."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,9 @@ from tests.conftest import small_network
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=4), PGD(steps=3, step_schedule="linear"), PGD(steps=1)])
-def test_it_is_that_of_the_mean_loss_at_the_last_but_one_iterate(attack: PGD, images: Tensor, labels: Tensor) -> None:
+def test_weight_gradient_is_that_of_the_mean_loss_at_the_last_but_one_iterate(
+    attack: PGD, images: Tensor, labels: Tensor
+) -> None:
     network = MNISTCNN().double()
     images = images.double()
     weights = list(network.parameters())
@@ -31,7 +33,7 @@ def test_it_is_that_of_the_mean_loss_at_the_last_but_one_iterate(attack: PGD, im
     assert all(weight.requires_grad and weight.grad is None for weight in weights)
 
 
-def test_statistics_move_once_for_each_step(images: Tensor, labels: Tensor) -> None:
+def test_batchnorm_statistics_are_updated_once_per_step(images: Tensor, labels: Tensor) -> None:
     network = small_network().train()
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     attack = PGD(steps=3, batchnorm="train_and_update")
@@ -40,7 +42,7 @@ def test_statistics_move_once_for_each_step(images: Tensor, labels: Tensor) -> N
     assert not network[0].bias.requires_grad
 
 
-def test_without_a_step_there_is_none(images: Tensor, labels: Tensor) -> None:
+def test_without_a_step_there_is_no_weight_gradient(images: Tensor, labels: Tensor) -> None:
     network = MNISTCNN()
     for attack, eps in ((PGD(steps=0), 0.1), (PGD(steps=3), 0.0)):
         _, gradients = attack.with_weight_gradient(network, images, labels, eps, [network.fc2.weight])
@@ -48,6 +50,6 @@ def test_without_a_step_there_is_none(images: Tensor, labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("change", [{"restarts": 2}, {"iterate": "best"}, {"stop_when_fooled": True}])
-def test_attacks_without_one_last_step_are_refused(change: Any, images: Tensor, labels: Tensor) -> None:
+def test_attacks_without_a_single_last_step_raise(change: Any, images: Tensor, labels: Tensor) -> None:
     with pytest.raises(TypeError, match="needs a PGD of one run that returns its last iterate"):
         replace(PGD(), **change).with_weight_gradient(MNISTCNN(), images, labels, 0.1, [])
