@@ -73,7 +73,7 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class AdversarialTraining(Objective):
-    """Minimise the loss at the attack's images (Madry et al. 2018, eq. 2.1).
+    """Minimise the loss of the adversarial images (Madry et al. 2018, eq. 2.1).
 
     Attributes:
         loss: ``(logits, labels) -> scalar``, such as ``torch.nn.CrossEntropyLoss`` with label smoothing; the

@@ -7,8 +7,8 @@ from rampart.attacks import PGD, Attack
 from rampart.attacks.losses import LOSSES
 
 NEEDS = (
-    "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, and the "
-    "cross-entropy for attack and training: "
+    "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, its own "
+    "step_gradient, and the cross-entropy for attack and training: "
 )
 
 
@@ -27,7 +27,7 @@ def check_leftover(attack: Attack, loss: nn.Module | None) -> PGD:
     """
     if loss is not None and (type(loss) is not nn.CrossEntropyLoss or _settings(loss) != _settings(type(loss)())):
         raise TypeError(f"{NEEDS}leave objective.loss out, got {loss}")
-    if not isinstance(attack, PGD):
+    if not isinstance(attack, PGD) or type(attack).step_gradient is not PGD.step_gradient:
         raise TypeError(f"{NEEDS}got {attack}")
     for name, allowed in {
         "restarts": (1,),

@@ -128,7 +128,7 @@ STRUCTURES: dict[str, Callable[[Any], Any]] = {
     "transposed": nn.ConvTranspose2d(4, 2, 3, stride=2).double(),
     "padded convolution": nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect").double(),
     "block": Residual(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4).eval(), nn.ReLU(inplace=True)).double(),
-    "kept": lambda x: torch.where(torch.arange(6) > 2, x, torch.zeros(())) + x.contiguous(),
+    "where": lambda x: torch.where(torch.arange(6) > 2, x, torch.zeros(())) + x.contiguous(),
     "shape alone": lambda x: x + torch.zeros_like(x) + x.new_ones(1),
 }
 
@@ -196,7 +196,7 @@ class Uses(nn.Module):
         return self.function(x)
 
 
-REFUSED: dict[str, tuple[nn.Module, str]] = {
+WITHOUT_BOUND: dict[str, tuple[nn.Module, str]] = {
     "normalised": (nn.GroupNorm(1, 4), "group_norm: it divides by statistics of the image"),
     "by layer": (nn.LayerNorm(6), "layer_norm: it divides"),
     "by instance": (nn.InstanceNorm2d(4), "instance_norm: it divides"),
@@ -230,14 +230,14 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", WITHOUT_BOUND)
 def test_an_operation_without_a_bound_raises_one_line_that_names_the_layer(name: str) -> None:
-    module, message = REFUSED[name]
+    module, message = WITHOUT_BOUND[name]
     network = nn.Sequential(nn.Identity(), nn.Sequential(module))
-    with pytest.raises(NoBoundError, match=f"no interval bound for .*{message}") as refusal:
+    with pytest.raises(NoBoundError, match=f"no interval bound for .*{message}") as error:
         interval_logits(network, torch.rand(2, 4, 6, 6), 0.1)
-    assert str(refusal.value).endswith(f"(in layer 1.0, {type(module).__name__})")
-    assert "\n" not in str(refusal.value)
+    assert str(error.value).endswith(f"(in layer 1.0, {type(module).__name__})")
+    assert "\n" not in str(error.value)
 
 
 def test_an_interval_has_the_shape_dtype_and_device_of_its_tensors() -> None:

@@ -28,3 +28,12 @@ class OneOf(Attack):
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the adversarial images of the first attack."""
         return self.attacks[0](*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Flipped(PGD):
+    """A PGD whose steps use another gradient."""
+
+    def step_gradient(self, grad: Tensor, *_: Any) -> Tensor:
+        """Return the gradient, flipped from left to right."""
+        return grad.flip(-1)

@@ -87,13 +87,13 @@ def test_leftover_gradient_equals_that_of_the_published_loop(
     assert not torch.allclose(gradients[0], with_leftover)
 
 
-@pytest.mark.parametrize(("mode", "moves"), [("eval", 1), ("train", 1), ("train_and_update", 4)])
-def test_leftover_gradient_needs_no_further_update_of_statistics(mode: Any, moves: int) -> None:
+@pytest.mark.parametrize(("mode", "updates"), [("eval", 1), ("train", 1), ("train_and_update", 4)])
+def test_leftover_gradient_needs_no_further_update_of_statistics(mode: Any, updates: int) -> None:
     network = ResNet18()
     attack = PGD(steps=3, batchnorm=mode)
     objective = AdversarialTraining(leftover_gradient=True)
     objective(network, torch.rand(2, 3, 32, 32), torch.arange(2), attack, 8 / 255).loss.backward()
-    assert network.bn1.num_batches_tracked == moves
+    assert network.bn1.num_batches_tracked == updates
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 

@@ -14,7 +14,7 @@ from rampart.attacks.losses import cross_entropy
 from rampart.data.tensor_batches import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
-from tests.rampart.objectives.attacks import OneOf
+from tests.rampart.objectives.attacks import Flipped, OneOf
 
 LEFTOVER = AdversarialTraining(leftover_gradient=True)
 
@@ -53,6 +53,7 @@ INVALID: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     "leftover, margin": (LEFTOVER, PGD(loss="margin"), MNISTCNN(), "leave attack.loss out, got margin"),
     "leftover, dlr": (LEFTOVER, PGD(loss="dlr"), MNISTCNN(), "cross-entropy for attack and training"),
     "leftover, apgd": (LEFTOVER, APGD(), MNISTCNN(), "leftover_gradient needs a PGD.*got APGD"),
+    "leftover, custom steps": (LEFTOVER, Flipped(), MNISTCNN(), "leftover_gradient needs a PGD.*got Flipped"),
     "leftover, mixed": (LEFTOVER, OneOf((PGD(),)), MNISTCNN(), "leftover_gradient needs a PGD"),
     "leftover, smoothed": (
         AdversarialTraining(loss=nn.CrossEntropyLoss(label_smoothing=0.1), leftover_gradient=True),
