@@ -9,7 +9,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from lightning_modules.evaluation_steps import EvaluationSteps, accuracy
+from lightning_modules.evaluation_steps import EvaluationSteps, make_accuracy
 from lightning_modules.extra_tensors import match_extra_tensors, register_tensors
 from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_about_stream
@@ -113,7 +113,7 @@ class AdversarialClassifier(EvaluationSteps):
         self.network_settings: dict[str, Any] | None = None
         self._optimizer = optimizer
         self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
-        self.train_adv_acc = accuracy()
+        self.train_adv_acc = make_accuracy()
         self._losses = FiniteLossCheck()
 
     @classmethod

@@ -42,9 +42,9 @@ class EvaluationSteps(LightningModule):
         names = [named.name for named in self.test_attacks]
         if len(set(names)) < len(names):
             raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
-        self.val_clean_acc, self.val_robust_acc = accuracy(), accuracy()
-        self.test_clean_acc = accuracy()
-        self.test_robust_acc = nn.ModuleList(accuracy() for _ in self.test_attacks)
+        self.val_clean_acc, self.val_robust_acc = make_accuracy(), make_accuracy()
+        self.test_clean_acc = make_accuracy()
+        self.test_robust_acc = nn.ModuleList(make_accuracy() for _ in self.test_attacks)
 
     @property
     def run_seed(self) -> int:
@@ -174,7 +174,7 @@ class EvaluationSteps(LightningModule):
         return make_generator(self.device, stage, self.run_seed, self.global_rank, *state)
 
 
-def accuracy() -> MulticlassAccuracy:
+def make_accuracy() -> MulticlassAccuracy:
     """Return a metric of the rate of correctly classified images."""
     # Predictions and labels are validated where they arise; the metric's own validation would copy them to the host.
     return MulticlassAccuracy(average="micro", validate_args=False)

@@ -46,12 +46,12 @@ def describe(value: Any) -> Any:
     if isinstance(value, partial):
         # The class is the last argument of the factories that jsonargparse makes, and the function of others.
         made = next((part for part in reversed(value.args) if isinstance(part, type)), value.func)
-        return {"factory": _path(made), "init_args": _described(value.keywords)}
+        return {"factory": _import_path(made), "init_args": _describe_values(value.keywords)}
     if isinstance(value, (type, FunctionType)):
-        return {"factory": _path(value), "init_args": {}}
+        return {"factory": _import_path(value), "init_args": {}}
     if is_dataclass(value):
         given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-        return {"class_path": _path(type(value)), "init_args": _described(given)}
+        return {"class_path": _import_path(type(value)), "init_args": _describe_values(given)}
     if isinstance(value, nn.Module):
         return _describe_module(value)
     raise NotPlainError(type(value).__name__)
@@ -108,11 +108,11 @@ def resolve(path: str) -> Any:
     return found
 
 
-def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: describe(value) for name, value in values.items()}
 
 
-def _path(value: Any) -> str:
+def _import_path(value: Any) -> str:
     path = f"{value.__module__}.{value.__qualname__}"
     if "<" in path or "." in value.__qualname__:
         raise NotPlainError(path)
@@ -122,7 +122,7 @@ def _path(value: Any) -> str:
 def _describe_module(module: nn.Module) -> dict[str, Any]:
     """Describe a network or a loss that has no arguments, stores them in ``init_args``, or is torch's."""
     kind = type(module)
-    path = _path(kind)
+    path = _import_path(kind)
     if type(module) is nn.Sequential and list(module._modules) == [str(i) for i in range(len(module))]:
         return {"class_path": path, "args": [describe(child) for child in module]}
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -130,7 +130,7 @@ def _describe_module(module: nn.Module) -> dict[str, Any]:
         return {"class_path": path, "init_args": {}}
     kept = getattr(module, "init_args", None)
     if isinstance(kept, dict) and set(kept) == {parameter.name for parameter in parameters}:
-        return {"class_path": path, "init_args": _described(kept)}
+        return {"class_path": path, "init_args": _describe_values(kept)}
     if not kind.__module__.startswith("torch.nn."):
         raise NotPlainError(path)
     given: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def _describe_module(module: nn.Module) -> dict[str, Any]:
         if hasattr(module, parameter.name):
             value = getattr(module, parameter.name)
             given[parameter.name] = value is not None if parameter.name == "bias" else value
-    described = {"class_path": path, "init_args": _described(given)}
+    described = {"class_path": path, "init_args": _describe_values(given)}
     with torch.device("meta"):
         same = repr(build(described)) == repr(module)
     if not same:
