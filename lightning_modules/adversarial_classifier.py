@@ -40,14 +40,15 @@ class AdversarialClassifier(EvaluationSteps):
     Validation is not affected, it always attacks at ``target_eps``.
 
     Args:
-        network: Maps images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer. The class's default
-            if None: MNISTClassifier has the paper's MNIST CNN, AdversarialClassifier none.
-        eps: Target radius on the pixel scale, such as ``0.4`` or ``"8/255"``, of validation and, unless a ramp sets
-            another, of training. The class's default if None: 0.4 for MNISTClassifier, none for AdversarialClassifier.
+        network: Maps images in [0, 1] to logits ``(N, classes)``; normalisation is its first layer. The preset's if
+            None, such as the paper's MNIST CNN of MNISTClassifier; required by AdversarialClassifier.
+        eps: Target radius on the pixel scale, such as ``0.4`` or ``"8/255"``: validation attacks at it, and so does
+            training unless a ramp sets another. The preset's if None, such as 0.4 of MNISTClassifier; required by
+            AdversarialClassifier.
         attack: Training attack; PGD with 40 steps if None.
         val_attack: Validation attack, at the target eps; PGD with 20 steps if None.
-        test_attacks: Rows of the test table; ``predict`` uses the last. The class's default if None: PGD-200 at 0.3 and
-            0.4 for MNISTClassifier, the validation attack at the target eps for AdversarialClassifier.
+        test_attacks: Rows of the test table; ``predict`` uses the last. The preset's if None, such as PGD-200 at 0.3
+            and 0.4 of MNISTClassifier, or else the validation attack at the target eps.
         objective: Loss that training minimises, with the attack; the adversarial loss if None.
         optimizer: Builds the optimizer from the parameters.
         lr_scheduler: Builds the learning-rate schedule from the optimizer. Several schedules apply at the same time, or
