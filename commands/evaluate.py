@@ -1,4 +1,4 @@
-"""The evaluate command: each test image's worst case over attacks, as a table and a report."""
+"""The evaluate command: worst case of each test image over several attacks, as a table and a report."""
 
 import json
 from collections.abc import Sequence
@@ -48,21 +48,21 @@ def evaluate(
     num_images: int | None,
     batch_size: int,
 ) -> None:
-    """Run the search on the batches that ``test`` sees, and write the report.
+    """Attack the batches of Lightning's test, and write the report.
 
     Args:
-        trainer: Says where the run's files go, which device computes, and how many test batches there are.
-        model: Holds the network.
-        datamodule: Holds the test images; None if the model does.
+        trainer: Gives the run's folder, the device and ``limit_test_batches``.
+        model: Lightning module with the network to evaluate.
+        datamodule: Data module with the test images; None if the model has a ``test_dataloader``.
         ckpt_path: A Lightning checkpoint, .pth or .safetensors; None if the network has its weights already.
-        attacks: In order, the cheapest first.
-        eps: Rising.
-        num_images: How many of the first test images; all if None.
-        batch_size: Images of a batch.
+        attacks: The attacks in the order of the runs, the cheapest first.
+        eps: Radii on the pixel scale, rising.
+        num_images: Number of test images, from the first on; all if None.
+        batch_size: Images per batch.
 
     Raises:
-        ValueError: If there are no weights or no test data, a setting is out of its range, images, labels or logits are
-            not as they must be, or the numbers contradict one another.
+        ValueError: If weights or test data are missing, a setting is out of its range, an image, a label or a logit is
+            invalid, an attack fails, or the numbers contradict each other.
     """
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
@@ -80,13 +80,13 @@ def evaluate(
             found = search.run(progress)
         # Not the trainer's rank: torchrun may start more processes than it knows of.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            _report(trainer, model, search, found, ckpt_path)
+            _write_report(trainer, model, search, found, ckpt_path)
 
     try:
         with full_float32(device.type):
             run_on_test_batches(trainer, model, datamodule, search_and_report, searches / "data.lock", seed)
     except Interrupted as end:
-        end.advice = f"the same command resumes; what is done is kept in {searches}"
+        end.advice = f"the same command resumes; finished batches are cached in {searches}"
         raise
 
 
@@ -97,17 +97,17 @@ def choose_attacks(
     norm: NormName | None,
     eps: Sequence[Eps] | None,
 ) -> tuple[Sequence[Attack], Sequence[Eps]]:
-    """Return the attacks and eps of an evaluation, in one norm: the model's if nothing else is asked for.
+    """Return the attacks and the radii of an evaluation, all in one norm.
 
     Args:
-        model: Its norm and target eps are taken where others are not given.
-        preset: Attacks that have a name; autoattack if neither this nor attacks are given.
-        attacks: Other attacks.
-        norm: Of the preset; the attacks have their own.
-        eps: Rising; the model's target eps if None.
+        model: Gives the norm and the target eps where others are not given.
+        preset: A named set of attacks; autoattack if neither preset nor attacks are given.
+        attacks: Custom attacks in place of a preset.
+        norm: Norm of the preset; the model's if None.
+        eps: Radii on the pixel scale, rising; the model's target eps if None.
 
     Raises:
-        ValueError: If two of them contradict each other, or no eps is known.
+        ValueError: If two of them contradict each other, or no eps is given.
     """
     own = model.attack.norm
     if attacks is not None:
@@ -123,8 +123,8 @@ def choose_attacks(
         raise ValueError("eps must be given: --eps '[8/255]'")
     if chosen and chosen[0].norm != own:
         raise ValueError(
-            f"eps must be given for attacks in {chosen[0].norm}: the model's own, {model.target_eps:g}, is a size in "
-            f"{own}"
+            f"eps must be given for attacks in {chosen[0].norm}: the model's target eps, {model.target_eps:g}, is a "
+            f"radius in {own}"
         )
     return chosen, (model.target_eps,)
 
@@ -137,7 +137,7 @@ def _check_test_data(model: AdversarialClassifier, datamodule: LightningDataModu
 
 
 def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str:
-    """Load the weights, or say that the network's own are taken."""
+    """Load the weights, if there is a file of them, and return a sentence that says which weights are evaluated."""
     if not isinstance(model.network, nn.Module):
         kind = type(model.network).__name__
         raise ValueError(
@@ -145,7 +145,7 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
         )
     network = model.network
     if isinstance(network, LightningModule):
-        network.configure_model()  # Some make their layers there; Lightning lets it be called again.
+        network.configure_model()  # May create layers; Lightning allows repeated calls.
     if any(map(is_lazy, network.parameters())):
         raise ValueError(f"{type(network).__name__} has lazy layers without a shape: give the network an image first")
     if torch.float64 not in {parameter.dtype for parameter in network.parameters()}:
@@ -162,7 +162,7 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
     )
 
 
-def _report(
+def _write_report(
     trainer: Trainer, model: AdversarialClassifier, search: WorstCaseSearch, found: WorstCase, ckpt_path: str | None
 ) -> None:
     target_eps = (model.target_eps if search.norm == model.attack.norm else 0.0) or search.eps[-1]

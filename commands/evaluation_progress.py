@@ -1,4 +1,4 @@
-"""The progress of an evaluation, in one line of the terminal."""
+"""Progress of an evaluation, in one line of the terminal."""
 
 import contextlib
 import sys
@@ -25,15 +25,15 @@ class _Stage(NamedTuple):
 
 
 class EvaluationProgress(ProgressListener):
-    """Shows which attack is at work on which batch, the images that are still robust, and the time left.
+    """Show the current batch and attack, the number of images that are still robust, and the time left.
 
-    The time left is estimated from what each attack took for an image so far; for one that was not done yet, from the
-    network's calls, as if all its images stayed robust. In a terminal the line is rewritten; elsewhere, as in a job's
-    log, a new line comes with each batch and every so many seconds.
+    The time left is estimated from the seconds per image of each attack so far. For an attack that has not run yet, it
+    is estimated from the time of a forward pass, as if no image were fooled. In a terminal the line is rewritten; in a
+    log, a new line is written after each batch and every 20 seconds.
 
     Args:
-        search: Whose progress.
-        shown: Whether to show anything.
+        search: The search.
+        shown: Show the progress; if False, nothing is printed.
     """
 
     def __init__(self, search: WorstCaseSearch, shown: bool) -> None:
@@ -43,11 +43,11 @@ class EvaluationProgress(ProgressListener):
         self._hook: RemovableHandle | None = None
         self._next = 0.0
         self._stage: _Stage | None = None
-        self._calls = 0  # of the network in this stage, each image counted
-        self._per_call = 0.0  # seconds
-        self._spent: dict[int, tuple[float, int]] = {}  # seconds and images, by attack
-        self._batches = self._seen = 0  # ended here; ended here or left to others
-        self._seconds = 0.0  # of those ended
+        self._calls = 0  # images classified in this stage
+        self._per_call = 0.0  # seconds per classified image
+        self._spent: dict[int, tuple[float, int]] = {}  # seconds and images by attack
+        self._batches = self._seen = 0  # finished here; finished here or by other processes
+        self._seconds = 0.0  # for the batches finished here
 
     def __enter__(self) -> "EvaluationProgress":
         if self._shown:
@@ -64,11 +64,11 @@ class EvaluationProgress(ProgressListener):
             self._bar.close()
 
     def on_images_checked(self, images: int) -> None:
-        """Show that the images are being looked at."""
-        self._say(f"looking at the test images: {images:,}")
+        """Show the number of images that are checked."""
+        self._say(f"checking the test images: {images:,}")
 
     def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
-        """Note the stage; the one before has ended."""
+        """Record the start of a stage, and the time of the one before."""
         now = time.monotonic()
         if (before := self._stage) and before.batch == batch and now - before.began > 0.1:
             seconds, images = self._spent.get(before.attack, (0.0, 0))
@@ -79,7 +79,7 @@ class EvaluationProgress(ProgressListener):
         self._show()
 
     def on_batch_end(self, batch: int, part: WorstCase) -> None:
-        """Learn how long each attack took, then or in an earlier run, and show what is robust."""
+        """Record each attack's time, which may be that of an earlier run, and show the number of robust images."""
         for number in range(len(self._search.attacks)):
             stages = part.stages[number :: len(self._search.attacks)]
             seconds, images = self._spent.get(number, (0.0, 0))
@@ -95,17 +95,17 @@ class EvaluationProgress(ProgressListener):
             self._say(f"{done}{self._left_text(self._of_later_batches(batch))}", always=True)
 
     def on_wait_for_others(self, batches: int) -> None:
-        """Show that other processes have the rest."""
-        self._say(f"{batches} batches are in the hands of other processes: waiting for them", always=True)
+        """Show that other processes compute the remaining batches."""
+        self._say(f"waiting for other processes, which compute {batches} batches", always=True)
 
     def _begin(self) -> None:
         clean_pass = self._search.clean_pass
-        right = int((clean_pass.clean_class == clean_pass.labels).sum())
+        correct = int((clean_pass.clean_class == clean_pass.labels).sum())
         total = len(clean_pass.labels)
         if self._shown and not self._terminal:
             kinds, sizes, batches = len(self._search.attacks), len(self._search.eps), self._search.num_batches
             plan = f"{kinds} attacks at {sizes} eps on {batches} batches"
-            self._say(f"clean: {right:,} of {total:,} images; {plan}", always=True)
+            self._say(f"clean: {correct:,} of {total:,} images correct; {plan}", always=True)
         self._next = time.monotonic() + (0 if self._terminal else 3)
 
     def _called(self, _network: Any, arguments: tuple[Any, ...]) -> None:
@@ -144,7 +144,7 @@ class EvaluationProgress(ProgressListener):
         return self._search.num_batches - stage.batch - 1
 
     def _of_later_batches(self, batch: int) -> float:
-        # Where other processes take batches too, this one's share of those to come is as of those before.
+        # If other processes compute batches too, this process's share of later batches is estimated from earlier ones.
         share = self._batches / max(self._seen, 1)
         return (self._search.num_batches - batch - 1) * share * self._seconds / max(self._batches, 1)
 
@@ -168,7 +168,7 @@ class EvaluationProgress(ProgressListener):
 
 
 def model_calls(attack: Attack, eps: float) -> int:
-    """Estimate how often an attack asks the network about an image that stays robust; 100 of an unknown one."""
+    """Estimate an attack's forward passes per robust image; 100 for an unknown attack."""
     if isinstance(attack, PGD):
         return attack.steps_at(eps) * attack.restarts
     settings = {name: value for name, value in attack.settings().items() if isinstance(value, int)}

@@ -1,4 +1,4 @@
-"""The batches that ``test`` sees, handed to something else than a test step."""
+"""The batches of Lightning's test, passed to a function in place of the test step."""
 
 import logging
 import random
@@ -31,22 +31,22 @@ def run_on_test_batches(
     lock: Path,
     seed: int,
 ) -> Result:
-    """Run Lightning's test, with all hooks of data module and model, and hand its batches to a function.
+    """Run Lightning's test, with all hooks of the data module and the model, and pass its batches to a function.
 
-    The process sees all batches, also where others run beside it; each pass begins with the same random state.
+    Every process gets all batches, also if several processes run. Each pass starts with the same random state.
 
     Args:
-        trainer: Its device and ``limit_test_batches`` are used.
-        model: Is on the device and in eval mode meanwhile.
-        datamodule: Has the test images; None if the model has them.
-        body: Is called once, with a source that it may ask for the batches as often as it likes.
-        lock: A file; one process at a time prepares the data.
-        seed: Of the random state.
+        trainer: Gives the device and ``limit_test_batches``.
+        model: The Lightning module; on the device and in eval mode while the function runs.
+        datamodule: Data module with the test images; None if the model has a ``test_dataloader``.
+        body: Called once, with a source that it may read any number of times.
+        lock: Lock file; one process at a time prepares the data.
+        seed: Seed of the random state.
 
     Returns:
         The function's result.
     """
-    strategy = _HandingOver(trainer.strategy.root_device, FileLock(lock))
+    strategy = _VisitorStrategy(trainer.strategy.root_device, FileLock(lock))
     with _silent("pytorch_lightning.utilities.rank_zero"):
         inner = _TestBatches(
             accelerator=trainer.accelerator,
@@ -64,19 +64,19 @@ def run_on_test_batches(
     inner.body, inner.run_seed = lambda source: results.append(body(source)), seed
     try:
         with warnings.catch_warnings():
-            # Which of the hooks are used is as in a test, where Lightning tells it to those who wrote them.
+            # Lightning warns of hooks that a test doesn't use; the same hooks are used here as in a test.
             warnings.filterwarnings("ignore", message="You have overridden")
             inner.test(model, datamodule=datamodule, verbose=False)
     finally:
         strategy.lock.release(force=True)
-        for one in (model, datamodule):
-            if one is not None:
-                one.trainer = trainer
+        for part in (model, datamodule):
+            if part is not None:
+                part.trainer = trainer
     return results[0]
 
 
-class _HandingOver(SingleDeviceStrategy):
-    """Hands batches to a visitor in place of the test step."""
+class _VisitorStrategy(SingleDeviceStrategy):
+    """Passes batches to a visitor in place of the test step."""
 
     def __init__(self, device: torch.device, lock: FileLock) -> None:
         super().__init__(device)
@@ -88,7 +88,7 @@ class _HandingOver(SingleDeviceStrategy):
         self.lock.acquire()
 
     def barrier(self, *_args: Any, **_kwargs: Any) -> None:
-        # Lightning's first one comes when the data are prepared, before they are set up.
+        # Lightning's first barrier comes after the data are prepared, before they are set up.
         self.lock.release()
 
     def test_step(self, batch: Any, batch_idx: int, *_: Any) -> None:
@@ -99,28 +99,28 @@ class _HandingOver(SingleDeviceStrategy):
             raise ValueError(f"{error} (batch {batch_idx + 1} of the test loader)") from error
         assert self.visit is not None
         assert labels is not None
-        with isolate_rng():  # What is done with a batch must not change the next ones.
+        with isolate_rng():  # The visitor's random numbers must not change the next batches.
             self.visit(images, labels)
 
 
 class _TestBatches(Trainer):
-    """Calls a function in place of its test loop; the function may run the loop as often as it likes."""
+    """Calls a function in place of the test loop; the function may run the loop any number of times."""
 
     body: Callable[[Source], None]
     run_seed: int
 
     def _run_stage(self) -> None:
-        # Lightning's own handler of SIGTERM would only wait for the end of a batch, which may be an hour away.
+        # Lightning's own handler of SIGTERM waits for the end of the batch, which may take an hour.
         self._signal_connector.teardown()
-        self.body(self._show)
+        self.body(self._run_pass)
 
-    def _show(self, visit: Visitor) -> None:
+    def _run_pass(self, visit: Visitor) -> None:
         strategy = self.strategy
-        assert isinstance(strategy, _HandingOver)
+        assert isinstance(strategy, _VisitorStrategy)
         strategy.visit = visit
         with isolate_rng():
             torch.manual_seed(self.run_seed)
-            np.random.seed(self.run_seed % 2**32)  # noqa: NPY002 - what users' transforms draw from
+            np.random.seed(self.run_seed % 2**32)  # noqa: NPY002 - the generator that custom transforms use
             random.seed(self.run_seed)
             self.test_loop.run()
 

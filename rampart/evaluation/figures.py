@@ -33,23 +33,27 @@ def robustness_figure(
         target_eps: Marked by a vertical line.
         attack: Name of the attack, for the title.
         images: Number of images, for the title.
-        intervals: Lower and upper bound of the accuracy at each eps, drawn as bars; none if empty.
+        intervals: 95% confidence interval of the accuracy at each eps, drawn as bars; none if empty.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(eps_grid, [100 * value for value in accuracy], marker="o", color="C0")
-    for eps, (low, high) in zip(eps_grid, intervals, strict=False):
-        axes.vlines(eps, 100 * low, 100 * high, color="C0", linewidth=4, alpha=0.4)
+    for number, (eps, (low, high)) in enumerate(zip(eps_grid, intervals, strict=False)):
+        label = "" if number else "95% interval"
+        axes.vlines(eps, 100 * low, 100 * high, color="C0", linewidth=4, alpha=0.4, label=label)
     axes.axvline(target_eps, color="0.5", linestyle="--", label=f"target eps {target_eps:g}")
     for eps, value in zip(eps_grid, accuracy, strict=True):
-        axes.annotate(f"{100 * value:.0f}", (eps, 100 * value), xytext=(0, 6), textcoords="offset points", ha="center")
+        axes.annotate(
+            f"{100 * value:.1f}", (eps, 100 * value), xytext=(0, 8), textcoords="offset points", ha="center",
+            fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )  # fmt: skip
     axes.set(
         title=f"Accuracy under {attack}, first {images:,} test images",
         xlabel="eps (pixel scale)",
         ylabel="robust accuracy (%)",
-        ylim=(0, 108),
+        ylim=(0, 112),
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
@@ -68,7 +72,7 @@ def adversarial_figure(
     clean_classes: Tensor,
     adv_classes: Tensor,
     eps: float,
-    title: str = "Predictions",
+    title: str | None = None,
 ) -> Figure:
     """Draw clean images, adversarial images and their differences, one image per column.
 
@@ -79,7 +83,7 @@ def adversarial_figure(
         clean_classes: ``(N,)``, int64, predictions for ``clean``.
         adv_classes: ``(N,)``, int64, predictions for ``adv``.
         eps: Radius on the pixel scale; the gray scale of the differences runs from -eps to eps.
-        title: Title of the figure.
+        title: Title of the figure; by default it names eps.
 
     Raises:
         ValueError: If the images have another shape.
@@ -102,7 +106,7 @@ def adversarial_figure(
             if classes is not None:
                 correct = bool(classes[column] == labels[column])
                 axes.set_title(f"{int(classes[column])}", color="C2" if correct else "C3", fontsize=10)
-    figure.suptitle(f"{title} (green: correct), eps {eps:g}", fontsize=11)
+    figure.suptitle(f"{title or f'Predictions at eps {eps:g}'} (green: correct)", fontsize=11)
     return figure
 
 
@@ -118,7 +122,7 @@ def worst_case_figures(
         found: Result of the search.
         eps_grid: The search's radii on the pixel scale, rising.
         target_eps: Marked in the curve.
-        intervals: Lower and upper bound of the accuracy on clean images and at each eps.
+        intervals: 95% confidence intervals of the accuracy on clean images and at each eps.
 
     Returns:
         Figures by name: ``curve``, ``radii`` and ``confusion``; if images ``(N, 1 or 3, H, W)`` were fooled, also
@@ -141,6 +145,7 @@ def worst_case_figures(
     for name, (title, chosen) in groups.items():
         if chosen:
             index = [example.index for example in chosen]
+            low, high = f"{chosen[0].eps:g}", f"{chosen[-1].eps:g}"
             figures[name] = adversarial_figure(
                 torch.stack([example.image for example in chosen]),
                 torch.stack([example.adv for example in chosen]),
@@ -148,7 +153,7 @@ def worst_case_figures(
                 found.clean_class[index],
                 found.adv_class[index],
                 max(example.eps for example in chosen),
-                title,
+                f"{title}, eps {low}" if low == high else f"{title}, eps {low} to {high}",
             )
     return figures
 

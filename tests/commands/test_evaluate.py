@@ -1,4 +1,4 @@
-"""``cli.py evaluate`` as a user meets it; ``export`` is tested with the other commands."""
+"""The ``evaluate`` command, from the command line to its files."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def without_timings(report: Path) -> dict[str, Any]:
     return content
 
 
-def test_a_report_of_every_image(weights: Path, tmp_path: Path, capsys: Any) -> None:
+def test_evaluate_writes_table_report_and_figures(weights: Path, tmp_path: Path, capsys: Any) -> None:
     main(arguments(weights, tmp_path, "--preset=quick"))
     out = capsys.readouterr().out
     folder = tmp_path / "quickstart" / "evaluate-0"
@@ -58,7 +58,7 @@ def test_a_report_of_every_image(weights: Path, tmp_path: Path, capsys: Any) -> 
     assert set(board.Tags()["images"]) == {f"evaluate/{name}" for name in pictures}
 
 
-def test_figures_that_fail_cost_no_report(weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_report_is_written_if_figures_fail(weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def broken(*_: Any) -> None:
         raise ImportError("no matplotlib")
 
@@ -69,7 +69,7 @@ def test_figures_that_fail_cost_no_report(weights: Path, tmp_path: Path, monkeyp
     assert (tmp_path / "quickstart/evaluate-0/report.html").is_file()
 
 
-def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Path) -> None:
+def test_custom_attacks_replace_the_preset(weights: Path, tmp_path: Path) -> None:
     main(arguments(weights, tmp_path, "--attacks=[{class_path: rampart.attacks.PGD, init_args: {steps: 1}}]"))
     report = json.loads((tmp_path / "quickstart/evaluate-0/report.json").read_text())
     assert {stage["attack"] for stage in report["stages"]} == {"PGD-1"}
@@ -88,7 +88,9 @@ def test_attacks_of_ones_own_take_the_presets_place(weights: Path, tmp_path: Pat
         ("--ckpt_path=null", "evaluate needs --ckpt_path"),
     ],
 )
-def test_a_wrong_command_is_one_line(weights: Path, tmp_path: Path, capsys: Any, wrong: str, message: str) -> None:
+def test_an_invalid_setting_ends_in_one_line(
+    weights: Path, tmp_path: Path, capsys: Any, wrong: str, message: str
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments(weights, tmp_path, wrong))
     assert stopped.value.code != 0
@@ -96,7 +98,7 @@ def test_a_wrong_command_is_one_line(weights: Path, tmp_path: Path, capsys: Any,
     assert message in line
 
 
-def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(weights: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_and_writes_the_same_report(weights: Path, tmp_path: Path) -> None:
     attacks = (
         "--attacks=[{class_path: rampart.attacks.Square, init_args: {queries: 200}}, "
         "{class_path: rampart.attacks.FAB, init_args: {targets: 3, steps: 30}}]"
@@ -127,10 +129,13 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(wei
     assert rows[0] == rows[1]
 
 
-def test_ranks_share_the_batches_and_one_reports(weights: Path, tmp_path: Path) -> None:
+def test_ranks_share_the_batches_and_one_writes_the_report(weights: Path, tmp_path: Path) -> None:
     def evaluate(launcher: list[str], runs: Path, *more: str) -> tuple[str, dict[str, Any]]:
         command = [sys.executable, *launcher, "cli.py", *arguments(weights, runs, "--preset=quick", *more)]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun has it: sums of another order fool others
+        one_thread = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+        }  # as under torchrun, for equal rounding
         done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=True)
         (report,) = runs.rglob("report.json")
         return done.stdout, without_timings(report)

@@ -1,4 +1,4 @@
-"""``cli.py evaluate`` on networks that are not Rampart's."""
+"""The ``evaluate`` command on custom networks."""
 
 import importlib
 import json
@@ -123,7 +123,7 @@ class Output:
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save their time: they are tested elsewhere."""
+    """Skip the figures, which are tested elsewhere, to save time."""
     monkeypatch.setattr("commands.evaluate.worst_case_figures", lambda *_: {})
 
 
@@ -133,7 +133,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "transformers_like.py").write_text(OUTPUT)
     monkeypatch.syspath_prepend(str(tmp_path))
     weights = tmp_path / "linear.pth"
-    torch.manual_seed(25)  # answers six of the images rightly
+    torch.manual_seed(25)  # classifies six of the images correctly
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 12))
     torch.save(network.state_dict(), weights)
     return ["evaluate", f"--ckpt_path={weights}", f"--runs_dir={tmp_path}", "--data=DigitsDataModule",
@@ -162,7 +162,7 @@ def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: 
         ["--model.network=foreign_networks.linear", "--trainer.precision=bf16-true"],
     ],
 )
-def test_all_is_computed_in_single_precision(foreign: list[str], tmp_path: Path, more: list[str]) -> None:
+def test_evaluation_is_computed_in_float32(foreign: list[str], tmp_path: Path, more: list[str]) -> None:
     for model in (["--model.network=foreign_networks.linear"], more):
         main([*foreign, *model, "--model.network.classes=12", "--eps=[0.001, 0.1]"])
     report, other = (without_timings(tmp_path / f"unnamed/evaluate-{run}/report.json") for run in (0, 1))
@@ -170,7 +170,7 @@ def test_all_is_computed_in_single_precision(foreign: list[str], tmp_path: Path,
     assert report["clean"]["count"] > 0
 
 
-def test_a_network_of_ones_own_takes_a_configs_place_wherever_it_stands(foreign: list[str], tmp_path: Path) -> None:
+def test_a_custom_network_replaces_that_of_a_config_in_either_order(foreign: list[str], tmp_path: Path) -> None:
     for config in (
         ["--config", QUICKSTART, "--model.network=foreign_networks.said"],
         ["--model.network=foreign_networks.said", f"--config={QUICKSTART}"],

@@ -32,12 +32,12 @@ def test_presets_follow_the_models_norm(preset: Preset, norm: NormName) -> None:
     assert [type(attack) for attack in attacks] == [type(attack) for attack in preset_attacks(preset)]
 
 
-def test_autoattack_is_taken_where_nothing_is_asked_for() -> None:
+def test_autoattack_is_the_default() -> None:
     attacks, _ = choose_attacks(model("L2", 2), None, None, None, None)
     assert [attack.name for attack in attacks] == ["APGD-L2-CE", "APGD-L2-T", "FAB-L2-T", "Square-L2-5000"]
 
 
-def test_a_norm_can_be_asked_for() -> None:
+def test_norm_can_be_given() -> None:
     attacks, eps = choose_attacks(model("Linf", 0), "quick", None, "L2", (2.5,))
     assert {attack.norm for attack in attacks} == {"L2"}
     assert eps == (2.5,)
@@ -47,25 +47,31 @@ SQUARE: tuple[Attack, ...] = (Square(queries=5),)
 
 
 @pytest.mark.parametrize(
-    ("norm", "preset", "attacks", "asked", "message"),
+    ("norm", "preset", "attacks", "given", "message"),
     [
         ("L2", "paper", None, None, "preset paper is an attack in Linf .* the evaluation is in L2: use --preset"),
-        ("Linf", None, None, "L2", "eps must be given for attacks in L2: the model's own, 0.5, is a size in Linf"),
-        ("L2", None, SQUARE, None, "eps must be given for attacks in Linf: .* 0.5, is a size in L2"),
+        (
+            "Linf",
+            None,
+            None,
+            "L2",
+            "eps must be given for attacks in L2: .* target eps, 0.5, is a radius in Linf",
+        ),
+        ("L2", None, SQUARE, None, "eps must be given for attacks in Linf: .* 0.5, is a radius in L2"),
         ("Linf", None, SQUARE, "L2", r"norm must be that of the attacks, got L2 and Square-5 \(Linf\)"),
         ("Linf", "quick", SQUARE, None, "preset and attacks exclude each other"),
     ],
 )
 def test_norms_that_contradict_each_other_are_refused(
-    norm: NormName, preset: Preset | None, attacks: Any, asked: NormName | None, message: str
+    norm: NormName, preset: Preset | None, attacks: Any, given: NormName | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_attacks(model(norm, 0.5), preset, attacks, asked, None)
+        choose_attacks(model(norm, 0.5), preset, attacks, given, None)
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save their time: they are tested elsewhere."""
+    """Skip the figures, which are tested elsewhere, to save time."""
     monkeypatch.setattr("commands.evaluate.worst_case_figures", lambda *_: {})
 
 
@@ -84,9 +90,7 @@ def evaluate(weights: Path, runs: Path, *more: str) -> list[Path]:
     return sorted((runs / "unnamed").glob("evaluate-*/report.json"))
 
 
-def test_a_model_for_l2_is_attacked_in_l2_and_table_and_files_say_so(
-    weights: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_model_for_l2_is_attacked_in_l2_and_the_report_says_so(weights: Path, tmp_path: Path, capsys: Any) -> None:
     (path,) = evaluate(weights, tmp_path, "--model.eps=2", "--preset=quick", "--trainer.precision=bf16-mixed")
     report = json.loads(path.read_text())
     assert report["norm"] == report["search"]["norm"] == "L2"
@@ -104,7 +108,7 @@ def test_a_model_for_l2_is_attacked_in_l2_and_table_and_files_say_so(
     assert made_on["trainer_precision"] == "bf16-mixed"
 
 
-def test_without_a_seed_the_same_command_is_the_same_search(weights: Path, tmp_path: Path) -> None:
+def test_without_a_seed_the_same_command_repeats_the_search(weights: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
         torch.manual_seed(len(name))
         attack = "--attacks=[rampart.attacks.PGD]"

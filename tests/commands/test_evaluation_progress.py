@@ -1,4 +1,4 @@
-"""The progress of an evaluation, and its end by Ctrl-C."""
+"""Progress of an evaluation, and its end by Ctrl-C."""
 
 import io
 import os
@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock by which each look at it takes a second."""
+    """Replace the clock by one that advances one second at each call."""
     clock = count()
     monkeypatch.setattr("commands.evaluation_progress.time.monotonic", lambda: float(next(clock)))
 
@@ -53,13 +53,13 @@ def test_the_line_shows_batch_attack_eps_robust_images_and_time_left(
     assert any(form.fullmatch(line) for line in told), told[-5:]
 
 
-def test_without_a_progress_bar_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_shown_without_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines(False, monkeypatch, io.StringIO()) == []
 
 
-def test_a_log_gets_a_line_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_gets_a_line_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     told = lines(True, monkeypatch, io.StringIO())
-    assert "clean: 39 of 40 images; 2 attacks at 2 eps on 4 batches" in told
+    assert "clean: 39 of 40 images correct; 2 attacks at 2 eps on 4 batches" in told
     ends = [line for line in told if "robust of 10" in line]
     assert [line[:10] for line in ends] == ["batch 1/4:", "batch 2/4:", "batch 3/4:", "batch 4/4:"]
 
@@ -75,7 +75,7 @@ def test_a_log_gets_a_line_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> No
         (Counting(), 100),
     ],
 )
-def test_an_attacks_calls_are_estimated(attack: Attack, calls: int) -> None:
+def test_forward_passes_of_an_attack_are_estimated(attack: Attack, calls: int) -> None:
     assert model_calls(attack, 0.1) == calls
 
 

@@ -1,4 +1,4 @@
-"""The batches of an evaluation, compared with those of Lightning's own test."""
+"""Batches of an evaluation, compared with those of Lightning's own test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ LABELS = torch.arange(10) % 3
 
 
 class Plain(LightningDataModule):
-    """Batches of three, and a note of every hook."""
+    """Batches of three; records the calls of its hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Transposed(Plain):
 
 
 class ByTrainer(Plain):
-    """Asks its trainer for what only a running test knows."""
+    """Reads attributes of its trainer that only a running test has."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         assert self.trainer is not None
@@ -83,7 +83,7 @@ class Dicts(Plain):
 
 
 class Endless(Plain):
-    """A loader without a length."""
+    """Has a loader without a length."""
 
     def test_dataloader(self) -> Any:
         class Stream(IterableDataset[Any]):
@@ -94,21 +94,21 @@ class Endless(Plain):
 
 
 class Shuffled(Plain):
-    """Random, but by torch's own random numbers."""
+    """Shuffles by torch's global random numbers."""
 
     def test_dataloader(self) -> Any:
         return DataLoader(self.dataset(), batch_size=3, shuffle=True)
 
 
-class Dealt(Plain):
-    """One loader in a list."""
+class Listed(Plain):
+    """Has one loader in a list."""
 
     def test_dataloader(self) -> Any:
         return [DataLoader(self.dataset(), batch_size=3)]
 
 
 class Classifier(AdversarialClassifier):
-    """Keeps what its test step is given; a hook of its own changes batches too."""
+    """Records the batches of its test step, and has a hook that changes batches."""
 
     dims = 1.0
 
@@ -132,21 +132,21 @@ def outer(**settings: Any) -> Trainer:
 
 
 def shown(data: LightningDataModule | None, lock: Path, model: Any = None, passes: int = 1, **settings: Any) -> Any:
-    """The images and labels of several passes."""
+    """Return the images and labels of each pass."""
     batches: list[list[tuple[Tensor, Tensor]]] = []
 
     def look(source: Source) -> None:
         for _ in range(passes):
             batches.append([])
             source(lambda images, labels: batches[-1].append((images, labels)))
-            torch.rand(3)  # what is computed between passes must not change them
+            torch.rand(3)  # random numbers used between passes must not change them
 
     run_on_test_batches(outer(**settings), model or Classifier(), data, look, lock / "lock", seed=7)
     return [tuple(torch.cat(part) for part in zip(*each, strict=True)) for each in batches]
 
 
-@pytest.mark.parametrize("kind", [Plain, Inverted, Dimmed, Transposed, ByTrainer, Unsigned, Dicts, Endless, Dealt])
-def test_an_evaluation_sees_what_a_test_sees(tmp_path: Path, kind: type[Plain]) -> None:
+@pytest.mark.parametrize("kind", [Plain, Inverted, Dimmed, Transposed, ByTrainer, Unsigned, Dicts, Endless, Listed])
+def test_evaluation_gets_the_batches_of_a_test(tmp_path: Path, kind: type[Plain]) -> None:
     model = Classifier()
     outer().test(model, datamodule=kind(), verbose=False)
     ((images, labels),) = shown(kind(), tmp_path)
@@ -155,7 +155,7 @@ def test_an_evaluation_sees_what_a_test_sees(tmp_path: Path, kind: type[Plain]) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_images_of_any_float_type_are_judged_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_images_of_any_float_type_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     class Typed(Plain):
         def dataset(self) -> Dataset[Any]:
             return TensorDataset(IMAGES.to(dtype), LABELS)
@@ -165,7 +165,7 @@ def test_images_of_any_float_type_are_judged_in_float32(tmp_path: Path, dtype: t
     assert torch.equal(images, IMAGES.to(dtype).float())
 
 
-def test_a_batch_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_batch_is_named(tmp_path: Path) -> None:
     class Spoilt(Plain):
         def dataset(self) -> Dataset[Any]:
             images = IMAGES.clone()
@@ -176,14 +176,14 @@ def test_a_batch_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         shown(Spoilt(), tmp_path)
 
 
-def test_hooks_of_the_model_change_batches_where_the_data_module_has_none(tmp_path: Path) -> None:
+def test_hooks_of_the_model_are_used_if_the_data_module_has_none(tmp_path: Path) -> None:
     model = Classifier()
     model.dims = 0.5
     ((images, _),) = shown(Plain(), tmp_path, model)
     assert torch.equal(images, IMAGES / 2)
 
 
-def test_all_passes_are_of_one_set_up_and_alike_also_from_a_shuffling_loader(tmp_path: Path) -> None:
+def test_all_passes_are_equal_after_one_setup_even_if_the_loader_shuffles(tmp_path: Path) -> None:
     data = Shuffled()
     first, second, third = shown(data, tmp_path, passes=3)
     assert data.hooks == ["prepare_data", "setup", "teardown"]
@@ -193,12 +193,12 @@ def test_all_passes_are_of_one_set_up_and_alike_also_from_a_shuffling_loader(tmp
     assert torch.equal(first[0], shown(Shuffled(), tmp_path)[0][0])
 
 
-def test_the_number_of_test_batches_is_the_trainers(tmp_path: Path) -> None:
+def test_limit_test_batches_of_the_trainer_is_used(tmp_path: Path) -> None:
     ((images, _),) = shown(Plain(), tmp_path, limit_test_batches=2)
     assert torch.equal(images, IMAGES[:6])
 
 
-def test_a_visitor_that_has_seen_enough_ends_the_pass(tmp_path: Path) -> None:
+def test_stop_iteration_ends_the_pass(tmp_path: Path) -> None:
     seen = []
 
     def visit(images: Tensor, labels: Tensor) -> None:
@@ -210,7 +210,7 @@ def test_a_visitor_that_has_seen_enough_ends_the_pass(tmp_path: Path) -> None:
     assert seen == [3, 3]
 
 
-def test_the_trainer_of_model_and_data_is_the_runs_again_and_random_numbers_go_on(tmp_path: Path) -> None:
+def test_trainer_and_random_state_are_restored(tmp_path: Path) -> None:
     trainer, model, data = outer(), Classifier(), Plain()
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -222,7 +222,7 @@ def test_the_trainer_of_model_and_data_is_the_runs_again_and_random_numbers_go_o
 
 
 class Random(Plain):
-    """Another order each time, which no seed decides."""
+    """Has a different order in each pass, whatever the seed."""
 
     def test_dataloader(self) -> Any:
         generator = torch.Generator()
@@ -231,7 +231,7 @@ class Random(Plain):
 
 
 class Once(Plain):
-    """Can be read once."""
+    """Has a loader that can be read only once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class Once(Plain):
 
 
 @pytest.mark.parametrize("kind", [Random, Once])
-def test_data_that_change_from_pass_to_pass_are_refused(tmp_path: Path, kind: type[Plain]) -> None:
+def test_data_that_change_between_passes_are_refused(tmp_path: Path, kind: type[Plain]) -> None:
     model = Classifier()
 
     def search(source: Source) -> None:

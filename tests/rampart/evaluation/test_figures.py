@@ -25,8 +25,8 @@ def test_curve_starts_at_clean_accuracy_and_follows_the_counts(found: WorstCase)
     eps, accuracy = axes.lines[0].get_data()
     assert list(eps) == [0.0, *GRID]
     assert list(accuracy) == pytest.approx([100 * found.count_robust(value) / 40 for value in (0, *GRID)])
-    assert "target eps 0.2" in axes.get_legend().get_texts()[0].get_text()
     assert len(axes.collections) == 4  # an interval each
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"target eps 0.2", "95% interval"}
 
 
 def test_every_image_is_in_one_bar_of_the_radii(found: WorstCase) -> None:
@@ -76,7 +76,9 @@ def test_figures_show_the_first_and_the_last_fooled_images(found: WorstCase) -> 
         for i, clean, adv in zip(chosen, shown[:10], shown[10:20], strict=True):
             assert torch.allclose(clean, images[i, 0])
             assert torch.allclose(adv, advs[i][0])
-        assert f"eps {max(found.eps[chosen]):g}" in figures[name]._suptitle.get_text()
+        low, high = min(found.eps[chosen]), max(found.eps[chosen])
+        expected = f"eps {low:g} to {high:g}" if low < high else f"eps {low:g}"
+        assert f"{expected} (green" in figures[name]._suptitle.get_text()
 
 
 def test_few_fooled_images_are_shown_once(found: WorstCase) -> None:
