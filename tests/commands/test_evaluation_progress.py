@@ -82,7 +82,7 @@ def test_forward_passes_of_an_attack_are_estimated(attack: Attack, calls: int) -
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_an_evaluation_in_one_line_that_says_how_to_resume(tmp_path: Path, signum: int) -> None:
     command = [
-        sys.executable, "cli.py", "evaluate", "--model=hubconf.mnist_cnn", "--model.network.weights=fast",
+        sys.executable, "cli.py", "evaluate", "--model.network=hubconf.mnist_cnn", "--model.network.weights=fast",
         "--data=DigitsDataModule", "--eps=[0.3]", "--num_images=60", "--batch_size=30", f"--runs_dir={tmp_path}",
         "--trainer.accelerator=cpu",
     ]  # fmt: skip
