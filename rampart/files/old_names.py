@@ -16,7 +16,8 @@ OLD_ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
     "networks": {"mnist_cnn": ("MNISTCNN",), "normalize": ("Normalize",), "resnet": ("ResNet18",)},
     "objectives": {"adversarial_training": ("AdversarialTraining",), "mtl_ibp": ("MTLIBP",), "trades": ("TRADES",)},
 }
-MIXED_PGD = "rampart.attacks.MixedPGD"
+MIXED_PGD = "experiments.mixed_attacks.MixedPGD"
+BLOCK_PGD = "experiments.mixed_attacks.BlockPGD"
 
 # Keys: old class paths. Configs name classes by their package, checkpoints by their module.
 NEW_PATHS = {
@@ -74,14 +75,21 @@ def update_settings(value: Any, is_foreign: Callable[[str], bool] = no_package) 
     if not isinstance(settings, dict):
         return new
     if path in PGD_PATHS:
-        return new | {"init_args": _update_pgd(settings)}
+        settings = _update_pgd(settings)
+        return new | {"class_path": BLOCK_PGD if "block_sides" in settings else path, "init_args": settings}
     if path == MIXED_PGD and isinstance(settings.get("attacks"), (list, tuple)):
-        attacks = [_update_pgd(item) if isinstance(item, dict) else item for item in settings["attacks"]]
+        attacks = [_update_mixed(item) if isinstance(item, dict) else item for item in settings["attacks"]]
         return new | {"init_args": settings | {"attacks": attacks}}
     if path in MNIST_CNN_PATHS and settings.get("init") == "gates":
         rest = {name: item for name, item in settings.items() if name != "init"}
         return new | {"class_path": "rampart.networks.GatedMNISTCNN", "init_args": rest}
     return new
+
+
+def _update_mixed(attack: dict[str, Any]) -> dict[str, Any]:
+    """Return an attack of a mixed attack, where settings without a class are those of PGD."""
+    settings = attack if "class_path" in attack else _update_pgd(attack)
+    return {"class_path": BLOCK_PGD, "init_args": settings} if "block_sides" in settings else settings
 
 
 def _update_pgd(settings: Mapping[str, Any]) -> dict[str, Any]:

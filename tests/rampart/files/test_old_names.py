@@ -14,7 +14,7 @@ from rampart.files.old_names import update_path, update_settings
         ("objectives.trades.TRADES", "rampart.objectives.trades.TRADES"),
         ("networks.ResNet18", "rampart.networks.ResNet18"),
         ("commands.any_network.AnyNetwork", "lightning_modules.AdversarialClassifier"),
-        ("attacks.mixed.MixedPGD", "rampart.attacks.MixedPGD"),
+        ("attacks.mixed.MixedPGD", "experiments.mixed_attacks.MixedPGD"),
         ("attacks.Mine", "attacks.Mine"),
         ("rampart.attacks.PGD", "rampart.attacks.PGD"),
         ("a name", "a name"),
@@ -48,6 +48,15 @@ def test_settings_of_pgd_become_its_start(old: Any, new: Any, path: str) -> None
     updated = update_settings({"attack": {"class_path": path, "init_args": old}})["attack"]
     assert updated == {"class_path": update_path(path), "init_args": new}
     assert update_settings(updated) == updated
+
+
+def test_pgd_with_blocks_becomes_block_pgd() -> None:
+    old = {"class_path": "attacks.PGD", "init_args": {"steps": 3, "block_sides": [3, 1]}}
+    new = {"class_path": "experiments.mixed_attacks.BlockPGD", "init_args": old["init_args"]}
+    assert update_settings(old) == new
+    assert update_settings(new) == new
+    mixed = {"class_path": "attacks.MixedPGD", "init_args": {"attacks": [old["init_args"], old]}}
+    assert update_settings(mixed)["init_args"] == {"attacks": [new, new]}
 
 
 def test_attacks_of_a_mixed_attack_are_converted_too() -> None:
