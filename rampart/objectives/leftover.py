@@ -7,8 +7,8 @@ from rampart.attacks import PGD, Attack
 from rampart.attacks.losses import LOSSES
 
 NEEDS = (
-    "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, its own "
-    "step_gradient, and the cross-entropy for attack and training: "
+    "leftover_gradient needs a PGD with one run, constant steps, its last iterate, no stop when fooled, an "
+    "unchanged step_gradient, and the cross-entropy for attack and training: "
 )
 
 

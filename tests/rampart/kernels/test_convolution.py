@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rampart.kernels.pooled_convolution import BLOCK, pooled_convolution
+from rampart.kernels.convolution import BLOCK, pooled_convolution
 
 
 def plain(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
