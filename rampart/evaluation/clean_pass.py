@@ -110,17 +110,17 @@ def _join(probes: list[Probe]) -> Probe:
 
 
 def _checked_logits(network: nn.Module, batch: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-    with _naming(batch):
+    with _naming_batch_in_errors(batch):
         # On the host: an accelerator would refuse them without naming the values.
         check_images(images.cpu(), labels.cpu())
     logits = finite_logits(network, images, indices, f"on the clean images of batch {batch + 1}")
-    with _naming(batch):
+    with _naming_batch_in_errors(batch):
         check_labels(labels.cpu(), logits.cpu())
     return logits
 
 
 @contextmanager
-def _naming(batch: int) -> Iterator[None]:
+def _naming_batch_in_errors(batch: int) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:

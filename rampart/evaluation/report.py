@@ -138,7 +138,7 @@ def format_table(report: dict[str, Any]) -> str:
     width = max(len("attack"), *(len(stage["attack"]) for stage in report["stages"]))
     title = f"accuracy (%), {images:,} images, {report['norm']}"
     lines = [f"{'attack':<{width}}  {'eps':>7}  {'attacked':>8}  {'robust':>7}  {title}"]
-    lines += ["-" * (width + 37), _line("clean", "", "", report["clean"]["count"], images, width)]
+    lines += ["-" * len(lines[0]), _line("clean", "", "", report["clean"]["count"], images, width)]
     for stage in report["stages"]:
         attacked = f"{stage['attacked']:,}"
         lines.append(_line(stage["attack"], f"{stage['eps']:g}", attacked, stage["robust"], images, width))

@@ -50,9 +50,9 @@ class WorstCaseSearch:
     memory holds one batch. Random numbers depend on seed, attack, eps and batch alone.
 
     Each attack's result on a batch is cached at once. The folder's name is a hash of everything that decides the
-    result, the file's name contains a hash of the images. The same search, started again, reads the cached
-    results and computes the rest: an interrupted search resumes, a search over more images repeats no full batch, and
-    several processes with one cache folder share the batches, where the file system supports locks.
+    result; the file's name contains a hash of the images. The same search, started again, reads the cached results and
+    computes the rest: an interrupted search resumes, a search over more images repeats no full batch, and several
+    processes with one cache folder share the batches, where the file system supports locks.
 
     The source is read twice, to check the images and to attack them, and a third time if other processes computed some
     batches, to collect their results.
@@ -90,7 +90,7 @@ class WorstCaseSearch:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"attacks must be at least one, with distinct names, got {', '.join(names) or 'none'}")
         if len(norms := {attack.norm for attack in attacks}) > 1:
-            raise ValueError(f"attacks must be of one norm, as eps is, got {', '.join(sorted(norms))}")
+            raise ValueError(f"attacks must have one norm, which is that of eps, got {', '.join(sorted(norms))}")
         self.norm = attacks[0].norm
         self.eps = [parse_eps(value, self.norm) for value in eps]
         if not self.eps or self.eps[0] == 0 or any(low >= high for low, high in pairwise(self.eps)):
@@ -179,7 +179,7 @@ class WorstCaseSearch:
             seen += 1
             name = fingerprint(images, labels)[:16]
             if clean_pass.hashes[number : number + 1] != [name]:
-                raise ValueError(_changed(number))
+                raise ValueError(_describe_change(number))
             if number in parts or (lock := self.cache.lock(number, wait)) is None:
                 return
             with lock:
@@ -191,7 +191,7 @@ class WorstCaseSearch:
 
         visit_batches(self.source, visit, self.batch_size, self.num_images)
         if seen < self.num_batches:
-            raise ValueError(_changed(seen))
+            raise ValueError(_describe_change(seen))
 
     def _worst_case(self, batch: _Batch) -> WorstCase:
         """Return the results of all attacks on a batch."""
@@ -269,7 +269,7 @@ def _examples(batch: _Batch, found: dict[str, Tensor], eps: float, attack: int) 
     return [replace(e, image=e.image.cpu().clone(), adv=e.adv.cpu().clone()) for e in choose_examples(examples)]
 
 
-def _changed(number: int) -> str:
+def _describe_change(number: int) -> str:
     return (
         f"the test data change from one pass to the next (from batch {number + 1} on), so results could not be "
         "matched to images: remove shuffling, random transforms and loaders that can be read only once"
