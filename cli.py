@@ -19,10 +19,16 @@ def main(args: list[str] | None = None) -> None:
     if full_trace:
         arguments.remove("--traceback")
     with one_line_errors(full_trace):
-        if (sys.argv[1:2] if args is None else args[:1]) == ["--version"]:
+        command, *options = (sys.argv[1:] if args is None else args) or [""]
+        if command == "--version":
             from commands.help import version_line
 
             print(version_line())
+            return
+        if command == "configs":
+            from commands.config_listing import list_configs
+
+            print(list_configs(options))
             return
         # Imported late, because it takes seconds: Ctrl-C then ends in one line too.
         from commands.command_line import run_command

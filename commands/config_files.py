@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from commands.config_listing import suggest_config
+from commands.messages import command_line
 from rampart.files.old_names import update_path, update_settings
 
 LARGEST = 1_000_000
@@ -47,14 +49,20 @@ def is_users_module(name: str) -> bool:
 
 
 def check_configs(arguments: Sequence[str]) -> None:
-    """Check every file that ``--config`` names; one that is not there is left to the parser.
+    """Check every file that ``--config`` names.
 
     Raises:
-        ValueError: If a file is not a YAML mapping of text, or its aliases unfold to more than a million values.
+        ValueError: If a file does not exist, is not a YAML mapping of text, or its aliases expand to more than a
+            million values.
     """
-    for path in map(Path, _paths(arguments)):
+    for given in _paths(arguments):
+        path = Path(given)
         if path.is_file():
             _check(path)
+        elif given and not path.exists() and not set(given) & set("{:\n"):  # else options in place of a file
+            nearest = suggest_config(given)
+            hint = f"did you mean {nearest}? " if nearest else ""
+            raise ValueError(f"there is no {given}; {hint}`{command_line('configs')}` lists all")
 
 
 def _paths(arguments: Sequence[str]) -> Iterator[str]:

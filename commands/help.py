@@ -17,6 +17,8 @@ Rampart trains image classifiers that stay robust under large perturbations.
 
   {program} fit --config configs/quickstart.yaml
       train and test: minutes on a CPU, no download
+  {program} configs
+      list all experiments, each with its cost
   {program} fit --config FILE --ckpt_path RUN/checkpoints/last.ckpt
       resume a run that was ended early
   {program} test --config RUN/config.yaml --ckpt_path WEIGHTS

@@ -75,7 +75,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
             f"{' and '.join(names)} must be given: {names[0]} CLASS, or --config FILE (such as configs/quickstart.yaml)"
         )
     if found := re.match(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
-        commands = re.findall(r"[a-z]+", found[2])
+        commands = [*re.findall(r"[a-z]+", found[2]), "configs"]
         hint = _nearest(found[1], commands) or f"; there are {', '.join(commands)}"
         return f"no command is called {found[1]!r}{hint}"
     if found := re.match(r"Subcommand '(\w+)' does not accept option '(.*)'", message):
@@ -83,7 +83,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     if found := re.match(r"Option '.*' is not accepted before subcommand '(\w+)'", message):
         return f"the command comes first: {found[1]} --config FILE"
     if 'expected "subcommand"' in message:
-        return "a command is needed: fit, validate, test, predict, evaluate or export (--help says what each does)"
+        return "a command is needed: fit, validate, test, predict, evaluate, export or configs; --help explains them"
     problem = _innermost(message)
     if problem.keys and problem.causes:
         return _sentence(problem)

@@ -19,7 +19,7 @@ def printed(capsys: Any, *words: str) -> str:
 def test_help_begins_with_lines_of_use_and_describes_every_command(capsys: Any) -> None:
     text = printed(capsys, "--help")
     head = text.splitlines()[:15]
-    assert sum("python cli.py" in line for line in head) == 4
+    assert sum("python cli.py" in line for line in head) == 5
     assert max(len(line) for line in head) <= 80
     assert "Lightning Trainer command line tool" not in text
     commands = re.findall(r"^    (\w+) +(.*(?:\n {20,}.*)*)", text[text.index("subcommands") :], re.MULTILINE)
