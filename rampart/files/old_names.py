@@ -97,12 +97,13 @@ def _update_pgd(settings: Mapping[str, Any]) -> dict[str, Any]:
     new = {
         name: value for name, value in settings.items() if name not in ("random_start", "start_levels", "block_sides")
     }
-    sides = settings.get("block_sides")
-    if sides is not None and list(sides) != [1]:
+    if (sides := settings.get("block_sides")) not in (None, [1], (1,)):
         new["block_sides"] = sides
     if "random_start" not in settings and "start_levels" not in settings:
         return new
     if (levels := settings.get("start_levels")) is not None:
+        if not isinstance(levels, (list, tuple)) or len(levels) != 2:
+            return dict(settings)  # for the parser to refuse
         low, high = levels
         start: dict[str, Any] = {"class_path": "rampart.attacks.Level", "init_args": {"low": low, "high": high}}
     else:

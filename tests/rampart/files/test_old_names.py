@@ -60,9 +60,14 @@ def test_pgd_with_blocks_becomes_block_pgd() -> None:
 
 
 def test_attacks_of_a_mixed_attack_are_converted_too() -> None:
-    mixed = {"class_path": "attacks.MixedPGD", "init_args": {"steps": 4, "attacks": [{"random_start": False}]}}
-    attack = {"start": {"class_path": "rampart.attacks.AtImage"}}
-    assert update_settings(mixed)["init_args"] == {"steps": 4, "attacks": [attack]}
+    mixed = {
+        "class_path": "attacks.MixedPGD",
+        "init_args": {"steps": 4, "attacks": [{"random_start": False}, {"block_sides": [3]}]},
+    }
+    start = {"start": {"class_path": "rampart.attacks.AtImage"}}
+    blocks = {"class_path": "experiments.mixed_attacks.BlockPGD", "init_args": {"block_sides": [3]}}
+    assert update_settings(mixed)["init_args"] == {"steps": 4, "attacks": [start, blocks]}
+    assert update_settings({"class_path": "attacks.PGD", "init_args": {"block_sides": [3]}}) == blocks
 
 
 def test_gates_become_a_network_of_their_own() -> None:
