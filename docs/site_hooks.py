@@ -62,8 +62,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - by name
-    """Leave Sphinx's roles out of docstrings: ``:class:`PGD``` is code here."""
-    return ROLE.sub("", html)
+    """Leave Sphinx's markup out of docstrings: roles such as ``:class:``, and the second colon before code."""
+    return ROLE.sub("", html).replace("::</p>", ":</p>")
 
 
 def _uri(path: str) -> str:
