@@ -1,1 +1,1 @@
-"""The command line's commands: what it adds to LightningCLI, where a run's files go, evaluate and export."""
+"""Everything that ``cli.py`` does: options and error messages, run folders, resuming, evaluate and export."""

@@ -1,4 +1,4 @@
-"""Writing checkpoints so that no kill leaves a broken one, and reading them without executing anything."""
+"""Checkpoint files: written so that no kill leaves a broken one, read without executing anything."""
 
 import io
 import os
@@ -17,16 +17,16 @@ from rampart.files.weights import read_checkpoint
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Write each checkpoint beside its place and rename it, read tensors only, remove own files only."""
+    """Write each checkpoint to a temporary file and rename it; read tensors only; remove only files that it wrote."""
 
     def __init__(self) -> None:
         self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Replace ``path`` by the new file, or leave it as it was.
+        """Replace ``path`` by the new file, or leave it unchanged.
 
         Raises:
-            OSError: If there is no room or no right to write; the message names the file.
+            OSError: If the disk is full or the folder not writable; the message names the file.
         """
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -48,38 +48,38 @@ class WholeFileIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
             raise OSError(
                 f"{path} could not be written ({error.strerror or error}; {content.tell():,} bytes): "
-                "what was there before is as it was; make room there, or choose another --runs_dir"
+                "an earlier file there is unchanged; free disk space, or choose another --runs_dir"
             ) from error
         self._written.add(path.absolute())
 
     def load_checkpoint(
         self,
         path: str | Path,
-        map_location: Any = None,  # noqa: ARG002 - Lightning's signature; weights are moved where they are used
+        map_location: Any = None,  # noqa: ARG002 - Lightning's signature; weights are moved later
         weights_only: bool | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
-        """Read a checkpoint; whatever ``weights_only`` says, nothing is unpickled."""
+        """Read a checkpoint; nothing is unpickled, also with ``weights_only=False``."""
         remove_leftovers(Path(path).parent)
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a file that this process has written; any other stays."""
+        """Remove a file that this process has written, and no other."""
         if Path(path).absolute() in self._written:
             self._written.discard(Path(path).absolute())
             Path(path).unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process of this machine had begun to write and never finished."""
+    """Remove unfinished temporary files of killed processes on this machine."""
     for file in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
         found = re.search(r"\.(\d+)\.tmp$", file.name)
         if found and not _is_alive(int(found[1])):
-            with suppress(OSError):  # not ours to remove
+            with suppress(OSError):  # it belongs to another user
                 file.unlink()
 
 
-def newest_whole(files: Iterable[Path]) -> Path | None:
-    """Return the checkpoint that has been trained longest among those that can be read; None if none can."""
+def newest_readable(files: Iterable[Path]) -> Path | None:
+    """Return the readable checkpoint with the most training steps; None if no file is readable."""
     reached: list[tuple[int, float, Path]] = []
     for file in files:
         try:
@@ -91,13 +91,13 @@ def newest_whole(files: Iterable[Path]) -> Path | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a loss of power, where the system can."""
+    """Write a rename to disk, so that it survives a loss of power."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # some network file systems have no such thing
+    except OSError:  # some network file systems do not support it
         pass
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The checkpoint that a command line names, checked before anything is computed."""
+"""Validation of ``--ckpt_path`` and ``--ramp.init_from`` before anything is computed."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -8,18 +8,18 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
-from commands.checkpoint_io import newest_whole
+from commands.checkpoint_io import newest_readable
 from rampart.files.weight_files import ordinary_file
 
 KEYWORDS = ("best", "last", "hpc", "registry")
 
 
 def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
-    """Return the named file's path, in a form that Lightning takes for nothing else.
+    """Return the path of the checkpoint in a form that Lightning does not read as a keyword.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty, one of Lightning's keywords, an address on the net, or files are to be unpickled.
+        ValueError: If it is empty, one of Lightning's keywords or a URL, or ``weights_only`` is False.
     """
     if weights_only is False:
         raise ValueError("weights_only must be true or left out, got false: nothing in a file is ever executed here")
@@ -27,9 +27,9 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
         return None
     text = str(path)
     if not text:
-        raise ValueError("ckpt_path must be a file's path, got an empty one: leave the option out, or name a file")
+        raise ValueError("ckpt_path must be a file's path, got an empty one: leave out the option, or name a file")
     if Path(text).is_file():
-        # A file of the name `last` or `registry/...` would be taken for the keyword.
+        # Lightning reads the name `last` or `registry/...` as a keyword, but an absolute path never.
         return str(Path(text).absolute()) if text.lower().startswith(KEYWORDS) else text
     if "://" in text:
         raise ValueError(f"ckpt_path must be a file on this machine, got {text!r}: download it first")
@@ -39,17 +39,17 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
             "such as runs/NAME/fit-0/checkpoints/last.ckpt"
         )
     if Path(text).is_dir():
-        found = newest_whole(Path(text).rglob("*.ckpt"))
+        found = newest_readable(Path(text).rglob("*.ckpt"))
         if found:
             raise ValueError(f"ckpt_path must be a file, got the folder {text}, such as {shlex.quote(str(found))}")
     return str(ordinary_file(text))
 
 
 def check_init_from(init_from: str | None, ckpt_path: str, typed: Sequence[str]) -> None:
-    """Say that a resumed run keeps its own weights; refuse a command line that asks for both.
+    """Log that a resumed run does not use ``ramp.init_from``; refuse a command line that holds both options.
 
     Raises:
-        ValueError: If ``--ramp.init_from`` was typed: in a config it is how the resumed run began.
+        ValueError: If ``--ramp.init_from`` is on the command line; in a config it says how the resumed run began.
     """
     if init_from is None:
         return
@@ -62,19 +62,19 @@ def check_init_from(init_from: str | None, ckpt_path: str, typed: Sequence[str])
 
 
 @contextmanager
-def suggesting_whole_ones(path: str | None) -> Iterator[None]:
-    """Name the newest whole checkpoint beside one that turns out to be broken.
+def suggest_readable_checkpoint(path: str | None) -> Iterator[None]:
+    """Add the newest readable checkpoint of the same folder to the error about a broken one.
 
     Raises:
-        ValueError: The one raised inside, with the path of the other checkpoint.
+        ValueError: The error raised inside, with the path of the other checkpoint.
     """
     try:
         yield
     except ValueError as error:
         broken = any(word in str(error) for word in ("damaged or truncated", "is empty"))
-        other = newest_whole(Path(path).parent.glob("*.ckpt")) if path and broken and Path(path).is_file() else None
+        other = newest_readable(Path(path).parent.glob("*.ckpt")) if path and broken and Path(path).is_file() else None
         if other is None:
             raise
         raise ValueError(
-            f"{error}; the newest whole checkpoint beside it: --ckpt_path {shlex.quote(str(other))}"
+            f"{error}; the newest readable checkpoint in its folder: --ckpt_path {shlex.quote(str(other))}"
         ) from error

@@ -1,4 +1,4 @@
-"""LightningCLI with what every run of Rampart has."""
+"""The commands of ``cli.py``: LightningCLI with a run's folder, logger, callbacks and checkpoints."""
 
 import os
 import shlex
@@ -14,10 +14,10 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTableCallback
 from callbacks.outputs import run_folder
-from commands.checkpoint_path import check_ckpt_path, check_init_from, suggesting_whole_ones
+from commands.checkpoint_path import check_ckpt_path, check_init_from, suggest_readable_checkpoint
 from commands.interruption_callback import InterruptionCallback
 from commands.loader_connector import LoaderConnector
-from commands.messages import command_line, keep_quiet
+from commands.messages import command_line, silence_warnings
 from commands.parsing import ParsingCLI
 from commands.requeue import checkpoint_of_job, record_job
 from commands.resuming import make_resumable
@@ -35,42 +35,42 @@ def run_command(args: list[str] | None = None) -> None:
     Args:
         args: Command and options; those that the process was started with if None.
     """
-    keep_quiet()
+    silence_warnings()
     # Last, so that a user's folder adds names to import and hides none.
     sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
     RampartCLI(args)
 
 
 class RampartCLI(ParsingCLI):
-    """Runs a parsed command: with a folder, a logger and callbacks for every run, and a result that is not empty."""
+    """Run a parsed command with a new folder, a logger and callbacks; refuse an empty result."""
 
     def after_instantiate_classes(self) -> None:
-        """Tell the module how the config describes its network, for those who load its checkpoints from Python."""
+        """Store the config of the network in the module, for its checkpoints to be loaded from Python."""
         given = self.config_dump["model"]["init_args"].get("network")
         if isinstance(given, dict) and isinstance(self.model, AdversarialClassifier):
             self.model.network_settings = given
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the command line its say: Lightning would let the checkpoint's hyper-parameters override it."""
+        """Keep command-line values: LightningCLI would override them with the checkpoint's hyper-parameters."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give the run a folder of its own, its logger, its callbacks and its config."""
+        """Create the run's folder, and the trainer with its logger and callbacks; save the config."""
         config = self.config_init[self.subcommand]
         check_settings(str(self.subcommand), config.trainer, config.test_after_fit)
         check_loaders(str(self.subcommand), self.datamodule)
         self.folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
         self.results_table = ResultsTableCallback()
-        own = [config[key] for key in self._parser(self.subcommand).callback_keys]
-        own = [
+        configured = [config[key] for key in self._parser(self.subcommand).callback_keys]
+        callbacks = [
             RunFolderCallback(self.folder),
             InterruptionCallback(),
             MonitorCheckCallback(),
-            *own,
+            *configured,
             self.results_table,
             PredictionWriterCallback(),
         ]
         with naming_settings(config.trainer):
-            trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, own), **kwargs)
+            trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, callbacks), **kwargs)
         trainer.run_folder = self.folder
         trainer._data_connector = LoaderConnector(trainer)
         if starts_run() and not config.trainer.fast_dev_run:
@@ -78,10 +78,10 @@ class RampartCLI(ParsingCLI):
             record_job(self.folder)
             parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)
             self._dump_config()
-            for logger in _boards(trainer):
+            for logger in _tensorboards(trainer):
                 logger.hparams.update(hyper_parameters(self.config_dump))
-        # Set before user code can change torch's seed. A training run without one gets it from rank 0;
-        # measurements get 0, for processes that share an evaluation, or take it up again, are not connected.
+        # Set before user code can change torch's seed. Without a seed, a training run gets one from rank 0. Other
+        # commands use 0, because processes that share or resume an evaluation do not communicate.
         given = config.seed_everything
         if given is not False:
             trainer.run_seed = int(given)
@@ -91,24 +91,24 @@ class RampartCLI(ParsingCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with suggesting_whole_ones(self.config_init[subcommand].get("ckpt_path")):
+        with suggest_readable_checkpoint(self.config_init[subcommand].get("ckpt_path")):
             super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Check a ``ckpt_path`` before Lightning reads it, and take plain weights where no training goes on."""
+        """Check ``ckpt_path`` before Lightning reads it; load plain weights for every command that does not train."""
         arguments = super()._prepare_subcommand_kwargs(subcommand)
         path = arguments["ckpt_path"] = check_ckpt_path(arguments.get("ckpt_path"), arguments.get("weights_only"))
         if path is None and subcommand not in ("fit", "evaluate", "export"):
-            print(f"No --ckpt_path: {subcommand} takes the network's weights as it was built with them.")
+            print(f"No --ckpt_path: {subcommand} uses the weights that the network was built with.")
         if path is None and subcommand == "fit" and (found := checkpoint_of_job(self.folder)):
             path = arguments["ckpt_path"] = str(found)
-            rank_zero_info(f"This job was started again: it is resumed from {path}")
+            rank_zero_info(f"This job was restarted: it resumes from {path}")
         if path is None or subcommand in ("evaluate", "export"):
             return arguments
         if subcommand == "fit":
             check_checkpoint(self.model.network, path)
             check_init_from(self.config_init.fit.ramp.init_from, path, self.typed)
-            if starts_run() and any(Path(logger.log_dir) == self.folder for logger in _boards(self.trainer)):
+            if starts_run() and any(Path(logger.log_dir) == self.folder for logger in _tensorboards(self.trainer)):
                 copy_curves(path, self.folder)
         elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))
@@ -130,11 +130,11 @@ class RampartCLI(ParsingCLI):
         check_images(sum(self.trainer.num_predict_batches), "images to predict")
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, if there are test images, and say what to do next."""
+        """Test the best checkpoint, if there are test images, and print the next commands."""
         check_images(self.trainer.num_training_batches, "training images")
         trainer, config, checkpoint = self.trainer, self.config_init.fit, self.config_init.fit.checkpoint
         if trainer.global_step == 0:
-            raise ValueError("nothing was trained: trainer.max_time is over before the first step")
+            raise ValueError("nothing was trained: trainer.max_time ended before the first step")
         best = "" if config.trainer.fast_dev_run else checkpoint.best_model_path or checkpoint.last_model_path
         metrics, holder = dict(trainer.callback_metrics), self.datamodule or self.model
         try:
@@ -143,14 +143,14 @@ class RampartCLI(ParsingCLI):
             elif config.test_after_fit:
                 rank_zero_info(f"No test: {type(holder).__name__} has no test_dataloader.")
             self._log_results(metrics | trainer.callback_metrics)
-        finally:  # What was trained is there, however its test ends.
-            self._say_what_is_next(best)
+        finally:  # The checkpoints exist, even if the test fails.
+            self._print_next_commands(best)
 
-    def _say_what_is_next(self, best: str) -> None:
+    def _print_next_commands(self, best: str) -> None:
         trainer = self.trainer
         if trainer.is_global_zero and best:
             print(f"\nCheckpoint: {best}\n\nNext:")
-            for logger in _boards(trainer):
+            for logger in _tensorboards(trainer):
                 print(f"  {shlex.join(['tensorboard', '--logdir', logger.root_dir])}")
             saved, holder = str(run_folder(trainer) / "config.yaml"), self.datamodule or self.model
             for command in ("predict", "test"):
@@ -160,9 +160,9 @@ class RampartCLI(ParsingCLI):
 
     def _log_results(self, metrics: Mapping[str, Any]) -> None:
         if self.trainer.is_global_zero:
-            for logger in _boards(self.trainer):
+            for logger in _tensorboards(self.trainer):
                 log_results(logger, self.config_dump, metrics)
 
 
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

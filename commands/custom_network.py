@@ -15,7 +15,7 @@ from lightning_modules import AdversarialClassifier
 OWN_PACKAGES = ("lightning_modules", "rampart")
 
 
-class LightningNetworkClassifier(AdversarialClassifier):
+class _LightningNetworkClassifier(AdversarialClassifier):
     """A classifier whose network is a LightningModule; the network's own hooks get the batches, as in its own test."""
 
     network: LightningModule
@@ -48,7 +48,7 @@ def with_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
     A user's own subclass of AdversarialClassifier is unchanged too: its own hooks get the batches.
     """
     if isinstance(model.network, LightningModule) and _is_own(type(model).__module__):
-        return LightningNetworkClassifier(model.network, model.target_eps, model.attack)
+        return _LightningNetworkClassifier(model.network, model.target_eps, model.attack)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Help that begins with how the command line is used, and Rampart's own options before Lightning's hundreds."""
+"""Help texts: usage examples first, and Rampart's options before Lightning's hundreds."""
 
 import re
 import shutil
@@ -20,38 +20,36 @@ Rampart trains image classifiers that stay robust under large perturbations.
   {program} configs
       list all experiments, each with its cost
   {program} fit --config FILE --ckpt_path RUN/checkpoints/last.ckpt
-      resume a run that was ended early
+      resume an interrupted run
   {program} test --config RUN/config.yaml --ckpt_path WEIGHTS
-      a table of clean and robust accuracy; evaluate: the worst case per image
+      a table of clean and robust accuracy; evaluate: worst case per image
   {program} evaluate --model.network my_net.Net --data my_data.Data
       AutoAttack on a custom network, with --eps 8/255 --ckpt_path FILE
 
 Any option overrides the config: --trainer.max_epochs 10, --model.eps 8/255.
-A run's files are in RUNS_DIR/NAME/COMMAND-N. --version tells versions,
-COMMAND --help lists a command's options, --print_config shows all settings,
---model.attack.help rampart.attacks.PGD those of one class."""
+A run's files are in RUNS_DIR/NAME/COMMAND-N. --version prints versions,
+COMMAND --help the command's options, COMMAND --print_config all settings,
+COMMAND --model.attack.help rampart.attacks.PGD those of one class."""
 
 COMMANDS = {
     "fit": "Train a network under attack, then test its best checkpoint.",
     "validate": "Measure clean and robust accuracy on the validation images.",
     "test": "Measure clean accuracy, and robust accuracy under each test attack, on the test images.",
     "predict": "Write the classes of clean and adversarial test images to a CSV file.",
-    "evaluate": "Find each test image's worst case over several attacks and report what is robust.",
+    "evaluate": "Attack each test image with several attacks and report the images that no attack fools.",
     "export": "Write a trained network as a plain state_dict, as safetensors and as ONNX.",
 }
 
-CKPT_PATH = (
-    "A Lightning checkpoint, or plain weights (.pth, .safetensors, ...); fit resumes from a checkpoint of its own."
-)
+CKPT_PATH = "Lightning checkpoint or plain weights (.pth, .safetensors, ...); fit resumes a run from its checkpoint."
 
-# The order of the help's groups, by an option that is in each.
+# Order of the groups of options: one option of each.
 ORDER = ("--name", "--ckpt_path", "--model", "--data", "--ramp", "--images", "--curve", "--checkpoint", "--trainer")
 
 LONGEST_LIST = 12
 
 
 class RampartHelpFormatter(DefaultHelpFormatter):
-    """Lists of known subclasses hold a few, those of torch last."""
+    """Help whose lists of known subclasses are short, with those of torch last."""
 
     def _expand_help(self, action: Action) -> str:
         text = str(super()._expand_help(action))
@@ -59,7 +57,7 @@ class RampartHelpFormatter(DefaultHelpFormatter):
 
 
 class RampartParser(LightningArgumentParser):
-    """Lightning's parser with help for newcomers."""
+    """Lightning's parser with an introduction, and groups of options in a useful order."""
 
     introduction = ""
 
@@ -67,14 +65,14 @@ class RampartParser(LightningArgumentParser):
         super().__init__(*args, **{"formatter_class": RampartHelpFormatter} | kwargs)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Begin with the introduction; fit the groups' titles to the terminal, as the options are."""
+        """Return the introduction and the help; titles of groups are wrapped to the terminal's width."""
         text = super().format_help() if formatter is None else super().format_help(formatter)
         width = shutil.get_terminal_size().columns
         lines = [textwrap.fill(line, width) if line[:1].isalpha() else line for line in text.splitlines()]
         return "\n".join([self.introduction, "", *lines, ""]).lstrip()
 
     def order_groups(self) -> None:
-        """Put Rampart's own options first."""
+        """Move Rampart's options before Lightning's, and give a data module's a title."""
 
         def place(group: Any) -> int:
             names = {name for action in group._group_actions for name in action.option_strings}
@@ -82,10 +80,13 @@ class RampartParser(LightningArgumentParser):
 
         groups: Any = self._action_groups
         groups.sort(key=place)
+        for group in groups:
+            if place(group) == ORDER.index("--data"):
+                group.title = "Data module with the images"
 
 
 def version_line() -> str:
-    """Return Rampart's version and commit, and the versions of what numbers depend on."""
+    """Return the versions of Rampart, its commit, and the packages that results depend on."""
     origin = provenance()
     try:
         own = version("rampart")

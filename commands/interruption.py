@@ -1,6 +1,6 @@
-"""Ends by signal: Ctrl-C, SIGTERM, SIGHUP and, of SLURM, SIGUSR1.
+"""Signals that end a run: Ctrl-C, SIGTERM, SIGHUP and, under SLURM, SIGUSR1.
 
-Imports nothing heavy, as start-up can be interrupted too.
+Imports nothing heavy, because start-up can be interrupted too.
 """
 
 import os
@@ -14,22 +14,22 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 15.0
-"""Time that a process that is to end may take for it, outside training."""
+"""Seconds that an interrupted process may take to end, outside training."""
 
 REPEATED_SECONDS = 1.0
-"""For how long the same signal counts as sent once."""
+"""Seconds within which a repeated signal counts as one."""
 
-_EXIT_STATUS = 128  # plus the signal's number, as shells have it
+_EXIT_STATUS = 128  # plus the signal's number, as in shells
 
 
 class Interrupted(BaseException):
-    """The process is to end because of a signal.
+    """Raised to end the process because of a signal.
 
-    Not an Exception, so that nothing takes it for an error of its own.
+    Not an Exception, so that no code handles it as an error.
 
     Attributes:
         signum: The signal.
-        advice: One line for the user, once it is known what can be done.
+        advice: One line that tells the user how to resume; empty if nothing can be resumed.
     """
 
     def __init__(self, signum: int, advice: str = "") -> None:
@@ -43,17 +43,17 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         name = "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
-        return f"interrupted by {name}: {self.advice or 'nothing more was written; give the command again'}"
+        return f"interrupted by {name}: {self.advice or 'nothing more was written; run the command again'}"
 
 
 class _Signals:
-    """The signals that this process has received, and what is to be done at its end.
+    """State of signal handling in this process.
 
     Attributes:
-        received: The first one's number; 0 before.
-        deferred: A signal only leaves its number here, for training to end between two batches.
+        received: Number of the first signal received; 0 before.
+        deferred: If True, a signal is only recorded, and training ends before the next batch.
         advice: One line for the user on how to resume.
-        launcher: Of the trainer's strategy: knows the processes that this one has started.
+        launcher: Launcher of the trainer's strategy, which lists the processes that this one has started.
     """
 
     def __init__(self) -> None:
@@ -63,10 +63,10 @@ class _Signals:
         self._since = 0.0
 
     def handle(self, signum: int, _: FrameType | None) -> None:
-        """End by an exception, or, in training, after the batch; the second signal of a kind ends at once."""
+        """Raise Interrupted, or in training end after the batch; the same signal again ends the process at once."""
         now = time.monotonic()
         if self.received:
-            # Schedulers send another signal after the first, and torchrun sends on what the terminal sends too.
+            # Schedulers send another signal after the first, and torchrun forwards the terminal's signal again.
             if signum == self.received and now - self._since > REPEATED_SECONDS:
                 os._exit(_EXIT_STATUS + signum)
             return
@@ -76,7 +76,7 @@ class _Signals:
             raise Interrupted(signum)
 
     def _end_within(self, seconds: float) -> None:
-        """End in any case, also if a library swallows the exception, hangs, or waits for another process."""
+        """End the process after a time, even if a library swallows the exception, hangs or waits."""
         self.timer = threading.Timer(seconds, os._exit, args=[_EXIT_STATUS + self.received])
         self.timer.daemon = True
         self.timer.start()
@@ -96,7 +96,7 @@ def interruptible() -> Iterator[None]:
     caught = [signal.Signals[name] for name in names if hasattr(signal, name)]
     if "SLURM_JOB_ID" in os.environ:
         caught.append(signal.SIGUSR1)
-    # What the process was started with to ignore, as by nohup, stays ignored.
+    # Signals that the process was started to ignore, as by nohup, stay ignored.
     before = {each: signal.getsignal(each) for each in caught}
     for each, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -106,36 +106,36 @@ def interruptible() -> Iterator[None]:
     finally:
         if signals.timer is not None:
             signals.timer.cancel()
-        signals.received, signals.deferred = 0, False  # A later run in this process is another's.
+        signals.received, signals.deferred = 0, False  # for a later run in this process
         for each, handler in before.items():
             if handler is not None:
                 signal.signal(each, handler)
 
 
 def end_children(seconds: float = 5.0) -> None:
-    """End the processes that this one has started, by force where they don't end by themselves."""
+    """Terminate the processes that this one has started; kill those that do not end within ``seconds``."""
     processes = list(getattr(signals.launcher, "procs", None) or ())
-    spare_from_observer()
+    stop_child_observer()
     for process in processes:
         with suppress(OSError):
             process.terminate()
     for process in processes:
         try:
             process.wait(seconds)
-        except Exception:  # of subprocess, which is not imported for this
+        except Exception:  # subprocess.TimeoutExpired, without importing subprocess
             with suppress(OSError):
                 process.kill()
 
 
-def spare_from_observer() -> None:
-    """Keep Lightning from killing this process because those that it started have ended, as they should."""
+def stop_child_observer() -> None:
+    """Keep Lightning from killing this process when the processes that it started have ended."""
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
             thread._child_processes = []  # type: ignore[attr-defined]
 
 
 def is_first_process() -> bool:
-    """Return True where one process is to speak for all of a run."""
+    """Return True in the one process of a run that prints messages."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 

@@ -1,4 +1,4 @@
-"""The end of a training run that is interrupted: saved between two batches, with the command that resumes it."""
+"""Interrupted training: saved between two batches, with a printed command that resumes it."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,20 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks import RunCheckpoint
 from callbacks.outputs import run_folder
-from commands.interruption import Interrupted, signals, spare_from_observer
+from commands.interruption import Interrupted, signals, stop_child_observer
 from commands.messages import command_line
 from commands.requeue import requeue
 
-NO_CHECKPOINTS = "nothing was saved, as trainer.enable_checkpointing is false"
+NO_CHECKPOINTS = "nothing was saved, because trainer.enable_checkpointing is false"
 
 
 class InterruptionCallback(Callback):
-    """Let training end between two batches, and say how to resume it."""
+    """End training between two batches after a signal, and print the command that resumes it."""
 
     _signum = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """From now on a signal waits for the batch to be finished."""
+        """Defer signals from now on until the batch is finished."""
         checkpoint = _own_checkpoint(trainer)
         if checkpoint is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             signals.advice = f"resume with: {_resume_command(trainer, checkpoint.last_path())}"
@@ -31,11 +31,11 @@ class InterruptionCallback(Callback):
         signals.deferred = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Learn of a signal in the last epoch's end."""
+        """Agree on a signal received during the end of the last epoch."""
         self._signum = agreed_signal()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """End here if a signal came in training: everything is saved, but the test is left."""
+        """End before the test if a signal came in training; everything is saved."""
         signals.deferred = False
         if self._signum or signals.received:
             raise Interrupted(self._signum or signals.received, f"training was finished and saved; {signals.advice}")
@@ -45,7 +45,7 @@ class InterruptionCallback(Callback):
 
 
 def agreed_signal() -> int:
-    """Return the number of the signal that any of the run's processes has received; 0 if none has."""
+    """Return the number of a signal that any process of the run has received; 0 if none. A collective."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return signals.received
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -55,12 +55,12 @@ def agreed_signal() -> int:
 
 
 def save_and_end(trainer: Trainer, signum: int) -> None:
-    """Save the run and end it; under SLURM's SIGUSR1 the job is queued again.
+    """Save the run and end it; for SLURM's SIGUSR1 also requeue the job.
 
     Raises:
         Interrupted: Always, with the command that resumes the run.
     """
-    spare_from_observer()
+    stop_child_observer()
     checkpoint, advice = _own_checkpoint(trainer), NO_CHECKPOINTS
     if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
         path = str(_free_path(run_folder(trainer)))

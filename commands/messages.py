@@ -1,4 +1,4 @@
-"""Errors in one line, and no warning that is of no use."""
+"""One-line error messages, and filters for warnings that do not apply to this project."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ LONGEST = 400
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line of sane length; a message that is a mere value gets its type before it."""
+    """Return an error as one line of limited length; the type comes first if the message is only a value."""
     message = str(error) if isinstance(error, ArgumentError) else explain(str(error))
     if not message and isinstance(error, NotImplementedError):
         message = f"{_function(error)} is not implemented"
@@ -24,7 +24,7 @@ def describe(error: BaseException) -> str:
 
 
 def one_line(message: str) -> str:
-    """Join a message's lines, and cut out the middle of one that is too long."""
+    """Join the lines of a message, and cut out the middle if it is longer than LONGEST characters."""
     text = " ".join(message.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 130]} [...] {text[-120:]}"
 
@@ -36,32 +36,29 @@ def _function(error: BaseException) -> str:
     return "a function" if trace is None else trace.tb_frame.f_code.co_name
 
 
-def without_noise_of_peers(text: str, advice: str) -> str:
-    """Say in plain words that another process of the run has ended, which the library between them tells by sockets."""
+def explain_lost_process(text: str, advice: str) -> str:
+    """Return a plain sentence for a communication error that means that another process of the run has ended."""
     if not re.search(r"gloo/transport|closed by peer|reset by peer|NCCL|TCPStore|DistNetworkError", text):
         return text
-    return f"another process of this run has ended, so this one can't go on{'; ' if advice else ''}{advice}"
+    return f"another process of this run has ended, so this one can't continue{'; ' if advice else ''}{advice}"
 
 
-def keep_quiet() -> None:
-    """Leave out what is of no use to anyone here."""
+def silence_warnings() -> None:
+    """Silence warnings that do not apply to this project."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Without validation images there is no validation, which is what was asked for.
+    # Without validation images there is no validation, as the user has asked for.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-    # The images that it repeats to make all processes' shares equal are counted once.
+    # Images that the sampler repeats to make all shares equal are counted once.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
-    # Lightning suspects that its default was overlooked; here the default is `step`, so `epoch` was chosen.
+    # Lightning assumes that the user forgot to set `step`; here `step` is the default, so the user chose `epoch`.
     warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
-    # Lightning's ModelCheckpoint says so at every resume; RunCheckpoint carries over what counts.
+    # ModelCheckpoint warns at every resume; RunCheckpoint restores the best score itself.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
 def command_line(*arguments: str) -> str:
-    """Return a command of Rampart as it can be pasted into a shell, by the name that it was started by."""
+    """Return a command of ``cli.py``, quoted for a shell."""
     program = Path(sys.argv[0])
-    start = (
-        ["rampart"] if program.name == "rampart" else ["python", str(program) if program.name == "cli.py" else "cli.py"]
-    )
-    return shlex.join([*start, *arguments])
+    return shlex.join(["python", str(program) if program.name == "cli.py" else "cli.py", *arguments])

@@ -1,6 +1,6 @@
 """Errors and signals that end a command in one line and an exit status.
 
-Imports nothing heavy at first, because errors and signals of the start-up are handled too.
+Imports nothing heavy at first, because start-up can fail or be interrupted too.
 """
 
 import sys
@@ -39,8 +39,8 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    from commands.messages import describe, without_noise_of_peers
+    from commands.messages import describe, explain_lost_process
 
     if signals.received:
         return str(Interrupted(signals.received, signals.advice))
-    return f"error: {without_noise_of_peers(describe(error), signals.advice)}"
+    return f"error: {explain_lost_process(describe(error), signals.advice)}"

@@ -1,4 +1,4 @@
-"""Errors of the parser in the user's words: the option, the value got, what is allowed and an example."""
+"""Parser errors as one sentence: the option, the value given, the allowed values and an example."""
 
 import ast
 import difflib
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# Modules whose classes are given by their name alone, or nearly so.
+# Modules whose classes are suggested for a mistyped name.
 KNOWN = (
     "lightning_modules", "datamodules", "rampart.attacks", "rampart.objectives", "rampart.networks", "callbacks",
     "torch.optim",
@@ -43,7 +43,7 @@ HINTS = {
 
 @dataclass
 class Problem:
-    """The innermost branch of jsonargparse's tree of tried types."""
+    """The innermost error of jsonargparse's message, which nests all types that it has tried."""
 
     keys: list[str] = field(default_factory=list)
     class_path: str = ""
@@ -54,16 +54,16 @@ class Problem:
 
     @property
     def option(self) -> str:
-        """The option as it is typed on the command line."""
+        """The option in the form of the command line, such as ``--model.eps``."""
         return "--" + ".".join(self.keys)
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:
-    """Say in one sentence what is wrong with a command line.
+    """Return one sentence that explains an error of the parser.
 
     Args:
-        message: The parser's.
-        options: All that the command has, such as ``--trainer.max_epochs``.
+        message: The parser's message.
+        options: All options of the command, such as ``--trainer.max_epochs``.
     """
     if found := re.match(r"unrecognized arguments: (\S+)", message):
         return f"unrecognized arguments: {found[1]}{_nearest_option(found[1].split('=')[0], list(options))}"
@@ -100,14 +100,14 @@ def _unknown_key(command: str, key: str, options: Iterable[str]) -> str:
 
 
 def wrap_single(message: str, words: list[str]) -> list[str] | None:
-    """Make a list of a single value that was typed where a list is needed.
+    """Put a single value in brackets where the parser expects a list.
 
     Args:
-        message: The parser's.
-        words: Of the command line.
+        message: The parser's message.
+        words: Words of the command line.
 
     Returns:
-        The words with that value in brackets, or None if the error is another one.
+        The words with that value in brackets, or None for any other error.
     """
     problem = _innermost(message)
     if not problem.causes or not all(re.match(r"Expected a <class '(tuple|list)'>", it) for it in problem.causes):
@@ -121,7 +121,7 @@ def wrap_single(message: str, words: list[str]) -> list[str] | None:
 
 
 def refused_network(message: str) -> str | None:
-    """Return the import path that the parser refused as a network; None if the error is another one."""
+    """Return the import path that the parser refused as a network; None for any other error."""
     problem = _innermost(message)
     found = re.match(r"Import path (\S+ )?does not correspond to a subclass of Module$", " ".join(problem.causes))
     if not found or problem.keys[-1:] != ["network"]:
@@ -131,15 +131,15 @@ def refused_network(message: str) -> str | None:
     return (found[1] or (in_config[1] if in_config else value)).strip("' ")
 
 
-def network_as_model(message: str, words: list[str]) -> list[str] | None:
-    """Return a command line that gives a network as ``--model`` in the form that gives it as ``--model.network``.
+def move_network_option(message: str, words: list[str]) -> list[str] | None:
+    """Correct a command line that passes a network as ``--model``.
 
     Args:
-        message: The parser's.
-        words: Of the command line.
+        message: The parser's message.
+        words: Words of the command line.
 
     Returns:
-        The words in today's form, or None if the error is another one.
+        The words with ``--model.network`` in place of ``--model``, or None for any other error.
     """
     problem = _innermost(message)
     cause = " ".join(problem.causes)
@@ -190,7 +190,7 @@ def _sentence(problem: Problem) -> str:
             return f"{problem.option}: {short} needs {found[1]}, such as {example}"
         if problem.setting and cause.endswith(f": {problem.setting}") and "attack.Attack, ..." in problem.subtypes:
             example = f"'[{{class_path: rampart.attacks.PGD, init_args: {{{problem.setting}: {value}}}}}]'"
-            return f"{problem.option} is a list, whose items hold their settings: {problem.option} {example}"
+            return f"{problem.option} is a list, and each item holds its own settings: {problem.option} {example}"
         if found := re.match(r"Not a valid subclass of (\w+)|Subclasses are disabled for (NamedAttack)", cause):
             kind = found[1] or found[2]
             example = f": such as {problem.option} '[{ITEMS[kind]}]'" if kind in ITEMS else ""
@@ -213,7 +213,7 @@ def _sentence(problem: Problem) -> str:
 
 
 def _types(problem: Problem) -> tuple[str, str]:
-    """Return what is allowed, and an example, from lines such as ``Expected a <class 'int'>``."""
+    """Return the allowed types in words, and an example, from lines such as ``Expected a <class 'int'>``."""
     allowed: list[str] = []
     examples: list[str] = []
     for cause in problem.causes:

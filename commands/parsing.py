@@ -1,4 +1,4 @@
-"""The parser: every command's options, and what is wrong with a command line in the user's words."""
+"""The command line's parser: options, help and error messages of all commands."""
 
 import pkgutil
 import sys
@@ -17,12 +17,12 @@ from commands.config_files import check_configs, read_old_configs, update_words
 from commands.custom_network import declare_network
 from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
 from commands.messages import command_line
-from commands.parse_errors import explain, network_as_model, refused_network, wrap_single
+from commands.parse_errors import explain, move_network_option, refused_network, wrap_single
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_seed
 from lightning_modules import AdversarialClassifier
 
-# A loss's class weights are a list in a config: [1, 1, 2.5].
+# Class weights of a loss are written as a list in a config: [1, 1, 2.5].
 register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
 read_old_configs()
 
@@ -40,21 +40,21 @@ class ParsingCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            # Attacks guard themselves against inference mode; without it they have a copy less to make.
+            # Attacks work in inference mode too, but then copy each batch once more.
             trainer_defaults={"inference_mode": False, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=RampartParser,
-            save_config_callback=None,  # a callback would write it into the logger's folder, and not for every command
+            save_config_callback=None,  # it writes to the logger's folder, and not for every command
             args=args,
         )
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there, and called on the object
-        """Return the command that is asked for, since building a parser takes time; else Lightning's and Rampart's."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in the base class, but called on the object
+        """Return the command that was typed, because building parsers takes time; all commands if none is known."""
         known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("evaluate", "export")}
         return {self.command: known[self.command]} if self.command in known else known
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Let parse errors reach :func:`main`, and begin the help with how the command line is used."""
+        """Create a parser that raises its errors, and whose help begins with examples."""
         kwargs = {"description": None, "exit_on_error": False, "allow_abbrev": False} | kwargs
         parser = super().init_parser(**kwargs)
         assert isinstance(parser, RampartParser)
@@ -62,14 +62,14 @@ class ParsingCLI(LightningCLI):
         return parser
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Describe each command in a sentence."""
+        """Add the commands, each described in a sentence."""
         super()._add_subcommands(parser, **kwargs)
         subcommands: Any = parser._subcommands_action
         for action in subcommands._choices_actions:
             action.help = COMMANDS[action.dest]
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Put Rampart's own options first, and leave out Lightning's table of results: Rampart prints its own."""
+        """Create a command's parser: Rampart's options first; ``verbose`` off, since Rampart prints its own table."""
         usage = f"{command_line(subcommand)} [--config FILE] [--OPTION VALUE ...]"
         parser = super()._prepare_subcommand_parser(
             klass, subcommand, **kwargs | {"description": COMMANDS[subcommand], "usage": usage}
@@ -82,7 +82,7 @@ class ParsingCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every run has, and where a run's files go."""
+        """Add the options of the callbacks of every run, and of the run's folder."""
         parser.add_lightning_class_args(EpsilonRampCallback, "ramp")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdversarialImagesCallback, "images")
@@ -97,14 +97,19 @@ class ParsingCLI(LightningCLI):
                 "checkpoint.auto_insert_metric_name": False,
             }
         )
-        parser.add_argument("--name", type=str, default="unnamed", help="The experiment's name.")
-        parser.add_argument("--runs_dir", type=str, default="runs", help="Runs go to RUNS_DIR/NAME/SUBCOMMAND-N.")
+        parser.add_argument("--name", type=str, default="unnamed", help="Name of the experiment.")
+        parser.add_argument(
+            "--runs_dir",
+            type=str,
+            default="runs",
+            help="Folder of all runs; a run's files are in RUNS_DIR/NAME/COMMAND-N.",
+        )
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of fit."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; take one value for a list of one, and say in the user's words what is wrong.
+        """Parse the command line; a single value is accepted for a list.
 
         Raises:
             ArgumentError: If an option is unknown, a value is not allowed or a config file can't be read.
@@ -126,19 +131,19 @@ class ParsingCLI(LightningCLI):
                     raise ArgumentError(None, explain(str(error), options)) from error
 
     def _corrected(self, message: str, words: list[str]) -> list[str] | None:
-        """Return the words to parse instead of those that led to an error; None if the user has to correct them.
+        """Return the words to parse after an error, if the error can be corrected; otherwise None.
 
         Raises:
-            ArgumentError: If a network is given as the model, or something else as the network.
+            ArgumentError: If a network is given as the model, or the network is no network.
         """
         if (path := refused_network(message)) is not None:
             try:
                 return words if declare_network(path) else None
             except ValueError as error:
                 raise ArgumentError(None, f"--model.network {error}") from error
-        if (today := network_as_model(message, words)) is not None:
+        if (corrected := move_network_option(message, words)) is not None:
             raise ArgumentError(
-                None, f"--model is an AdversarialClassifier, and the network goes into it: {command_line(*today)}"
+                None, f"--model is an AdversarialClassifier, and the network goes into it: {command_line(*corrected)}"
             )
         return wrap_single(message, words)
 

@@ -1,4 +1,4 @@
-"""Jobs that a scheduler starts again: the same command resumes where its last start ended."""
+"""Jobs that a scheduler restarts: the same command resumes from the job's newest checkpoint."""
 
 import json
 import os
@@ -7,25 +7,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from commands.checkpoint_io import newest_whole
+from commands.checkpoint_io import newest_readable
 
 RECORD = "job.json"
 
 
 def record_job(folder: Path) -> None:
-    """Note in the run's folder which job made it, if one did."""
+    """Write the scheduler's job and the command to the run's folder, if a scheduler started the process."""
     if (job := _job()) is not None:
         (folder / RECORD).write_text(json.dumps({"job": job, "command": sys.argv[1:]}) + "\n")
 
 
 def checkpoint_of_job(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint of the earlier starts of this job with this same command.
+    """Return the newest readable checkpoint of earlier starts of this job with the same command.
 
     Args:
-        folder: The run's own, beside those of the earlier starts.
+        folder: Folder of this run; those of the earlier starts are next to it.
 
     Returns:
-        None in a job's first start: one script may run the same command several times, which then are several runs.
+        None in a job's first start: if a script runs the same command several times, each is a run of its own.
     """
     job, own = _job(), folder.resolve()
     if job is None:
@@ -33,16 +33,16 @@ def checkpoint_of_job(folder: Path) -> Path | None:
     earlier = [each for each in folder.parent.glob("fit-*") if each.resolve() != own and _is_of(each, job)]
     files = [file for each in earlier for file in _checkpoints(each)]
     started_again = _restarts() > 0 or any(file.name.startswith("hpc_ckpt_") for file in files)
-    return newest_whole(files) if started_again else None
+    return newest_readable(files) if started_again else None
 
 
 def requeue() -> str:
-    """Put this SLURM job into the queue again, and return a line that says so; an empty one if that failed."""
+    """Requeue this SLURM job and return a sentence that says so; an empty string if that failed."""
     try:
         done = subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)  # noqa: S603, S607
     except OSError:
         return ""
-    return "the job is queued again and resumes by itself" if done.returncode == 0 else ""
+    return "the job is requeued and resumes automatically" if done.returncode == 0 else ""
 
 
 def _job() -> str | None:

@@ -1,4 +1,4 @@
-"""The place in its training at which a checkpoint was saved, in the one form that is resumed exactly."""
+"""Counts of epochs, batches and steps in a checkpoint, rewritten so that training resumes exactly."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ Counts = dict[str, Any]
 def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Rewrite the saved state of Lightning's fit loop as one of two kinds: between two epochs, or between two batches.
 
-    Lightning writes other counts at each hook that may save, and takes a checkpoint of an epoch's last batch for one
-    within that epoch: the run that it resumes counts one epoch too few from there on, and its own checkpoints are
-    resumed at the wrong batch. Here only what counts is read: epochs and batches done, and optimizer steps.
+    Lightning's counts depend on the hook that saves. It also treats a checkpoint saved at an epoch's last batch as one
+    from within that epoch: a run resumed from it counts one epoch too few, and its own checkpoints resume at the wrong
+    batch. Therefore only the finished epochs, batches and optimizer steps are read.
 
     Args:
-        saved: The loop's state in the checkpoint.
-        fresh: The loop's state before the first batch, whose form the result has.
+        saved: State of the loop in the checkpoint.
+        fresh: State of the loop before the first batch; the result has the same form.
 
     Raises:
-        ValueError: If a count is missing or not a number from 0 on.
+        ValueError: If a count is missing or not a whole number of at least 0.
     """
     epochs = _count(saved, "epoch_progress", "current", "processed")
     batches = _count(saved, "epoch_loop.batch_progress", "current", "processed")
@@ -47,11 +47,11 @@ def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict
 
 
 def _loader_states(saved: Mapping[str, Any], batches: int) -> list[Any]:
-    """Return the data loaders' states; a batch that was fetched and not trained on is fetched again."""
+    """Return the states of the data loaders; a batch that was fetched but not trained on is fetched again."""
     states = saved["state_dict"].get("combined_loader", [])
     if not isinstance(states, list):
         raise ValueError(f"the data loaders' states must be a list, got {type(states).__name__}")
-    own = {"epoch", "done"}  # of TensorBatches
+    own = {"epoch", "done"}  # keys of TensorBatches' state
     return [state | {"done": batches} if isinstance(state, dict) and state.keys() == own else state for state in states]
 
 
@@ -62,7 +62,7 @@ def _count(saved: Mapping[str, Any], *keys: str) -> int:
             raise ValueError(f"{'.'.join(keys)} is missing")
         value = value[key]
     if type(value) is not int or value < 0:
-        raise ValueError(f"{'.'.join(keys)} must be a number from 0 on, got {value!r}")
+        raise ValueError(f"{'.'.join(keys)} must be a whole number of at least 0, got {value!r}")
     return value
 
 

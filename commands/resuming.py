@@ -1,4 +1,4 @@
-"""Resuming a run from a checkpoint: its file is read, checked and taken up batch by batch."""
+"""Resume a run from a checkpoint: read and check the file, and continue with the next batch."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "min_mome
 
 
 def make_resumable(trainer: Trainer) -> None:
-    """Let a trainer write whole checkpoints, check those that it reads, and resume them exactly."""
+    """Make a trainer write whole checkpoints, check those that it reads, and resume exactly."""
     trainer._checkpoint_connector = RunConnector(trainer)
     trainer._signal_connector = NoSignals(trainer)
     signals.launcher = trainer.strategy.launcher
@@ -47,33 +47,33 @@ def make_resumable(trainer: Trainer) -> None:
 
 
 class ResumableEpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over an epoch's batches, started at any of them, and ended between any two."""
+    """Lightning's loop over the batches of an epoch, which can start at any batch and end between any two."""
 
     _settled: int | None = None
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Train on a batch, unless the run is to end: all processes learn it here, before the same batch."""
-        # Between the batches of one optimizer step there are gradients, which no checkpoint holds.
+        """Train on a batch, or end the run: all processes agree here on a signal, before the same batch."""
+        # Gradients accumulated between the batches of one optimizer step are in no checkpoint.
         if self._accumulated_batches_reached() and (signum := agreed_signal()):
             save_and_end(self.trainer, signum)
         super().advance(data_fetcher)
 
     def settle_epoch(self) -> None:
-        """Step the schedules that watch a metric before the epoch is saved; Lightning would do it afterwards.
+        """Step the schedules that watch a metric before the epoch is saved.
 
-        A run that is resumed from the end of an epoch would lack that step.
+        Lightning steps them afterwards, so a run resumed from the end of an epoch would lack that step.
         """
         if self._num_ready_batches_reached():
             super().update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self._settled = self.trainer.current_epoch
 
     def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
-        """Leave out what :meth:`settle_epoch` has done."""
+        """Skip the step that :meth:`settle_epoch` has done."""
         if not (interval == "epoch" and update_plateau_schedulers and self._settled == self.trainer.current_epoch):
             super().update_lr_schedulers(interval, update_plateau_schedulers)
 
     def _on_before_fetch(self) -> None:
-        """Let what is drawn for a batch depend on its place alone, and an epoch's order be that of all ranks."""
+        """Seed the loading of a batch by its position alone, and an epoch's order equally on all ranks."""
         super()._on_before_fetch()
         if self.batch_progress.current.ready == 0:
             seed_epoch(self.trainer)
@@ -81,26 +81,26 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             self._seed_batch("fetch")
 
     def _on_after_fetch(self) -> None:
-        """Let what a network draws, as dropout does, depend on the batch's place alone."""
+        """Seed the random numbers of the network, such as dropout's, by the batch's position alone."""
         super()._on_after_fetch()
         self._seed_batch("step")
 
     def _seed_batch(self, purpose: str) -> None:
-        trainer, place = self.trainer, (self.trainer.current_epoch, self.batch_progress.current.ready)
-        seed_torch(trainer.strategy.root_device, purpose, run_seed(trainer), trainer.global_rank, *place)
+        trainer, position = self.trainer, (self.trainer.current_epoch, self.batch_progress.current.ready)
+        seed_torch(trainer.strategy.root_device, purpose, run_seed(trainer), trainer.global_rank, *position)
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Begin an epoch; workers are started here, and the first batches of a loader without length are read."""
+        """Seed before an epoch: workers start here, and a loader without length reads its first batches."""
         seed_epoch(self.trainer)
         super().on_run_start(data_fetcher)
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Nothing: Lightning would ask rank 0 alone."""
+        """Do nothing: Lightning would ask rank 0 alone for a signal."""
 
     def reset(self) -> None:
-        """Take up the loaders' places, after which nothing is special about a resumed epoch."""
+        """Move the loaders to the resumed batch; from then on a resumed epoch is like any other."""
         if self.trainer.fit_loop.restarted_mid_epoch:
-            # Callbacks set here what holds for an epoch, as the number of batches to accumulate.
+            # Callbacks set values per epoch in this hook, such as the number of batches to accumulate.
             call._call_callback_hooks(self.trainer, "on_train_epoch_start")
             call._call_lightning_module_hook(self.trainer, "on_train_epoch_start")
         with warnings.catch_warnings():
@@ -117,28 +117,28 @@ class ResumableEpochLoop(_TrainingEpochLoop):
                 seed_epoch(self.trainer)
                 for _ in range(done):
                     next(fetcher)
-                fetcher.fetched -= done  # Lightning adds them itself.
-        # The checkpoint's last batch was finished, its validation too: see `resumed_progress`.
+                fetcher.fetched -= done  # Lightning adds this number itself.
+        # The checkpoint's last batch and its validation were finished: see `resumed_progress`.
         loop._restarting = self._restarting = self.val_loop._restarting = False
 
 
 class NoSignals(_SignalConnector):
-    """Leave signals alone: Lightning's handlers call collectives, and save within an optimizer step."""
+    """Install no signal handlers: Lightning's call collectives, and save within an optimizer step."""
 
     def register_signal_handlers(self) -> None:
         pass
 
 
 class RunConnector(_CheckpointConnector):
-    """Lightning's way from a checkpoint into a trainer, with every part checked before it is taken over."""
+    """Restore a trainer from a checkpoint, with every part checked first."""
 
     @property
     def _hpc_resume_path(self) -> str | None:
-        """Nothing is picked up that the command line does not name."""
+        """Return None: only a checkpoint named on the command line is loaded."""
         return None
 
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
-        """Add the names of the optimizers' and schedulers' classes, for the message when they differ."""
+        """Add the names of the optimizers' and schedulers' classes, to compare them when a run resumes."""
         checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
         if not weights_only:
             checkpoint[CLASSES] = {
@@ -148,7 +148,7 @@ class RunConnector(_CheckpointConnector):
         return checkpoint
 
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:  # noqa: ARG002
-        """Read the file, tensors and plain values only."""
+        """Read the file: tensors and plain values only."""
         self._ckpt_path = checkpoint_path  # for the message
         with self._part("layout"):
             super().resume_start(checkpoint_path, weights_only=True)
@@ -166,7 +166,7 @@ class RunConnector(_CheckpointConnector):
             super().restore_precision_plugin_state()
 
     def restore_callbacks(self) -> None:
-        """Hand each callback its state; no path in it is handed on."""
+        """Restore the state of each callback, without its paths."""
         if not self._loaded_checkpoint:
             return
         with self._part("callbacks' state"):
@@ -175,7 +175,7 @@ class RunConnector(_CheckpointConnector):
             call._call_callbacks_load_state_dict(self.trainer, self._loaded_checkpoint)
 
     def restore_loops(self) -> None:
-        """Take up the progress of training; every other command begins at its first batch."""
+        """Restore the progress of training; every other command begins at its first batch."""
         trainer = self.trainer
         if not self._loaded_checkpoint or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -190,17 +190,17 @@ class RunConnector(_CheckpointConnector):
             )
 
     def restore_optimizers_and_schedulers(self) -> None:
-        """Restore them if they are of the kind that the checkpoint was trained with."""
+        """Restore optimizers and schedulers if their classes are those of the checkpoint."""
         checkpoint = self._loaded_checkpoint
         if not checkpoint:
             return
         with self._part("optimizer's state"):
             kinds = [("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers")]
             if _averages(self.trainer):
-                del kinds[1]  # The callback has put its own schedule in the place of the run's, and restores it too.
+                del kinds[1]  # The callback has replaced the run's schedule by its own, and restores it too.
             for kind, key in kinds:
                 if key not in checkpoint:
-                    raise ValueError(f"it has none of the {kind}: it holds weights alone (save_weights_only)")
+                    raise ValueError(f"it has no state of the {kind}, only weights (save_weights_only)")
                 self._check_classes(kind, len(checkpoint[key]), checkpoint.get(CLASSES, {}).get(kind))
             for kind, key in kinds:
                 for state, own in zip(checkpoint[key], self._own(kind), strict=True):
@@ -222,22 +222,22 @@ class RunConnector(_CheckpointConnector):
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        """Turn whatever a part of a checkpoint sets off into one line with the remedy."""
+        """Turn any error that a part of a checkpoint causes into one line with the remedy."""
         try:
             yield
         except FileNotFoundError:
             raise
         except Exception as error:
             if name == "weights" and isinstance(error, ValueError):
-                raise  # It says all.
+                raise  # Its message is complete.
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             path, fitting = self._ckpt_path, self.trainer.state.fn == TrainerFn.FITTING
-            remedy = f"; --ramp.init_from {path} takes the weights alone" if fitting else ""
-            raise ValueError(f"{path} can't be taken up, its {name} does not fit this run: {reason}{remedy}") from error
+            remedy = f"; --ramp.init_from {path} loads only the weights" if fitting else ""
+            raise ValueError(f"{path} can't be resumed, its {name} does not fit this run: {reason}{remedy}") from error
 
 
 def _drop_paths(states: dict[str, Any]) -> None:
-    """Blank what a checkpoint says of files: Lightning's ModelCheckpoint would remove or load them."""
+    """Clear all file paths in a checkpoint: Lightning's ModelCheckpoint would remove or load those files."""
     for state in states.values():
         if isinstance(state, dict):
             for key in ("best_model_path", "last_model_path", "kth_best_model_path", "dirpath", "ckpt_path"):
@@ -248,15 +248,15 @@ def _drop_paths(states: dict[str, Any]) -> None:
 
 
 def _averages(trainer: Trainer) -> bool:
-    """Tell whether the resumed run was averaging its weights (StochasticWeightAveraging)."""
+    """Return True if the resumed run was averaging its weights (StochasticWeightAveraging)."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(each, StochasticWeightAveraging) and each._scheduler_state is not None for each in callbacks)
 
 
 def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:
-    """Refuse the state of another class, of which only the settings' names are known."""
+    """Refuse the state of another class, judged by the names of its settings."""
     here, there = _settings(own.state_dict()), _settings(state)
-    # A version of torch may add or leave out a setting; another class does both.
+    # Another version of torch adds or removes a setting; another class does both.
     if here - there and there - here:
         raise ValueError(
             f"it was trained with another model.{kind} than this run's {type(own).__name__}: that has "
@@ -270,7 +270,7 @@ def _settings(state: Mapping[str, Any]) -> set[str]:
 
 
 def _check_optimizer(state: Mapping[str, Any], optimizer: Any) -> None:
-    """Refuse an optimizer's state that is not of these parameters."""
+    """Refuse an optimizer's state that belongs to other parameters."""
     ours, theirs = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
     if ours != theirs:
         raise ValueError(f"its optimizer holds groups of {theirs} parameters, this run's of {ours}")

@@ -1,4 +1,4 @@
-"""A new folder for every run, which all of its processes know."""
+"""A new folder for every run, the same for all of its processes."""
 
 import os
 from pathlib import Path
@@ -8,33 +8,34 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-TOLD = "RAMPART_RUN_FOLDER"
-"""Environment variable by which the first process tells those that it starts where the run's folder is."""
+FOLDER_VARIABLE = "RAMPART_RUN_FOLDER"
+"""Environment variable with the run's folder, for processes that the first process starts."""
 
 
 def new_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
-    """Claim a folder that no run has had.
+    """Create a new folder for a run and return it.
 
-    Only the run's first process claims one. The processes that it starts read it from the environment; those that
-    torchrun or SLURM start learn it at set-up, from :class:`RunFolderCallback`, and know its parent until then.
+    Only the run's first process creates it. Processes that it starts read it from the environment. Processes that
+    torchrun or SLURM start get it from :class:`RunFolderCallback` at set-up; until then their path is a placeholder in
+    the same parent folder.
 
     Raises:
-        ValueError: If the name holds a path, or no folder can be made there.
+        ValueError: If the name is a path, or the folder can't be created.
     """
     if name in ("", ".", "..") or Path(name).name != name:
-        raise ValueError(f"name must be a folder's name without a path, got {name!r}: use runs_dir for the path")
+        raise ValueError(f"name must be a folder's name without a path, got {name!r}: put the path into runs_dir")
     if not runs_dir.strip():
         raise ValueError(f"runs_dir must be a folder's path, got {runs_dir!r}: use . for the current folder")
     parent = Path(runs_dir) / name
     if not starts_run():
-        told = os.environ.get(TOLD)
-        return Path(told) if told else parent / f"{subcommand}-of-rank-0"
+        known = os.environ.get(FOLDER_VARIABLE)
+        return Path(known) if known else parent / f"{subcommand}-of-rank-0"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = _claim(parent, subcommand)
+        folder = _create(parent, subcommand)
     except OSError as error:
-        raise ValueError(f"runs_dir: no folder can be made in {parent}: {error.strerror}") from error
-    os.environ[TOLD] = str(folder)
+        raise ValueError(f"runs_dir: no folder can be created in {parent}: {error.strerror}") from error
+    os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
 
 
@@ -45,17 +46,17 @@ def starts_run() -> bool:
 
 
 class RunFolderCallback(Callback):
-    """Tell all ranks the folder that rank 0 has claimed.
+    """Send the folder of rank 0 to all ranks.
 
     Args:
-        folder: As this process knows it.
+        folder: Folder of the run in this process.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Take rank 0's folder; the first collective of the run."""
+        """Get the folder from rank 0; the first collective of the run."""
         runner: Any = trainer
         known, self.folder = self.folder, Path(trainer.strategy.broadcast(str(self.folder)))
         runner.run_folder = self.folder
@@ -63,13 +64,13 @@ class RunFolderCallback(Callback):
             runner._default_root_dir = str(self.folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Bring the curves to the disk too, so that a run that resumes from the checkpoint finds them."""
+        """Write the curves to disk too, for a run that resumes from the checkpoint."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
 
 
-def _claim(parent: Path, subcommand: str) -> Path:
+def _create(parent: Path, subcommand: str) -> Path:
     number = 0
     while True:
         folder = parent / f"{subcommand}-{number}"

@@ -1,4 +1,4 @@
-"""TensorBoard's records of a run beside its curves: hyper-parameters with results, and the curves that it resumes."""
+"""TensorBoard records: hyper-parameters with results, and curves copied from the resumed run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from torch.utils.tensorboard.summary import hparams
 
 from rampart.files.weight_files import read_checkpoint
 
-# Of the config, what makes a difference to results; the rest says where and how it was computed.
+# Settings that change results; the others say where and how a run was computed.
 COMPARED = ("seed_everything", "data", "model", "ramp")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings to compare runs by, flat: ``{"model/attack/steps": 5, ...}``.
+    """Return the settings by which runs are compared, flat: ``{"model/attack/steps": 5, ...}``.
 
     Args:
-        config: As it is saved.
+        config: The saved config.
     """
     chosen: dict[str, Any] = {name: config.get(name) for name in COMPARED}
     trainer = config.get("trainer") or {}
@@ -30,9 +30,9 @@ def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_results(logger: TensorBoardLogger, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Show a run's hyper-parameters beside its last accuracies in TensorBoard's HPARAMS.
+    """Write a run's hyper-parameters and last accuracies to TensorBoard's HPARAMS tab.
 
-    The accuracies are curves already; the logger's own method would add a point to each.
+    The logger's own method is not used, because it would add a point to the accuracies' curves.
     """
     results = {name: float(value) for name, value in metrics.items() if name.startswith(("val/", "test/"))}
     for summary in hparams(hyper_parameters(config), results):  # type: ignore[no-untyped-call]
@@ -41,14 +41,14 @@ def log_results(logger: TensorBoardLogger, config: Mapping[str, Any], metrics: M
 
 
 def copy_curves(checkpoint: str, target: Path) -> None:
-    """Copy the curves of the run that saved a checkpoint up to its step, so that the run that resumes has no gap.
+    """Copy the curves of a checkpoint's run, up to the checkpoint's step, so that a resumed run's curves have no gap.
 
     Args:
-        checkpoint: Anywhere in its run's folder, which is only read.
-        target: The new run's folder, to which nothing has been logged yet.
+        checkpoint: File anywhere in its run's folder, which is only read.
+        target: Folder of the new run, to which nothing has been logged yet.
     """
     step = read_checkpoint(checkpoint).get("global_step")
-    if not isinstance(step, int):  # The trainer refuses such a file and says why.
+    if not isinstance(step, int):  # The trainer refuses such a file with an explanation.
         return
     run = next((folder for folder in Path(checkpoint).resolve().parents if (folder / "config.yaml").is_file()), None)
     events = [event for event in _events(run) if _belongs(event, step)] if run else []
@@ -67,7 +67,7 @@ def _events(folder: Path) -> Iterator[Event]:
 
 
 def _belongs(event: Event, step: int) -> bool:
-    """Tell curves from results; pictures of an epoch are drawn at the step of the checkpoint after it."""
+    """Return True for curves before the step, and for pictures at it: they are drawn before the checkpoint is saved."""
     tags = [value.tag for value in event.summary.value]
     if not tags or any(tag.startswith(("_hparams_", "test/")) for tag in tags):
         return False

@@ -1,4 +1,4 @@
-"""Lightning's trainer, with the commands that judge a trained network and hand it on."""
+"""Lightning's trainer with two more commands, ``evaluate`` and ``export``."""
 
 from pathlib import Path
 from typing import get_args
@@ -16,11 +16,11 @@ from rampart.files.weights import load_weights
 
 
 class RampartTrainer(Trainer):
-    """Lightning's trainer, with two commands more.
+    """Lightning's trainer with two more commands.
 
     Attributes:
-        run_folder: Gets all that the run makes, whatever the loggers; the trainer's default folder if None.
-        run_seed: The run's seed; see `rampart.attacks.random`.
+        run_folder: Folder for all files of the run; the trainer's default folder if None.
+        run_seed: Seed of the run; see `rampart.attacks.random`.
     """
 
     run_folder: Path | None = None
@@ -28,31 +28,31 @@ class RampartTrainer(Trainer):
 
     @property
     def log_dir(self) -> str:
-        """The run's folder, the same for every logger; not a collective."""
+        """Folder of the run, the same for every logger; reading it is not a collective."""
         return str(self.run_folder or self.default_root_dir)
 
     def export(
         self,
         model: AdversarialClassifier,
-        datamodule: LightningDataModule | None = None,  # noqa: ARG002 - the command line hands it to every command
+        datamodule: LightningDataModule | None = None,  # noqa: ARG002 - the command line passes it to every command
         ckpt_path: str | None = None,
         formats: tuple[ExportFormat, ...] = ("pth", "safetensors", "onnx"),
         image_shape: tuple[int, int, int] | None = None,
-        weights_only: bool | None = None,  # noqa: ARG002 - a config that a fit has saved holds it
+        weights_only: bool | None = None,  # noqa: ARG002 - a config saved by fit has it
     ) -> None:
         """Write a trained network as a plain state_dict (.pth), as safetensors and as ONNX, into the run's folder.
 
         Args:
-            model: Holds the network.
+            model: Module with the network.
             datamodule: Not used.
-            ckpt_path: A Lightning checkpoint, .pth or .safetensors.
-            formats: Which files to write.
-            image_shape: ``(C, H, W)`` for ONNX; the network's own ``image_shape`` if None.
-            weights_only: Not used: a file is never read otherwise.
+            ckpt_path: Lightning checkpoint, .pth or .safetensors.
+            formats: Files to write.
+            image_shape: ``(C, H, W)`` for ONNX; the network's attribute ``image_shape`` if None.
+            weights_only: Not used: only tensors and plain values are ever read from a file.
 
         Raises:
-            ValueError: If no ckpt_path or no format is given, or nothing says the images' shape to ONNX.
-            FileExistsError: If a file exists; then none is written.
+            ValueError: If ckpt_path, formats or the image shape for ONNX is missing.
+            FileExistsError: If one of the files exists already; then none is written.
         """
         if ckpt_path is None:
             raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
@@ -76,32 +76,32 @@ class RampartTrainer(Trainer):
         eps: tuple[Eps, ...] | None = None,
         num_images: int | None = None,
         batch_size: int = 250,
-        weights_only: bool | None = None,  # noqa: ARG002 - a config that a fit has saved holds it
+        weights_only: bool | None = None,  # noqa: ARG002 - a config saved by fit has it
     ) -> None:
-        """Find each test image's worst case over attacks and report what is robust.
+        """Evaluate each test image under several attacks and write a report.
 
-        Prints a table, and writes report.json, per_image.csv, figures and report.html into the run's folder. The images
-        are those that test sees. A command that was killed, given again, resumes; given several times at once, on
-        several devices or machines that share the folder of the runs, it is done that much sooner. The network's
-        weights are made float32, the images' dtype, and the trainer's precision is not used: a coarser one rounds
-        by more than a small eps.
+        Prints a table, and writes report.json, per_image.csv, figures and report.html to the run's folder. The images
+        are those of ``test``. Results are cached per batch: run an interrupted command again to resume it, or run it
+        several times in parallel, on devices or machines that share runs_dir, to share the work. Computes in float32
+        (float64 if the network's weights are) and ignores trainer.precision: lower precision rounds by more than a
+        small eps.
 
         Args:
-            model: Holds the network.
-            datamodule: Holds the test images.
-            ckpt_path: A Lightning checkpoint, .pth or .safetensors; not needed for a network that brings its weights.
-            preset: Which attacks: quick, paper (PGD-200), pgd (ten restarts, best iterate) or autoattack (standard);
-                autoattack if neither this nor attacks are given.
-            attacks: These attacks instead.
-            norm: Of the preset, Linf or L2; that of the model's attack if None.
+            model: Module with the network.
+            datamodule: Data module with the test images.
+            ckpt_path: Lightning checkpoint, .pth or .safetensors; None if the network is built with its weights.
+            preset: Set of attacks: quick, paper (PGD-200), pgd (ten restarts, best iterate) or autoattack (standard);
+                the default is autoattack.
+            attacks: Custom attacks in place of a preset.
+            norm: Norm of the preset's attacks, Linf or L2; that of the model's attack if None.
             eps: Increasing values; the model's target eps if None (AdversarialClassifier has none by default).
-            num_images: How many of the first test images; all if None.
-            batch_size: Images of a batch.
-            weights_only: Not used: a file is never read otherwise.
+            num_images: Use only the first images of the test set; all if None.
+            batch_size: Images per batch.
+            weights_only: Not used: only tensors and plain values are ever read from a file.
 
         Raises:
-            ValueError: If weights, eps or test data are missing, a setting is out of its range, images, labels or
-                logits are not as they must be, or the numbers contradict one another.
+            ValueError: If weights, eps or test data are missing, a setting is out of range, images, labels or logits
+                are invalid, or the results contradict one another.
         """
         chosen, sizes = choose_attacks(model, preset, attacks, norm, eps)
         evaluate(self, model, datamodule, ckpt_path, chosen, sizes, num_images, batch_size)

@@ -1,4 +1,4 @@
-"""The trainer's settings: what a config says, completed by what every run of Rampart has."""
+"""Trainer settings: validation of the config's, and the defaults of every run."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import RampartProgressBar
 
-# Lightning refuses a barebones trainer that was told anything of these.
+# Lightning refuses a barebones trainer with any of these settings.
 BARE = (
     "logger",
     "enable_checkpointing",
@@ -26,7 +26,7 @@ BARE = (
 )
 
 SHARDED = "attacks need the whole network on every device"
-RELAUNCHED = "its processes end with fit, before the test"
+RELAUNCHED = "its processes end after fit, before the test"
 REFUSED = {
     "fsdp": SHARDED,
     "deepspeed": SHARDED,
@@ -43,7 +43,7 @@ LEAST = {
     "predict": ("limit_predict_batches",),
 }
 
-# Lightning divides by the first three, and takes a negative one of the fourth for none.
+# Lightning divides by the first three, and reads a negative fourth as no clipping.
 RANGES = (
     ("accumulate_grad_batches", "at least 1", 1),
     ("check_val_every_n_epoch", "at least 1", 1),
@@ -53,23 +53,23 @@ RANGES = (
 
 
 def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> dict[str, Any]:
-    """Complete a config's trainer settings by Rampart's callbacks, logger and folders.
+    """Add Rampart's callbacks, logger and folders to the trainer settings of a config.
 
-    What the user has set is left: their progress bar and logger take the place of Rampart's, and what is turned off
-    stays off.
+    The user's settings come first: their progress bar and logger replace Rampart's, and nothing that they have turned
+    off is added.
 
     Args:
-        trainer: The config's ``trainer``, with its objects made.
-        folder: The run's.
-        own: Rampart's callbacks.
+        trainer: Section ``trainer`` of the config, with instantiated objects.
+        folder: Folder of the run.
+        own: Callbacks of every run.
 
     Returns:
-        Keyword arguments of the trainer.
+        Keyword arguments for the trainer.
     """
     settings, bare = dict(trainer.items()), trainer.barebones
     if bare:
         settings |= dict.fromkeys(BARE)
-    checkpoints, bars = _left_on(trainer)
+    checkpoints, bars = _enabled(trainer)
     given = as_list(trainer.callbacks)
     callbacks = [callback for callback in [*own, *given] if checkpoints or not isinstance(callback, Checkpoint)]
     if bars and not any(isinstance(callback, ProgressBar) for callback in given):
@@ -88,35 +88,35 @@ def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> 
 
 @contextmanager
 def naming_settings(trainer: Namespace) -> Iterator[None]:
-    """Add to an error of Lightning's trainer the settings that its message speaks of, with their values.
+    """Add the mentioned settings and their values to an error of Lightning's trainer.
 
     Raises:
-        ValueError: In place of the error, if it speaks of a setting.
+        ValueError: In place of an error that mentions a setting.
     """
     try:
         yield
     except (ImportError, ValueError, TypeError, MisconfigurationException) as error:
         text = str(error)
-        blamed = [
+        mentioned = [
             f"trainer.{name} {value!r}"
             for name, value in trainer.items()
             if value is not None
-            and (re.search(rf"\b{name}\b", text) or (isinstance(value, str) and _speaks_of(value, text)))
+            and (re.search(rf"\b{name}\b", text) or (isinstance(value, str) and _mentions(value, text)))
         ]
-        if not blamed:
+        if not mentioned:
             raise
-        raise ValueError(f"{text} (given: {', '.join(blamed)})") from error
+        raise ValueError(f"{text} (given: {', '.join(mentioned)})") from error
 
 
 def check_settings(subcommand: str, trainer: Namespace, test_after_fit: bool) -> None:
     """Refuse settings that contradict one another, can't work, or leave nothing to do.
 
     Raises:
-        ValueError: If the strategy can't train under attack, a callback is given that a flag turns off, or no epoch,
-            step or batch is left of what the command is there for.
+        ValueError: If the strategy can't train under attack, a given callback is turned off by another setting, or the
+            settings leave no epoch, step or batch for the command.
     """
     _check_strategy(trainer.strategy)
-    _check_callbacks(as_list(trainer.callbacks), *_left_on(trainer))
+    _check_callbacks(as_list(trainer.callbacks), *_enabled(trainer))
     names = LEAST.get(subcommand, ()) + (LEAST["test"] if subcommand == "fit" and test_after_fit else ())
     for name in names:
         value = trainer[name]
@@ -130,7 +130,7 @@ def check_settings(subcommand: str, trainer: Namespace, test_after_fit: bool) ->
 
 
 def check_loaders(subcommand: str, data: LightningDataModule | None) -> None:
-    """Refuse a data module without the loader that a command asks for, before anything is computed.
+    """Refuse a data module without the loader that a command needs, before anything is computed.
 
     Raises:
         ValueError: If the loader is missing.
@@ -142,7 +142,7 @@ def check_loaders(subcommand: str, data: LightningDataModule | None) -> None:
 
 
 def check_seed(seed: bool | int) -> None:
-    """Refuse a seed that NumPy's generator, which is seeded too, can't take.
+    """Refuse a seed outside the range of NumPy's generator, which is seeded too.
 
     Raises:
         ValueError: If the seed is out of range.
@@ -164,26 +164,26 @@ def check_images(batches: float, kind: str) -> None:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return one thing, several or none as a list."""
+    """Return a list of one value, several values or none."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _speaks_of(value: str, text: str) -> bool:
+def _mentions(value: str, text: str) -> bool:
     whole = rf"(?<![a-z0-9]){re.escape(value)}(?![a-z0-9])"
     return value != "auto" and re.search(whole, text, re.IGNORECASE) is not None
 
 
-def _left_on(trainer: Namespace) -> tuple[bool, bool]:
-    """Return whether the run has checkpoints and a progress bar."""
+def _enabled(trainer: Namespace) -> tuple[bool, bool]:
+    """Return two flags: the run has checkpoints, and a progress bar."""
     on = not trainer.barebones
     return on and trainer.enable_checkpointing is not False, on and trainer.enable_progress_bar is not False
 
 
 def _check_strategy(strategy: Any) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    started = getattr(strategy, "_start_method", "popen")  # of Lightning's DDPStrategy
+    started = getattr(strategy, "_start_method", "popen")  # attribute of Lightning's DDPStrategy
     kind = f"{name}_{started}".lower().replace("_", "")
     for word, reason in REFUSED.items():
         if word in kind:

@@ -1,4 +1,4 @@
-"""The command line as a user meets it, offline and at toy size."""
+"""The command line as a user sees it, offline and at toy size."""
 
 import csv
 import json

@@ -117,12 +117,12 @@ def test_without_checkpoints_the_line_says_that_nothing_is_saved(tmp_path: Path,
     line = interrupt(
         capsys, signal.SIGTERM, "batch", 2, *COMMON, f"--runs_dir={tmp_path}", "--trainer.enable_checkpointing=false"
     )
-    assert "nothing was saved, as trainer.enable_checkpointing is false" in line
+    assert "nothing was saved, because trainer.enable_checkpointing is false" in line
 
 
 def test_an_interrupted_test_ends_in_one_line(tmp_path: Path, capsys: Any) -> None:
     line = interrupt(capsys, signal.SIGINT, "test", 1, "test", *EVALUATION, f"--runs_dir={tmp_path}")
-    assert line == "interrupted by Ctrl-C: nothing more was written; give the command again"
+    assert line == "interrupted by Ctrl-C: nothing more was written; run the command again"
 
 
 def test_the_second_signal_ends_at_once(monkeypatch: Any) -> None:
@@ -153,7 +153,7 @@ def test_ctrl_c_during_the_imports_ends_in_one_line() -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
-    assert said == "interrupted by Ctrl-C: nothing more was written; give the command again\n"
+    assert said == "interrupted by Ctrl-C: nothing more was written; run the command again\n"
 
 
 def test_sigterm_to_one_process_of_two_saves_and_ends_both(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_job_that_slurm_starts_again_resumes_by_itself(
         monkeypatch.setenv(f"SLURM_{name}", value)
     command = [*COMMON, f"--runs_dir={tmp_path}", "--trainer.accumulate_grad_batches=2"]
     line = interrupt(capsys, signal.SIGUSR1, "batch", 15, *command)
-    assert line.endswith("the job is queued again and resumes by itself")
+    assert line.endswith("the job is requeued and resumes automatically")
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     assert (tmp_path / "run/fit-0/hpc_ckpt_1.ckpt").is_file()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -76,7 +76,7 @@ def test_loaders_with_positional_arguments_are_shared_among_processes(
 
 
 def test_what_can_not_be_shared_or_completed_is_refused_in_one_line(monkeypatch: Any) -> None:
-    with pytest.raises(ValueError, match=r"Closed can't be made anew .* predict_dataloader needs") as caught:
+    with pytest.raises(ValueError, match=r"Closed can't be recreated .* predict_dataloader needs") as caught:
         trainer().predict(classifier(), datamodule=Given(lambda: Closed(DATA, 3, True)))
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(LoaderConnector, "_requires_distributed_sampler", lambda *_: True)

@@ -152,8 +152,8 @@ def test_a_long_message_keeps_beginning_and_end() -> None:
 
 
 def test_a_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["/somewhere/bin/rampart", "fit"])
-    assert command_line("test", "--ckpt_path", "a b's.ckpt") == "rampart test --ckpt_path 'a b'\"'\"'s.ckpt'"
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/pytest"])
+    assert command_line("test", "--ckpt_path", "a b's.ckpt") == "python cli.py test --ckpt_path 'a b'\"'\"'s.ckpt'"
     monkeypatch.setattr("sys.argv", ["clone/cli.py"])
     assert command_line("test") == "python clone/cli.py test"
 

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback
 
 from cli import main
-from commands.checkpoint_io import WholeFileIO, newest_whole
+from commands.checkpoint_io import WholeFileIO, newest_readable
 from rampart.files.weights import read_checkpoint
 from tests.commands.test_chaos import COMMON
 
@@ -167,7 +167,7 @@ MISMATCHES = [
     (lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(2, 2)), [], "exp_avg of parameter 0"),
     (lambda c: c.pop("loops"), [], "loops"),
     (lambda c: c["loops"].pop("fit_loop"), [], "fit_loop"),
-    (lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed="x"), [], "must be a number"),
+    (lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed="x"), [], "must be a whole number"),
     (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr="x"), [], "lr must be a number, got 'x'"),
     (lambda c: c["loops"]["fit_loop"].pop("epoch_loop.batch_progress"), [], "epoch_loop.batch_progress"),
     (lambda c: c.pop("optimizer_states"), [], "save_weights_only"),
@@ -270,7 +270,7 @@ def test_a_broken_newest_checkpoint_does_not_hide_an_older_one(
     options = [option for option in COMMON[1:] if command == "fit" or "test_after_fit" not in option]
     line = failure(capsys, command, *options, f"--runs_dir={tmp_path}", f"--ckpt_path={folder / 'last.ckpt'}")
     assert f"--ckpt_path '{folder / 'epoch3-step8.ckpt'}'" in line
-    assert newest_whole(folder.iterdir()) == folder / "epoch3-step8.ckpt"
+    assert newest_readable(folder.iterdir()) == folder / "epoch3-step8.ckpt"
 
 
 @pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])

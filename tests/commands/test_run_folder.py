@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pytorch_lightning.utilities import rank_zero_only
 
-from commands.run_folder import TOLD, RunFolderCallback, new_run_folder
+from commands.run_folder import FOLDER_VARIABLE, RunFolderCallback, new_run_folder
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
@@ -15,7 +15,7 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
 
 
 def test_a_process_that_rank_0_starts_takes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOLD, "another run's")
+    monkeypatch.setenv(FOLDER_VARIABLE, "another run's")
     (tmp_path / "a" / "fit-0").mkdir(parents=True)
     claimed = new_run_folder(str(tmp_path), "a", "fit")
     assert claimed == tmp_path / "a" / "fit-1"
@@ -26,7 +26,7 @@ def test_a_process_that_rank_0_starts_takes_its_folder(tmp_path: Path, monkeypat
 def test_a_process_that_another_starts_learns_it_at_set_up_and_makes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(TOLD, raising=False)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     as_rank(monkeypatch, 1)
     folder = new_run_folder(str(tmp_path), "a", "fit")
     assert folder.parent == tmp_path / "a"
@@ -47,7 +47,7 @@ def test_the_first_process_of_another_machine_claims_no_folder(tmp_path: Path, m
 
 def test_a_place_where_no_folder_can_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"runs_dir: no folder can be made in .*file/a: Not a directory"):
+    with pytest.raises(ValueError, match=r"runs_dir: no folder can be created in .*file/a: Not a directory"):
         new_run_folder(str(tmp_path / "file"), "a", "fit")
     with pytest.raises(ValueError, match="runs_dir must be a folder's path, got ''"):
         new_run_folder("", "a", "fit")
