@@ -12,9 +12,13 @@ from rampart.networks.mnist_cnn import MNISTCNN
 class GatedMNISTCNN(nn.Module):
     """The paper's MNIST network, whose first layer holds fixed gates against large perturbations of black and white.
 
-    See :mod:`rampart.networks.gates`. Parameters have the names and shapes of :class:`MNISTCNN`. That class loads all
-    weights of this one and computes the same function with them, up to rounding. The reverse does not hold: this class
-    loads only weights whose first layer holds the gates.
+    The gates are fixed functions of single pixels, a soft form of binarising the image. Perturbing a black or white
+    pixel by up to 0.43 does not change their outputs. Only gray pixels can be attacked, so the layer presumes images
+    that are mostly black and white. See :mod:`rampart.networks.gates`.
+
+    Parameters have the names and shapes of :class:`MNISTCNN`. That class loads all weights of this one and computes the
+    same function with them, up to rounding. The reverse does not hold: this class loads only weights whose first layer
+    holds the gates.
 
     Args:
         num_classes: Number of logits.
