@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_info
 
 from commands.checkpoint_io import newest_readable
-from rampart.files.weight_files import ordinary_file
+from rampart.files.weight_files import check_readable
 
 KEYWORDS = ("best", "last", "hpc", "registry")
 
@@ -42,7 +42,7 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
         found = newest_readable(Path(text).rglob("*.ckpt"))
         if found:
             raise ValueError(f"ckpt_path must be a file, got the folder {text}, such as {shlex.quote(str(found))}")
-    return str(ordinary_file(text))
+    return str(check_readable(text))
 
 
 def check_init_from(init_from: str | None, ckpt_path: str, typed: Sequence[str]) -> None:

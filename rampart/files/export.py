@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rampart.files.weight_checks import check_finite_weights
+from rampart.files.finite import check_finite_weights
 from rampart.networks import plain_form
 
 ExportFormat: TypeAlias = Literal["pth", "safetensors", "onnx"]
@@ -44,7 +44,7 @@ def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape
     """
     path = Path(path)
     check_export(network, [path], image_shape)
-    network = _unwrapped(network)
+    network = _unwrap(network)
     check_finite_weights(network, type(network).__name__)
     content = WRITERS[path.suffix](network, image_shape or getattr(network, "image_shape", None))
     with path.open("xb") as file:
@@ -59,7 +59,7 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
             network's.
         FileExistsError: If one of the files exists.
     """
-    network = _unwrapped(network)
+    network = _unwrap(network)
     for path in paths:
         if path.suffix not in WRITERS:
             raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
@@ -81,11 +81,11 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
             ) from error
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def _unwrap(network: nn.Module) -> nn.Module:
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return _unwrapped(network.module)
+        return _unwrap(network.module)
     inner = getattr(network, "_orig_mod", None)
-    return network if inner is None else _unwrapped(inner)
+    return network if inner is None else _unwrap(inner)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:

@@ -7,33 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rampart.files.weight_names import normalisers
+from rampart.files.finite import check_finite_weights
+from rampart.files.text import format_name, type_name
+from rampart.files.weight_names import find_normalisers
 
 _SHOWN = 12
 _MOST_CHANNELS = 1024
-
-
-def check_finite_weights(weights: nn.Module | Mapping[str, Any], source: str | Path) -> None:
-    """Refuse weights that are not finite: what such a network predicts means nothing.
-
-    Args:
-        weights: A network or its state_dict.
-        source: Where they come from, for the error.
-
-    Raises:
-        ValueError: If there are any; the message names the tensors and counts the numbers.
-    """
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    # A buffer may be infinite by its nature, as a mask is.
-    masks = {name for name, _ in weights.named_buffers()} if isinstance(weights, nn.Module) else set()
-    floats = {n: t for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
-    counts = {n: int((t.isnan() if n in masks else ~t.isfinite()).sum()) for n, t in floats.items()}
-    bad = [f"{name} ({count:,} of {floats[name].numel():,})" for name, count in counts.items() if count]
-    if bad:
-        raise ValueError(
-            f"{source} holds numbers that are not finite (NaN or infinite), as after a training that diverged: "
-            f"{listed(bad)}; take an earlier checkpoint"
-        )
 
 
 def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -48,9 +27,9 @@ def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         own = state[name]
         ours, theirs = _number_kind(own), _number_kind(given)
         if theirs != ours and not (ours == "integer" and theirs == "float"):
-            told = theirs if "," in theirs else format_name(given.dtype)
-            problems.append(f"{name} is {told} in the file, and the network has {format_name(own.dtype)}")
-    refuse(network, problems, source)
+            found = theirs if "," in theirs else format_name(given.dtype)
+            problems.append(f"{name} is {found} in the file, and the network has {format_name(own.dtype)}")
+    raise_problems(network, problems, source)
     # What the network has itself, such as a mask of -inf, may be loaded.
     changed = {n: t.to(state[n].dtype) for n, t in weights.items() if not torch.equal(t.to(state[n]), state[n])}
     check_finite_weights(changed, source)
@@ -84,21 +63,21 @@ def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], sourc
         return ""
     if not ours:
         return (
-            f"; the file normalises images outside the network, by {_told(theirs[0])}: the network must do it itself, "
-            "with rampart.networks.Normalize as its first layer"
+            f"; the file normalises images outside the network, by {_describe(theirs[0])}: the network must do it "
+            "itself, with rampart.networks.Normalize as its first layer"
         )
     for numbers in theirs:
         if not any(a.shape == numbers.shape and torch.allclose(a, numbers, atol=1e-4) for a in ours):
             raise ValueError(
-                f"{source} was trained with images normalised by {_told(numbers)}, and {type_name(network)} "
-                f"normalises by {_told(ours[0])}: build it with the file's"
+                f"{source} was trained with images normalised by {_describe(numbers)}, and {type_name(network)} "
+                f"normalises by {_describe(ours[0])}: build it with the file's"
             )
     return "; the file's normalisation is the network's"
 
 
 def _normalisations(tensors: Mapping[str, Any]) -> list[Tensor]:
     """Return mean and standard deviation per channel, ``(2, C)``, of each normalisation."""
-    pairs = [[tensors[name] for name in pair] for pair in normalisers(tensors)]
+    pairs = [[tensors[name] for name in pair] for pair in find_normalisers(tensors)]
     return [
         torch.stack([tensor.detach().float().cpu().flatten() for tensor in pair])
         for pair in pairs
@@ -106,35 +85,14 @@ def _normalisations(tensors: Mapping[str, Any]) -> list[Tensor]:
     ]
 
 
-def _told(numbers: Tensor) -> str:
+def _describe(numbers: Tensor) -> str:
     mean, std = ([round(value, 4) for value in row] for row in numbers.tolist())
     return f"mean {mean} and std {std}"
 
 
-def refuse(network: nn.Module, problems: list[str], source: str | Path) -> None:
+def raise_problems(network: nn.Module, problems: list[str], source: str | Path) -> None:
     """Raise the problems of weights that do not fit, if there are any, in one line."""
     if len(problems) > _SHOWN:
         problems = [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
     if problems:
         raise ValueError(f"{source} does not fit {type_name(network)}: {'; '.join(problems)}")
-
-
-def listed(names: tuple[str, ...] | list[str]) -> str:
-    """Join the first few names."""
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
-
-
-def type_name(network: nn.Module) -> str:
-    """Return the name of a network's class."""
-    return type(getattr(network, "_orig_mod", network)).__name__
-
-
-def format_name(dtype: torch.dtype | torch.layout) -> str:
-    """Return a number format's name."""
-    return str(dtype).removeprefix("torch.")
-
-
-def shape(tensor: Tensor) -> str:
-    """Return a tensor's shape as text."""
-    return str(tuple(tensor.shape))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rampart.files import inert_pickle
-from rampart.files.weight_names import told
+from rampart.files.text import printable_key
 
 ALLOWED = "allowed: a Lightning checkpoint, a state_dict (.pth), a TorchScript file, .safetensors or .npz"
 STATE_DICT = (
@@ -80,8 +80,8 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a file of weights, is damaged, or asks for the call of a function.
     """
-    path = ordinary_file(path)
-    needed = 0 if network is None else sum(_bytes(value) for value in network.state_dict().values())
+    path = check_readable(path)
+    needed = 0 if network is None else sum(_count_bytes(value) for value in network.state_dict().values())
     with path.open("rb") as file:
         start = file.read(32)
     for beginning, problem in _OTHER_FORMATS:
@@ -91,8 +91,8 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         return _read(path, needed)
     except inert_pickle.CallRefused as error:
         raise ValueError(
-            f"{path} holds a call of {told(str(error))}, whose loading would execute code: refused, nothing was "
-            f"executed; if you trust it, {STATE_DICT}"
+            f"{path} holds a call of {printable_key(str(error))}, whose loading would execute code: refused, nothing "
+            f"was executed; if you trust it, {STATE_DICT}"
         ) from error
     except NotReadError as error:
         raise ValueError(f"{path} {error}; {ALLOWED}") from error
@@ -127,7 +127,7 @@ class NotReadError(ValueError):
     """A file is known, and not read for the reason that the message gives."""
 
 
-def ordinary_file(path: str | Path) -> Path:
+def check_readable(path: str | Path) -> Path:
     """Return the path of a file that can be read.
 
     Raises:
@@ -195,19 +195,19 @@ def _read_zip(path: Path, needed: int) -> WeightsFile:
                 if "/code/" not in name and not name.endswith("/constants.pkl"):
                     plain.writestr(name, archive.read(name))
     copy.seek(0)
-    return WeightsFile(_quietly(copy, pickle_module=inert_pickle, weights_only=False), "TorchScript")
+    return WeightsFile(_load_quietly(copy, pickle_module=inert_pickle, weights_only=False), "TorchScript")
 
 
 def _torch_load(path: Path) -> WeightsFile:
     try:
-        return WeightsFile(_quietly(path, weights_only=True), "torch")
+        return WeightsFile(_load_quietly(path, weights_only=True), "torch")
     except Exception as error:
         if "unsupported " not in str(error).lower():
             raise
-        return WeightsFile(_quietly(path, pickle_module=inert_pickle, weights_only=False), "objects")
+        return WeightsFile(_load_quietly(path, pickle_module=inert_pickle, weights_only=False), "objects")
 
 
-def _quietly(file: Path | io.BytesIO, **how: Any) -> Any:
+def _load_quietly(file: Path | io.BytesIO, **how: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(file, io.BytesIO):
@@ -228,5 +228,5 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
             ) from error
 
 
-def _bytes(value: Any) -> int:
+def _count_bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else 0

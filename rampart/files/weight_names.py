@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rampart.files.inert_pickle import Unbuilt
+from rampart.files.text import printable_key
 
 # What torch.compile, FSDP and activation checkpointing put into names, at any place.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -40,7 +41,7 @@ class Match:
         prefix: Before the network's names, with the keys of the containers around them.
         names: Names in the file, by the network's names.
         extra: Names in the file under the same prefix that the network does not have.
-        beside: Names in the file of the same dictionary outside the prefix.
+        outside: Names in the file of the same dictionary outside the prefix.
         wrong: Names of the network whose shape in the file is another.
         missing: Names of the network that the file lacks.
     """
@@ -48,12 +49,12 @@ class Match:
     prefix: str
     names: dict[str, str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
-    beside: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
-def tensors_of(content: Any) -> dict[str, FileTensor]:
+def collect_tensors(content: Any) -> dict[str, FileTensor]:
     """Collect all tensors of nested containers, by their keys joined with dots.
 
     Raises:
@@ -61,7 +62,7 @@ def tensors_of(content: Any) -> dict[str, FileTensor]:
     """
     found: dict[str, FileTensor] = {}
     for tensor in _walk(content):
-        name = _plain(".".join(tensor.path))
+        name = _strip_wrappers(".".join(tensor.path))
         if found.setdefault(name, tensor) is not tensor:
             raise ValueError(f"holds two tensors with the name {name}")
     return found
@@ -80,20 +81,15 @@ def _walk(content: Any) -> Iterator[FileTensor]:
         items = list(value.items()) if isinstance(value, Mapping) else list(enumerate(value))
         if not isinstance(value, Unbuilt):
             named = [(key, part) for key, part in items if isinstance(key, str) or not isinstance(part, Tensor)]
-            inner = [(part, (*path, told(key)), len(path) + (not isinstance(part, Tensor))) for key, part in named]
+            inner = [
+                (part, (*path, printable_key(key)), len(path) + (not isinstance(part, Tensor))) for key, part in named
+            ]
         else:  # a module and the modules in it are one dictionary of tensors
-            inner = [(part, (*path, told(key)), root) for key, part in _parts(value).items()]
+            inner = [(part, (*path, printable_key(key)), root) for key, part in _module_parts(value).items()]
         stack += reversed(inner)
 
 
-def told(key: Any) -> str:
-    """Return a key of a file as text for one line of a terminal, whatever the file holds."""
-    text = str(key) if isinstance(key, str | int) else type(key).__name__
-    text = "".join(character if character.isprintable() else "?" for character in text[:201])
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _parts(module: Unbuilt) -> dict[Any, Any]:
+def _module_parts(module: Unbuilt) -> dict[Any, Any]:
     parts = [module.get(name) for name in ("_parameters", "_buffers", "_modules")]
     if not all(isinstance(part, Mapping) for part in parts):
         return module
@@ -120,18 +116,18 @@ class Wanted:
     unsaved: frozenset[str]
 
     @classmethod
-    def by(cls, network: nn.Module) -> "Wanted":
+    def from_network(cls, network: nn.Module) -> "Wanted":
         """Collect the names of a network."""
         state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
         if any(nn.parameter.is_lazy(value) for value in state.values()):
             raise ValueError("can't be loaded into lazy layers without a shape: give the network an image first")
-        own = {_plain(name): name for name in state}
+        own = {_strip_wrappers(name): name for name in state}
         optional = {name for name in own if name.rpartition(".")[2] == "num_batches_tracked"}
-        buffers = {_plain(name) for name, _ in network.named_buffers()}
-        for pair in normalisers(own):
+        buffers = {_strip_wrappers(name) for name, _ in network.named_buffers()}
+        for pair in find_normalisers(own):
             optional |= set(pair) if buffers.issuperset(pair) else set()
         attributes = {
-            _plain(f"{place}.{name}" if place else name)
+            _strip_wrappers(f"{place}.{name}" if place else name)
             for place, module in network.named_modules()
             for name, value in vars(module).items()
             if isinstance(value, Tensor)
@@ -146,11 +142,11 @@ class Wanted:
         return [name for name in self.own if name not in self.optional]
 
 
-def _plain(name: str) -> str:
+def _strip_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
+def find_normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the pairs of names that are a normalisation's mean and standard deviation."""
     pairs = []
     for name in names:
@@ -213,11 +209,11 @@ def _match(wanted: Wanted, tensors: Mapping[str, FileTensor], prefix: str, own_p
     roots = {tensors[name].path[: tensors[name].root] for name in match.names.values()}
     for name, tensor in tensors.items():
         if name not in taken and (tensor.path[: tensor.root] in roots or not roots):
-            (match.extra if name.startswith(prefix) else match.beside).append(name)
+            (match.extra if name.startswith(prefix) else match.outside).append(name)
     return match
 
 
-def choose(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Match, list[Match]]:
+def choose_match(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Match, list[Match]]:
     """Choose among complete matches.
 
     Equal copies are one match. Of different ones, weights that training has ended with are taken before their

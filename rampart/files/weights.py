@@ -9,24 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from rampart.files.inert_pickle import Unbuilt
-from rampart.files.weight_checks import (
-    check_finite_weights,
-    check_normalisation,
-    check_values,
-    format_name,
-    listed,
-    refuse,
-    shape,
-    type_name,
-)
+from rampart.files.text import format_name, format_shape, join_names, printable_key, type_name
+from rampart.files.weight_checks import check_normalisation, check_values, raise_problems
 from rampart.files.weight_files import WeightsFile, read_checkpoint, read_file
-from rampart.files.weight_names import FileTensor, Match, Wanted, choose, find_matches, tensors_of, told
+from rampart.files.weight_names import FileTensor, Match, Wanted, choose_match, collect_tensors, find_matches
 
 __all__ = [
     "LIGHTNING_KEY",
     "LoadedWeights",
     "check_checkpoint",
-    "check_finite_weights",
     "check_match",
     "is_checkpoint_of",
     "load_weights",
@@ -77,9 +68,9 @@ class LoadedWeights:
         if self.cast:
             text += f"; cast {', '.join(self.cast)}"
         if self.kept:
-            text += f"; not in the file and kept: {listed(self.kept)}"
+            text += f"; not in the file and kept: {join_names(self.kept)}"
         if self.left_out:
-            text += f"; left out: {listed(self.left_out)}"
+            text += f"; left out: {join_names(self.left_out)}"
         return text + self.note
 
 
@@ -104,7 +95,7 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
     tensors, match, others = _find(network, file, path)
     weights = {name: tensors[there].value for name, there in match.names.items()}
     check_values(network, weights, path)
-    note = check_normalisation(network, {name: tensors[name].value for name in match.beside}, path)
+    note = check_normalisation(network, {name: tensors[name].value for name in match.outside}, path)
     _load(network, weights, path)
     roots = {tensors[there].path[: tensors[there].root] for there in match.names.values()}
     key = ".".join(roots.pop()) if len(roots) == 1 else ""
@@ -117,11 +108,11 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
         prefix=match.prefix.removeprefix(f"{key}." if key else ""),
         tensors=len(weights),
         numbers=sum(tensor.numel() for tensor in weights.values()),
-        origin=_origin(file),
+        origin=_describe_origin(file),
         kept=tuple(name for name in state if name not in weights and isinstance(state[name], Tensor)),
         left_out=(
             *(f"{other.prefix}* (other weights that fit)" for other in others),
-            *(name.removeprefix(f"{key}.") for name in match.beside),
+            *(name.removeprefix(f"{key}.") for name in match.outside),
         ),
         cast=tuple(sorted(f"{format_name(given)} to {format_name(own)}" for given, own in casts)),
         note=note,
@@ -130,23 +121,26 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
 
 def _find(network: nn.Module, file: WeightsFile, path: str | Path) -> tuple[dict[str, FileTensor], Match, list[Match]]:
     try:
-        wanted = Wanted.by(network)
+        wanted = Wanted.from_network(network)
         if not wanted.required:
             raise ValueError(f"can't be loaded: {type_name(network)} has no weights")
-        tensors = tensors_of(file.content)
+        tensors = collect_tensors(file.content)
         if not tensors:
-            raise ValueError(f"holds no network's weights: expected tensors by parameter name, got {_what(file)}")
-        match, others = choose(find_matches(wanted, tensors), tensors)
+            raise ValueError(
+                f"holds no network's weights: expected tensors by parameter name, got {_describe_content(file)}"
+            )
+        match, others = choose_match(find_matches(wanted, tensors), tensors)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
     state = network.state_dict()
     problems = [
-        f"{name} is {shape(tensors[match.names[name]].value)} in the file and {shape(state[name])} in the network"
+        f"{name} is {format_shape(tensors[match.names[name]].value)} in the file "
+        f"and {format_shape(state[name])} in the network"
         for name in match.wrong
     ]
-    problems += [f"{name} {shape(state[name])} is missing in the file" for name in match.missing]
-    problems += [f"{name} {shape(tensors[name].value)} is unknown to the network" for name in match.extra]
-    refuse(network, problems, path)
+    problems += [f"{name} {format_shape(state[name])} is missing in the file" for name in match.missing]
+    problems += [f"{name} {format_shape(tensors[name].value)} is unknown to the network" for name in match.extra]
+    raise_problems(network, problems, path)
     return tensors, match, others
 
 
@@ -181,7 +175,7 @@ def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpo
     own = {name: value for name, value in named if str(name).startswith("network.") and isinstance(value, Tensor)}
     weights = {name.removeprefix("network."): value for name, value in own.items()}
     if not weights:
-        keys = ", ".join(map(told, list(checkpoint)[:5]))
+        keys = ", ".join(map(printable_key, list(checkpoint)[:5]))
         raise ValueError(
             f"{source} holds no network's weights under state_dict: network.*, got the keys {keys}; --ramp.init_from "
             "takes weights from checkpoints of other modules"
@@ -229,31 +223,35 @@ def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str |
     """
     expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     problems = [
-        f"{name} is {shape(weights[name])} in the file and {shape(tensor)} in the network"
+        f"{name} is {format_shape(weights[name])} in the file and {format_shape(tensor)} in the network"
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    problems += [f"{n} {shape(t)} is missing in the file" for n, t in expected.items() if n not in weights]
-    problems += [f"{told(n)} {shape(t)} is unknown to the network" for n, t in weights.items() if n not in expected]
-    refuse(network, problems, source)
+    problems += [f"{n} {format_shape(t)} is missing in the file" for n, t in expected.items() if n not in weights]
+    problems += [
+        f"{printable_key(n)} {format_shape(t)} is unknown to the network"
+        for n, t in weights.items()
+        if n not in expected
+    ]
+    raise_problems(network, problems, source)
     check_values(network, weights, source)
 
 
-def _what(file: WeightsFile) -> str:
+def _describe_content(file: WeightsFile) -> str:
     content = file.content
     if file.kind == "TorchScript":
         return "TorchScript without any, as torch.jit.freeze makes it: save the module before it is frozen"
     if isinstance(content, Mapping):
         if any(isinstance(value, Unbuilt) and value.origin.startswith("numpy.") for value in content.values()):
             return "a pickle of numpy arrays: save them with numpy.savez"
-        return f"the keys {', '.join(map(told, list(content)[:5]))}"
+        return f"the keys {', '.join(map(printable_key, list(content)[:5]))}"
     return f"a {type(content).__name__}"
 
 
-def _origin(file: WeightsFile) -> str:
+def _describe_origin(file: WeightsFile) -> str:
     content = file.content
     if isinstance(content, Mapping) and LIGHTNING_KEY in content:
-        epoch, step = told(content.get("epoch", "?")), told(content.get("global_step", "?"))
+        epoch, step = printable_key(content.get("epoch", "?")), printable_key(content.get("global_step", "?"))
         return f"a checkpoint after epoch {epoch} (zero-based), step {step}"
     kinds = {"objects": "a pickle of objects, of which the tensors alone were built", "TorchScript": "TorchScript"}
     return kinds.get(file.kind, "plain weights")
