@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class LinearModel(nn.Module):
-    """Two logits that differ by ``w . x``: what an attack can gain on it is known exactly."""
+    """Two logits that differ by ``w . x``, so that the largest gain of an attack is known exactly."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class LinearModel(nn.Module):
 
 
 def small_network(num_classes: int = 10) -> Any:
-    """A 28x28 network with all that an attack could leave a trace in: BatchNorm, dropout, a frozen part."""
+    """Return a 28x28 network with all states that an attack could change: BatchNorm, dropout, frozen parameters."""
     network: Any = nn.Sequential(
         nn.Conv2d(1, 4, 5, stride=3),
         nn.BatchNorm2d(4),
@@ -42,7 +42,7 @@ def small_network(num_classes: int = 10) -> Any:
 def images() -> Tensor:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(12, 1, 28, 28, generator=generator)
-    images[:4] = (images[:4] > 0.5).float()  # MNIST's pixels are mostly at the box's walls
+    images[:4] = (images[:4] > 0.5).float()  # most of MNIST's pixels are 0 or 1
     return images
 
 
@@ -53,7 +53,7 @@ def labels() -> Tensor:
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    """Leave the other cores to the other test processes, here and in the processes that tests start."""
+    """Use one core per test process and per process that tests start."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -61,7 +61,7 @@ def _threads() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals() -> None:
-    """Take signals that the tests were started with to ignore, as by nohup; processes that they start inherit that."""
+    """Restore signals that the tests were started to ignore, as by nohup; started processes inherit this."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

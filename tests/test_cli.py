@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.datamodules.test_datamodules import mnist_root  # noqa: F401 (a fixture)
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
-# Two phases of one epoch of two batches, weak attacks, a handful of images.
+# Two phases, each one epoch of two batches; weak attacks and few images.
 SMALL = [
     "--trainer.max_epochs=2",
     "--trainer.check_val_every_n_epoch=1",
@@ -49,7 +49,7 @@ def run(folder: Path, subcommand: str, *arguments: str, config: str = QUICKSTART
 
 
 def failure(capsys: Any, folder: Path, subcommand: str, *arguments: str, config: str = QUICKSTART) -> tuple[str, int]:
-    """Run what must fail; return the one line that says why, and the exit status."""
+    """Run a command that must fail; return its one-line error and its exit status."""
     with pytest.raises(SystemExit) as stopped:
         run(folder, subcommand, *arguments, config=config)
     err = capsys.readouterr().err
@@ -61,13 +61,13 @@ def failure(capsys: Any, folder: Path, subcommand: str, *arguments: str, config:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder; tests read it and must not write to it."""
+    """Return a finished run's folder, which tests must not change."""
     folder = tmp_path_factory.mktemp("runs")
     run(folder, "fit")
     return folder / "quickstart" / "fit-0"
 
 
-def test_fit_leaves_checkpoints_config_table_and_pictures(fitted: Path) -> None:
+def test_fit_writes_checkpoints_config_table_and_figures(fitted: Path) -> None:
     names = {file.name for file in fitted.iterdir()}
     assert {"config.yaml", "checkpoints", "test.json", "robustness_curve.png", "robustness_curve.csv"} <= names
     assert "adversarial_images_epoch002.png" in names
@@ -83,7 +83,7 @@ def test_fit_leaves_checkpoints_config_table_and_pictures(fitted: Path) -> None:
     assert int(rows[0]["images"]) == 20
 
 
-def test_tensorboard_has_scalars_images_and_the_figure(fitted: Path) -> None:
+def test_tensorboard_has_scalars_and_images(fitted: Path) -> None:
     events = EventAccumulator(str(fitted))
     events.Reload()
     assert {"train/eps", "train/lr", "train/adv_loss", "train/adv_acc", "val/clean_acc", "val/robust_acc"} <= set(
@@ -93,15 +93,15 @@ def test_tensorboard_has_scalars_images_and_the_figure(fitted: Path) -> None:
     assert [e.value for e in events.Scalars("train/eps")] == pytest.approx([0.1, 0.1, 8 / 255, 8 / 255])
 
 
-def test_the_saved_config_says_what_was_run_as_it_was_written(fitted: Path) -> None:
+def test_the_saved_config_keeps_the_users_notation(fitted: Path) -> None:
     config = yaml.safe_load((fitted / "config.yaml").read_text())
     assert config["ramp"]["phases"][1]["end_eps"] == "8/255"
     assert config["seed_everything"] == 0
     assert config["name"] == "quickstart"
 
 
-def test_a_list_replaces_another_of_the_same_length_and_inherits_nothing(tmp_path: Path, capsys: Any) -> None:
-    """The quickstart's first of two phases starts at 0; the first of two others must not."""
+def test_a_list_on_the_command_line_replaces_the_configs_list_entirely(tmp_path: Path, capsys: Any) -> None:
+    """The quickstart's first phase has start_eps 0; phases from the command line must not inherit it."""
     with pytest.raises(SystemExit):
         run(tmp_path, "fit", "--print_config")
     phases = yaml.safe_load(capsys.readouterr().out)["ramp"]["phases"]
@@ -117,7 +117,7 @@ def test_the_saved_config_reproduces_the_run(fitted: Path, tmp_path: Path) -> No
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_every_run_has_a_new_folder_and_touches_no_other(tmp_path: Path) -> None:
+def test_every_run_has_a_new_folder_and_changes_no_other(tmp_path: Path) -> None:
     run(tmp_path, "fit", "--test_after_fit=false")
     first = tmp_path / "quickstart" / "fit-0"
     before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
@@ -148,7 +148,7 @@ def test_the_next_commands_are_printed_and_work(tmp_path: Path, capsys: Any, mon
         assert 0.1 <= float(row["adv_confidence"]) <= 1
 
 
-def test_the_command_line_rules_over_the_checkpoints_hyper_parameters(fitted: Path, tmp_path: Path) -> None:
+def test_command_line_values_override_the_checkpoints_hyper_parameters(fitted: Path, tmp_path: Path) -> None:
     last = fitted / "checkpoints" / "last.ckpt"
     attacks = "--model.test_attacks=[{eps: 0, attack: {class_path: rampart.attacks.PGD}, name: mine}]"
     run(tmp_path, "test", f"--ckpt_path={last}", attacks)
@@ -159,12 +159,14 @@ def test_the_command_line_rules_over_the_checkpoints_hyper_parameters(fitted: Pa
 
 @pytest.mark.parametrize("flag", ["true", "false"])
 @pytest.mark.parametrize("subcommand", ["validate", "test"])
-def test_attacks_have_gradients_whatever_the_flags(fitted: Path, tmp_path: Path, flag: str, subcommand: str) -> None:
+def test_attacks_have_gradients_with_and_without_inference_mode(
+    fitted: Path, tmp_path: Path, flag: str, subcommand: str
+) -> None:
     last = fitted / "checkpoints" / "last.ckpt"
     run(tmp_path, subcommand, f"--ckpt_path={last}", f"--trainer.inference_mode={flag}")
 
 
-def test_plain_weights_can_be_tested_and_started_from_but_not_resumed(tmp_path: Path, capsys: Any) -> None:
+def test_plain_weights_can_be_tested_and_used_as_initial_weights_but_not_resumed(tmp_path: Path, capsys: Any) -> None:
     weights = tmp_path / "weights.pth"
     torch.save(MNISTCNN().state_dict(), weights)
     run(tmp_path, "test", f"--ckpt_path={weights}")
@@ -209,9 +211,7 @@ def test_bad_input_ends_in_one_line(tmp_path: Path, capsys: Any, arguments: list
     assert status in (1, 2)
 
 
-def test_data_that_is_not_there_and_cannot_be_fetched_ends_in_one_line(
-    tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+def test_data_that_cannot_be_downloaded_ends_in_one_line(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     folder = tmp_path / "data"
     line, status = failure(capsys, tmp_path, "fit", "--data=datamodules.MNISTDataModule", f"--data.data_dir={folder}")
@@ -243,7 +243,7 @@ def test_a_ckpt_path_that_is_no_checkpoint_ends_in_one_line(
 
 
 class Payload:
-    """Leaves a file behind if it is unpickled the ordinary way."""
+    """Creates a file if it is unpickled by pickle."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -253,7 +253,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("option", ["--ckpt_path", "--ramp.init_from"])
-def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_executed(tmp_path: Path, capsys: Any, option: str) -> None:
+def test_a_checkpoint_with_code_is_refused_and_nothing_is_executed(tmp_path: Path, capsys: Any, option: str) -> None:
     torch.save({"pytorch-lightning_version": "2.6", "state_dict": Payload(tmp_path / "trace")}, tmp_path / "evil.ckpt")
     line, _ = failure(capsys, tmp_path, "fit", f"{option}={tmp_path / 'evil.ckpt'}")
     assert "would execute code: refused, nothing was executed" in line
@@ -285,13 +285,13 @@ def test_plain_weights_are_named_in_the_report(tmp_path: Path) -> None:
     assert report["weights"] == fingerprint(*network.state_dict().values())
 
 
-def test_without_validation_each_epoch_leaves_its_checkpoint(tmp_path: Path) -> None:
+def test_without_validation_the_last_epoch_is_saved(tmp_path: Path) -> None:
     run(tmp_path, "fit", "--trainer.check_val_every_n_epoch=100", "--test_after_fit=false")
     names = {file.name for file in (tmp_path / "quickstart/fit-0/checkpoints").iterdir()}
     assert names == {"epoch1-step4.ckpt", "last.ckpt"}
 
 
-def test_export_writes_what_init_from_and_ckpt_path_take(fitted: Path, tmp_path: Path, capsys: Any) -> None:
+def test_exported_files_can_be_used_as_init_from_and_ckpt_path(fitted: Path, tmp_path: Path, capsys: Any) -> None:
     checkpoint = fitted / "checkpoints" / "last.ckpt"
     main(["export", "--config", str(fitted / "config.yaml"), f"--runs_dir={tmp_path}", f"--ckpt_path={checkpoint}"])
     folder = tmp_path / "quickstart" / "export-0"
@@ -312,13 +312,13 @@ def test_export_writes_what_init_from_and_ckpt_path_take(fitted: Path, tmp_path:
         run(tmp_path, "test", f"--ckpt_path={folder / file}")
 
 
-def test_export_without_weights_says_what_it_needs(tmp_path: Path, capsys: Any) -> None:
+def test_export_without_ckpt_path_is_refused(tmp_path: Path, capsys: Any) -> None:
     line, status = failure(capsys, tmp_path, "export")
     assert "export needs --ckpt_path" in line
     assert status == 1
 
 
-def test_the_trace_is_there_when_asked_for(tmp_path: Path) -> None:
+def test_traceback_shows_the_exception(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.eps must be"):
         run(tmp_path, "fit", "--model.eps=7", "--traceback")
 
@@ -339,7 +339,7 @@ def test_every_config_runs(tmp_path: Path, config: str, mnist_root: Path) -> Non
     ])  # fmt: skip
 
 
-def test_the_strong_test_lies_over_a_config(capsys: Any) -> None:
+def test_the_strong_test_overlay_replaces_a_configs_test_attacks(capsys: Any) -> None:
     overlay = str(ROOT / "configs/overlays/strong_test.yaml")
     with pytest.raises(SystemExit):
         main(["test", "--config", str(ROOT / "configs/mnist/iat.yaml"), "--config", overlay, "--print_config"])
@@ -350,7 +350,7 @@ def test_the_strong_test_lies_over_a_config(capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_says_how_it_is_run(config: str) -> None:
+def test_every_config_header_has_its_command(config: str) -> None:
     header = (ROOT / config).read_text().split("seed_everything")[0]
     assert f"python cli.py fit --config {config}" in header
     assert "Expected" in header or "claim" in header
@@ -367,11 +367,11 @@ def test_help_is_quick_and_lists_the_subcommands() -> None:
     result = cli("--help")
     assert result.returncode == 0
     assert all(name in result.stdout for name in ("fit", "validate", "test", "predict", "export"))
-    assert time.monotonic() - start < 30  # 12 s on an idle machine; tests share theirs
+    assert time.monotonic() - start < 30  # 12 s on an idle machine
 
 
-def test_a_killed_run_goes_on_at_the_right_eps(tmp_path: Path) -> None:
-    """SIGKILL in mid-run, then --ckpt_path: the curves join."""
+def test_a_killed_run_resumes_at_the_right_eps(tmp_path: Path) -> None:
+    """Kill a run by SIGKILL and resume it with --ckpt_path: the curves have no gap."""
     arguments = [
         "fit", "--config", QUICKSTART, f"--runs_dir={tmp_path}", *SMALL,
         "--trainer.max_epochs=40", "--trainer.check_val_every_n_epoch=1", "--test_after_fit=false",

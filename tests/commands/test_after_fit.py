@@ -1,3 +1,5 @@
+"""The end of fit: its test and the printed next command."""
+
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +41,20 @@ def fit(folder: Path, data: type) -> None:
     ])  # fmt: skip
 
 
-def test_a_training_without_test_images_ends_well(tmp_path: Path, capsys: Any, caplog: Any) -> None:
+def test_fit_without_test_images_succeeds(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     fit(tmp_path, TrainOnly)
     assert "No test: TrainOnly has no test_dataloader." in caplog.text + capsys.readouterr().err
     assert list(tmp_path.rglob("last.ckpt"))
 
 
-def test_the_next_command_is_one_that_the_data_can_serve(tmp_path: Path, capsys: Any) -> None:
+def test_the_printed_next_command_has_a_loader_in_the_data_module(tmp_path: Path, capsys: Any) -> None:
     fit(tmp_path, WithTest)
     shown = capsys.readouterr().out
     assert "cli.py test --config" in shown
     assert "cli.py predict" not in shown
 
 
-def test_a_test_that_fails_does_not_hide_what_was_trained(tmp_path: Path, capsys: Any) -> None:
+def test_a_failed_test_after_fit_still_prints_the_checkpoint(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         fit(tmp_path, TwoTestSets)
     shown = capsys.readouterr()

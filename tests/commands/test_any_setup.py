@@ -1,4 +1,4 @@
-"""Every command with what users bring and leave out: own network, own data, any logger, no bar, no checkpoints."""
+"""Every command with a custom network, custom data, any logger, and without progress bar or checkpoints."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Data(LightningDataModule):
-    """Ordinary loaders of seven images, which two processes can't share evenly."""
+    """Ordinary loaders of seven images, which two processes can't share equally."""
 
     def loader(self):
         images = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ SETUPS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder with their code and the weights of their network."""
+    """A user's folder with custom code and the weights of a custom network."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "rampart_setup_user.py").write_text(USER_CODE)
     sys.path.insert(0, str(folder))
@@ -90,7 +90,7 @@ def command_line(command: str, user: Path, runs: Path, *more: str) -> list[str]:
 
 
 def check_results(command: str, folder: Path, checkpoints: bool) -> None:
-    """Check that all that the command is for lies in the run's folder."""
+    """Check that the run's folder has all files that the command writes."""
     if command == "fit":
         assert (folder / "checkpoints" / "last.ckpt").is_file() == checkpoints
     if command in ("fit", "test"):

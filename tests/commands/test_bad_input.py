@@ -1,6 +1,7 @@
-"""Wrong input to every command: one line that names what was given, a non-zero exit, and nothing lost.
+"""Bad input to every command: one line that names the input, a non-zero exit status, and no changed file.
 
-A row is a command, its arguments and what the line must hold. ``{name}`` in an argument is a file of ``files`` below.
+A row is a command, its arguments, and texts that the line must contain. ``{name}`` in an argument is a file of the
+fixture ``files``.
 """
 
 import sys
@@ -26,7 +27,7 @@ IMAGES, LABELS = torch.rand(8, 1, 28, 28), torch.arange(8)
 
 
 class Plain(LightningDataModule):
-    """Eight images; the other data modules change one thing each."""
+    """Eight valid images; the other data modules change one thing each."""
 
     def __init__(self, batch_size: int = 4) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class Two(Plain):
 
 
 class Net(nn.Module):
-    """The other networks change what it returns."""
+    """A valid network; the others change its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +235,7 @@ EVALUATE = ["--ckpt_path={weights}", "--eps=[0.1]", "--num_images=4", "--preset=
 PHASE = "--ramp.phases=[{{epochs: 2, end_eps: {0}}}]"
 
 ROWS: list[tuple[str, list[str], list[str]]] = [
-    # Options that do not exist, or that lack their value.
+    # Unknown options, and options without a value.
     ("fit", ["--trainer.max_epochz=3"], ["max_epochz"]),
     ("fit", ["--trainer.max_epoch=3"], ["max_epoch"]),
     ("fit", ["--epochs=3"], ["--epochs"]),
@@ -385,7 +386,7 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
     ("validate", ["--data.val_size=0"], ["val"]),
     ("test", ["--trainer.limit_test_batches=0"], ["limit_test_batches", "0"]),
     ("predict", ["--trainer.limit_predict_batches=0"], ["limit_predict_batches", "0"]),
-    # What a network returns.
+    # Outputs of the network.
     *[(command, [*network(name), *more], fragments)
       for name, fragments in [
           ("Text", ["str"]), ("Pair", ["tuple"]), ("Column", ["logits"]), ("OneForAll", ["logits"]),
@@ -472,7 +473,7 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files to be refused, and two that are right."""
+    """Return bad files and two good ones."""
     folder = tmp_path_factory.mktemp("files")
     sys.path.insert(0, str(folder))
     (folder / "rampart_bad_user.py").write_text(USER_CODE)

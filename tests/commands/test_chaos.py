@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and resumed end as the unbroken run does, bit by bit."""
+"""Runs that are killed at random moments and resumed end bit-equal to the uninterrupted run."""
 
 import os
 import random
@@ -20,7 +20,7 @@ SEED = int(os.environ.get("RAMPART_CHAOS_SEED", "0"))
 
 
 class Tiny(nn.Module):
-    """A classifier whose checkpoints are small."""
+    """A classifier with small checkpoints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class Tiny(nn.Module):
 
 
 class Dropping(Tiny):
-    """A network that draws random numbers in training."""
+    """A network with dropout, which uses random numbers in training."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(nn.functional.dropout(images, 0.2, self.training))
 
 
 class Shuffled(DigitsDataModule):
-    """The digits in an ordinary loader, in an order and with noise that torch's global generator draws."""
+    """The digits in an ordinary loader, with order and noise from torch's global generator."""
 
     def train_dataloader(self) -> Any:
         images, labels = self._sets["train"]
@@ -52,11 +52,11 @@ def _with_noise(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 class Killed(BaseException):
-    """Not caught by anything: no more is saved than by SIGKILL."""
+    """Raised to stop a run; nothing catches it, so no more is saved than after SIGKILL."""
 
 
 class Killer(Callback):
-    """End the process' work at the n-th of the moments at which it may be killed."""
+    """Raise Killed at the n-th hook that is called."""
 
     after: int | None = None
 
@@ -110,13 +110,13 @@ VARIANTS = {
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint that a user would resume from: the last start's, if it has saved one."""
+    """Return the checkpoint to resume from: ``last.ckpt`` of the newest run that has one."""
     runs = sorted((folder / "run").glob("fit-*"), key=lambda run: int(run.name.split("-")[1]), reverse=True)
     return next((run / "checkpoints/last.ckpt" for run in runs if (run / "checkpoints/last.ckpt").exists()), None)
 
 
 def run(folder: Path, arguments: list[str], kill_after: int | None = None) -> bool:
-    """Start, or resume, a run; return whether it ended."""
+    """Start or resume a run; return True if it was not killed."""
     Killer.after = kill_after
     last = newest(folder)
     resume = [] if last is None else [f"--ckpt_path={last}"]
@@ -127,14 +127,14 @@ def run(folder: Path, arguments: list[str], kill_after: int | None = None) -> bo
     return True
 
 
-def end_of(folder: Path) -> dict[str, Any]:
+def read_last(folder: Path) -> dict[str, Any]:
     last = newest(folder)
     assert last is not None
     return read_checkpoint(last)
 
 
-def best_of(checkpoint: dict[str, Any]) -> Any:
-    """The best score so far and the name of its file; the name of the last file where nothing is monitored."""
+def read_best(checkpoint: dict[str, Any]) -> Any:
+    """Return the best score and the name of its file; without a monitored metric, the name of the last file."""
     (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("RunCheckpoint"))
     return state["best_model_score"], Path(state["best_model_path"]).name
 
@@ -156,7 +156,7 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path, variant: str) -> None:
+def test_a_killed_and_resumed_run_ends_bit_equal_to_the_uninterrupted_run(tmp_path: Path, variant: str) -> None:
     whole, broken, chance = tmp_path / "whole", tmp_path / "broken", random.Random(f"{variant} {SEED}")  # noqa: S311
     assert run(whole, VARIANTS[variant])
     kills, longest = 0, max(28, 180 // KILLS)
@@ -166,15 +166,15 @@ def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path, variant: str) -> 
             read_checkpoint(file)
     if kills == KILLS:
         assert run(broken, VARIANTS[variant])
-    one, other = end_of(whole), end_of(broken)
+    one, other = read_last(whole), read_last(broken)
     for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert_equal(one[key], other[key], key)
     counts = [checkpoint["loops"]["fit_loop"]["epoch_progress"] for checkpoint in (one, other)]
     assert counts[0] == counts[1]
-    assert best_of(one) == best_of(other)
+    assert read_best(one) == read_best(other)
 
 
-def test_an_epoch_that_is_resumed_within_begins_for_callbacks_too(tmp_path: Path) -> None:
+def test_callbacks_start_an_epoch_that_is_resumed_halfway(tmp_path: Path) -> None:
     callbacks = "--trainer.callbacks+={class_path: pytorch_lightning.callbacks."
     arguments = [
         f"{callbacks}GradientAccumulationScheduler, init_args: {{scheduling: {{0: 3, 1: 2}}}}}}",
@@ -184,9 +184,9 @@ def test_an_epoch_that_is_resumed_within_begins_for_callbacks_too(tmp_path: Path
     ]  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole, arguments)
-    # Within the first epoch, and within the second, whose weights are averaged.
+    # Within the first epoch, and within the second, which averages weights.
     assert [run(broken, arguments, kill_after=moments) for moments in (13, 26, None)] == [False, False, True]
-    one, other = end_of(whole), end_of(broken)
+    one, other = read_last(whole), read_last(broken)
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert_equal(one[key], other[key], key)
     averages = [checkpoint["callbacks"]["StochasticWeightAveraging"] for checkpoint in (one, other)]

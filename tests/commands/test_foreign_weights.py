@@ -1,4 +1,4 @@
-"""Checkpoints of other modules, and weights that are not finite, on the command line."""
+"""Checkpoints of other modules and non-finite weights on the command line."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ FAST = ("--trainer.limit_test_batches=1", "--curve.num_images=0")
 
 
 def write_foreign(path: Path, network: MNISTCNN) -> Path:
-    """Write a checkpoint of a module whose network is `self.model`, and which has one layer more."""
+    """Write a checkpoint of a module that keeps its network in `self.model` and has one more layer."""
     state = {f"model.{name}": value for name, value in network.state_dict().items()} | {"loss.weight": torch.ones(10)}
-    # What Lightning can't read either: a checkpoint with the settings of the script in it.
+    # Lightning can't read this either: the checkpoint holds an object of the training script.
     torch.save({"pytorch-lightning_version": "2.6.0", "epoch": 2, "global_step": 5, "state_dict": state,
                 "hyper_parameters": {"path": path}}, path)  # fmt: skip
     return path

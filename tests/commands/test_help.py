@@ -1,4 +1,4 @@
-"""Help and version, as a newcomer asks for them."""
+"""Help texts and ``--version``."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ def printed(capsys: Any, *words: str) -> str:
     return str(capsys.readouterr().out)
 
 
-def test_help_begins_with_lines_of_use_and_describes_every_command(capsys: Any) -> None:
+def test_help_begins_with_examples_and_describes_every_command(capsys: Any) -> None:
     text = printed(capsys, "--help")
     head = text.splitlines()[:15]
     assert sum("python cli.py" in line for line in head) == 5
@@ -27,7 +27,7 @@ def test_help_begins_with_lines_of_use_and_describes_every_command(capsys: Any) 
     assert all(sentence.endswith(".") for _, sentence in commands)
 
 
-def test_the_projects_own_options_come_before_lightnings(capsys: Any) -> None:
+def test_ramparts_options_come_before_lightnings(capsys: Any) -> None:
     text = printed(capsys, "evaluate", "--help")
     own = ["--name", "--runs_dir", "--ckpt_path", "--preset", "--eps", "--model.help", "--ramp.phases"]
     places = [text.index(f"\n  {option}") for option in own]
@@ -41,7 +41,7 @@ def test_the_help_of_a_class_does_not_list_every_layer_of_torch(capsys: Any) -> 
     assert "any other by its" in text
 
 
-def test_the_version_names_commit_and_torch(capsys: Any) -> None:
+def test_version_prints_commit_and_torch(capsys: Any) -> None:
     main(["--version"])
     assert re.fullmatch(rf"rampart .* \(commit .*\), python .*torch {re.escape(torch.__version__.split('+')[0])}.*\n",
                         capsys.readouterr().out)  # fmt: skip

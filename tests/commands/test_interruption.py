@@ -1,4 +1,4 @@
-"""Signals: a run that is told to end saves, says how it is resumed, and ends with a status that is not 0."""
+"""Signals: an interrupted run saves, prints how to resume it, and ends with a status other than 0."""
 
 import os
 import shlex
@@ -15,14 +15,14 @@ from pytorch_lightning import Callback
 from cli import main
 from commands.interruption import Interrupted, interruptible, signals
 from rampart.files.weights import read_checkpoint
-from tests.commands.test_chaos import COMMON, assert_equal, end_of
+from tests.commands.test_chaos import COMMON, assert_equal, read_last
 from tests.conftest import ROOT
 
 EVALUATION = [option for option in COMMON[1:] if not option.startswith("--test_after_fit")]
 
 
 class Signaller(Callback):
-    """Send this process a signal at the n-th moment of a kind."""
+    """Send this process a signal at the n-th call of a hook."""
 
     signum, hook, after = signal.SIGTERM, "", 0
 
@@ -51,7 +51,7 @@ class Signaller(Callback):
 
 
 def interrupt(capsys: Any, signum: int, hook: str, after: int, *arguments: str) -> str:
-    """Run a command that gets a signal, and return its last line."""
+    """Run a command that gets a signal, and return the last line of stderr."""
     Signaller.signum, Signaller.hook, Signaller.after = signal.Signals(signum), hook, after
     capsys.readouterr()
     with pytest.raises(SystemExit) as status:
@@ -65,7 +65,7 @@ def interrupt(capsys: Any, signum: int, hook: str, after: int, *arguments: str) 
 
 
 def resume(line: str) -> None:
-    """Paste the printed command."""
+    """Run the printed command."""
     command = shlex.split(line.split("resume with: ")[1])
     assert command[:2] == ["python", "cli.py"]
     main(command[2:])
@@ -75,7 +75,7 @@ def resume(line: str) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("whole")
     main([*COMMON, f"--runs_dir={folder}", "--trainer.accumulate_grad_batches=2"])
-    return end_of(folder)
+    return read_last(folder)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (signal.SIGTERM, "end", 1),
     ],
 )
-def test_an_interrupted_fit_is_saved_and_its_printed_command_ends_as_the_unbroken_run(
+def test_the_printed_command_resumes_an_interrupted_fit_bit_equal_to_the_uninterrupted_run(
     whole: dict[str, Any], tmp_path: Path, capsys: Any, monkeypatch: Any, signum: int, hook: str, after: int
 ) -> None:
     monkeypatch.setattr("sys.argv", ["cli.py"])
@@ -101,19 +101,19 @@ def test_an_interrupted_fit_is_saved_and_its_printed_command_ends_as_the_unbroke
     expected = {"batch": (after + 1) // 2, "validation": 9, "epoch": 9, "end": 24}[hook]
     assert saved["global_step"] == expected
     resume(line)
-    end = end_of(runs) if hook != "end" else saved
+    end = read_last(runs) if hook != "end" else saved
     for key in ("global_step", "state_dict", "optimizer_states"):
         assert_equal(end[key], whole[key], key)
 
 
-def test_how_to_resume_is_printed_when_training_starts(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_the_command_to_resume_is_printed_when_training_starts(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("sys.argv", ["cli.py"])
     main([*COMMON, f"--runs_dir={tmp_path}", "--trainer.max_epochs=1", "--ramp.phases=[{epochs: 1, end_eps: 0.1}]"])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "resume with" in line)
     resume(line)
 
 
-def test_without_checkpoints_the_line_says_that_nothing_is_saved(tmp_path: Path, capsys: Any) -> None:
+def test_without_checkpoints_the_message_says_that_nothing_was_saved(tmp_path: Path, capsys: Any) -> None:
     line = interrupt(
         capsys, signal.SIGTERM, "batch", 2, *COMMON, f"--runs_dir={tmp_path}", "--trainer.enable_checkpointing=false"
     )
@@ -125,7 +125,7 @@ def test_an_interrupted_test_ends_in_one_line(tmp_path: Path, capsys: Any) -> No
     assert line == "interrupted by Ctrl-C: nothing more was written; run the command again"
 
 
-def test_the_second_signal_ends_at_once(monkeypatch: Any) -> None:
+def test_a_repeated_signal_ends_the_process_at_once(monkeypatch: Any) -> None:
     ended: list[int] = []
     monkeypatch.setattr("os._exit", ended.append)
     monkeypatch.setattr("commands.interruption.REPEATED_SECONDS", 0.0)
@@ -156,7 +156,7 @@ def test_ctrl_c_during_the_imports_ends_in_one_line() -> None:
     assert said == "interrupted by Ctrl-C: nothing more was written; run the command again\n"
 
 
-def test_sigterm_to_one_process_of_two_saves_and_ends_both(tmp_path: Path) -> None:
+def test_sigterm_to_one_of_two_processes_saves_the_run_and_ends_both(tmp_path: Path) -> None:
     process = start(
         *COMMON, f"--runs_dir={tmp_path}", "--trainer.devices=2", "--trainer.strategy=ddp",
         "--trainer.max_epochs=100000", "--ramp.phases=[{epochs: 100000, end_eps: 0.1}]",
@@ -175,7 +175,7 @@ def test_sigterm_to_one_process_of_two_saves_and_ends_both(tmp_path: Path) -> No
     read_checkpoint(last)
 
 
-def test_a_job_that_slurm_starts_again_resumes_by_itself(
+def test_a_job_that_slurm_restarts_resumes_automatically(
     whole: dict[str, Any], tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     stub = tmp_path / "bin/scontrol"
@@ -197,17 +197,17 @@ def test_a_job_that_slurm_starts_again_resumes_by_itself(
     line = interrupt(capsys, signal.SIGTERM, "batch", 10, *command)
     main(command)
     for key in ("global_step", "state_dict", "optimizer_states"):
-        assert_equal(end_of(tmp_path)[key], whole[key], key)
-    best = [key for key in end_of(tmp_path)["callbacks"] if key.startswith("RunCheckpoint")]
-    state, other = (each["callbacks"][best[0]] for each in (end_of(tmp_path), whole))
+        assert_equal(read_last(tmp_path)[key], whole[key], key)
+    best = [key for key in read_last(tmp_path)["callbacks"] if key.startswith("RunCheckpoint")]
+    state, other = (each["callbacks"][best[0]] for each in (read_last(tmp_path), whole))
     assert state["best_model_score"] == other["best_model_score"]
-    # Another job begins from the start.
+    # Another job starts from scratch.
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     interrupt(capsys, signal.SIGTERM, "batch", 1, *command)
-    assert end_of(tmp_path)["global_step"] == 1
+    assert read_last(tmp_path)["global_step"] == 1
 
 
-def test_a_closed_terminal_ends_as_other_signals_do() -> None:
+def test_a_closed_terminal_interrupts_like_other_signals() -> None:
     with interruptible(), pytest.raises(Interrupted, match="interrupted by SIGHUP"):
         signal.raise_signal(signal.SIGHUP)
     assert signals.received == 0  # for a later run in this process

@@ -75,7 +75,7 @@ def test_loaders_with_positional_arguments_are_shared_among_processes(
     assert len(loader.batch_sampler.sampler) == (3 if command == "predict" else 4)
 
 
-def test_what_can_not_be_shared_or_completed_is_refused_in_one_line(monkeypatch: Any) -> None:
+def test_a_loader_that_cannot_be_recreated_is_refused_in_one_line(monkeypatch: Any) -> None:
     with pytest.raises(ValueError, match=r"Closed can't be recreated .* predict_dataloader needs") as caught:
         trainer().predict(classifier(), datamodule=Given(lambda: Closed(DATA, 3, True)))
     assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_what_can_not_be_shared_or_completed_is_refused_in_one_line(monkeypatch:
 
 
 class Orders(Callback):
-    """Notes which images each epoch brings, and sets torch's seed as user code may."""
+    """Record the images of each epoch in order, and set torch's seed as user code may."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.seen = seed, list[list[float]]()
@@ -100,7 +100,7 @@ class Orders(Callback):
         self.seen[-1] += batch[0][:, 0, 0, 0].tolist()
 
 
-def test_an_order_is_that_of_the_runs_seed_whatever_the_processes_own() -> None:
+def test_the_order_depends_on_the_runs_seed_and_not_on_torchs_global_seed() -> None:
     seen = []
     for seed in (3, 4):
         orders, made = Orders(seed), trainer()

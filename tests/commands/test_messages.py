@@ -1,4 +1,4 @@
-"""Errors in one line: the option as typed, the value got, what is allowed."""
+"""One-line errors: the option, the value given and the allowed values."""
 
 import re
 from argparse import ArgumentError
@@ -39,7 +39,7 @@ def parse(cli: ParsesOnly, command: str, *words: str) -> Any:
     return cli.config[command]
 
 
-def test_one_value_is_a_list_of_one(cli: ParsesOnly) -> None:
+def test_a_single_value_is_accepted_for_a_list(cli: ParsesOnly) -> None:
     assert parse(cli, "evaluate", "--eps", "0.3").eps == (0.3,)
     assert parse(cli, "evaluate", "--eps=8/255").eps == ("8/255",)
     assert parse(cli, "evaluate", "--eps", "0.3, 8/255").eps == (0.3, "8/255")
@@ -89,7 +89,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
-def test_a_wrong_command_line_names_option_value_and_what_is_allowed(
+def test_an_error_names_the_option_the_value_and_the_allowed_values(
     cli: ParsesOnly, words: list[str], message: str
 ) -> None:
     with pytest.raises(ArgumentError) as error:
@@ -115,7 +115,9 @@ FILES = [
 
 
 @pytest.mark.parametrize(("content", "message"), FILES, ids=[message for _, message in FILES])
-def test_a_config_that_cannot_be_read_is_named(cli: ParsesOnly, tmp_path: Path, content: bytes, message: str) -> None:
+def test_an_error_names_the_config_that_cannot_be_read(
+    cli: ParsesOnly, tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(ArgumentError, match=f"config {path} ") as error:
@@ -123,7 +125,7 @@ def test_a_config_that_cannot_be_read_is_named(cli: ParsesOnly, tmp_path: Path, 
     assert message in describe(error.value)
 
 
-def test_a_message_that_is_a_mere_value_gets_its_type() -> None:
+def test_an_error_without_a_sentence_is_printed_with_its_type() -> None:
     def test_dataloader() -> None:
         raise NotImplementedError
 
@@ -135,7 +137,7 @@ def test_a_message_that_is_a_mere_value_gets_its_type() -> None:
     assert describe(error.value) == "test_dataloader is not implemented"
 
 
-def test_an_error_inside_an_object_is_told_without_the_types_that_were_tried(capsys: Any) -> None:
+def test_an_error_inside_an_object_is_printed_without_the_parsers_types(capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *SETTINGS, "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: a, mode: nope}}"])
     assert stopped.value.code == 1
@@ -144,26 +146,26 @@ def test_an_error_inside_an_object_is_told_without_the_types_that_were_tried(cap
     assert "Expected" not in line
 
 
-def test_a_long_message_keeps_beginning_and_end() -> None:
+def test_a_long_message_is_cut_in_the_middle() -> None:
     line = one_line("begin " + "x " * 10_000 + "end")
     assert len(line) <= 400
     assert line.startswith("begin")
     assert line.endswith("end")
 
 
-def test_a_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_printed_command_is_quoted_for_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/pytest"])
     assert command_line("test", "--ckpt_path", "a b's.ckpt") == "python cli.py test --ckpt_path 'a b'\"'\"'s.ckpt'"
     monkeypatch.setattr("sys.argv", ["clone/cli.py"])
     assert command_line("test") == "python clone/cli.py test"
 
 
-def test_a_command_without_data_asks_for_it(cli: ParsesOnly) -> None:
+def test_a_command_without_data_names_the_missing_option(cli: ParsesOnly) -> None:
     with pytest.raises(ArgumentError, match="--data must be given: --data CLASS, or --config FILE"):
         cli.parse_arguments(cli.parser, ["fit", "--model", "MNISTClassifier"])
 
 
-def test_without_a_command_they_are_listed(capsys: Any) -> None:
+def test_an_unknown_command_suggests_the_nearest(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["fitt"])
     assert "error: no command is called 'fitt'; did you mean fit?" in capsys.readouterr().err
@@ -176,7 +178,7 @@ def test_without_a_command_they_are_listed(capsys: Any) -> None:
         ("fit: {name: a}", "a config holds the options themselves, without the command: leave out `fit:`"),
     ],
 )
-def test_an_unknown_option_of_a_config_is_told_with_the_right_one(
+def test_an_unknown_option_in_a_config_suggests_the_nearest(
     tmp_path: Path, cli: ParsesOnly, content: str, message: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(content)
@@ -184,7 +186,7 @@ def test_an_unknown_option_of_a_config_is_told_with_the_right_one(
         cli.parse_arguments(cli.parser, ["fit", *SETTINGS, f"--config={tmp_path / 'config.yaml'}"])
 
 
-def test_a_command_after_a_config_is_told_to_come_first(cli: ParsesOnly, tmp_path: Path) -> None:
+def test_a_command_after_a_config_is_refused_with_the_right_order(cli: ParsesOnly, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: a")
     with pytest.raises(ArgumentError, match="the command comes first: fit --config FILE"):
         cli.parse_arguments(cli.parser, [f"--config={tmp_path / 'config.yaml'}", "fit", *SETTINGS])

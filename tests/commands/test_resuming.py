@@ -1,4 +1,4 @@
-"""What a run saves, what a resumed run takes from it, and what it never does with it."""
+"""Checkpoints that a run saves, resuming from them, and refusing those that do not fit."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ SCORES = [0.3, 0.9, 0.2, 0.4, 0.1]
 
 
 class Scores(Callback):
-    """A validation metric whose value is known for each epoch."""
+    """Log a validation metric with a known value per epoch."""
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         pl_module.log("val/score", SCORES[trainer.current_epoch % 5])
@@ -57,7 +57,7 @@ def failure(capsys: Any, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of five epochs, all of whose checkpoints are kept."""
+    """Return an uninterrupted run of five epochs that keeps all checkpoints."""
     return fit(tmp_path_factory.mktemp("whole"), "--checkpoint.save_top_k=-1")
 
 
@@ -80,14 +80,16 @@ def test_the_last_epoch_is_saved_whether_or_not_it_is_better(whole: Path) -> Non
     ],
     ids=str,
 )
-def test_the_trained_end_is_saved(tmp_path: Path, arguments: list[str]) -> None:
+def test_the_end_of_training_is_saved(tmp_path: Path, arguments: list[str]) -> None:
     run = fit(tmp_path, *arguments, epochs=2, scores="--data.val_size=0" not in arguments)
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 4
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_a_resumed_run_has_the_best_of_the_whole_run(whole: Path, tmp_path: Path, epoch: int, top_k: int) -> None:
+def test_a_resumed_run_has_the_best_checkpoints_of_the_whole_run(
+    whole: Path, tmp_path: Path, epoch: int, top_k: int
+) -> None:
     old = {file: file.read_bytes() for file in whole.rglob("*.ckpt")}
     resumed = whole / f"checkpoints/epoch{epoch}-step{2 * epoch + 2}.ckpt"
     run = fit(tmp_path, f"--ckpt_path={resumed}", f"--checkpoint.save_top_k={top_k}")
@@ -100,19 +102,19 @@ def test_a_resumed_run_has_the_best_of_the_whole_run(whole: Path, tmp_path: Path
     assert {file: file.read_bytes() for file in old} == old
 
 
-def test_a_resumes_resume_after_the_first_run_was_deleted_has_the_best_of_all(whole: Path, tmp_path: Path) -> None:
+def test_a_twice_resumed_run_keeps_the_best_checkpoint_of_a_deleted_first_run(whole: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(whole / "checkpoints", moved)
     first = fit(tmp_path, f"--ckpt_path={moved / 'epoch2-step6.ckpt'}", "--checkpoint.save_top_k=2")
     shutil.rmtree(moved)
     second = fit(tmp_path, f"--ckpt_path={first / 'checkpoints/last.ckpt'}")
-    assert names(second) == {"epoch1-step4.ckpt"}  # trained to its end already
+    assert names(second) == {"epoch1-step4.ckpt"}  # training had ended already
     third = fit(tmp_path, f"--ckpt_path={first / 'checkpoints/epoch3-step8.ckpt'}")
     state = state_of(read_checkpoint(third / "checkpoints/last.ckpt"))
     assert Path(state["best_model_path"]) == third / "checkpoints/epoch1-step4.ckpt"
 
 
-def test_a_best_that_is_gone_is_said_in_one_line(whole: Path, tmp_path: Path, caplog: Any) -> None:
+def test_a_missing_best_checkpoint_is_reported_in_one_line(whole: Path, tmp_path: Path, caplog: Any) -> None:
     shutil.copy(whole / "checkpoints/epoch2-step6.ckpt", tmp_path / "alone.ckpt")
     run = fit(tmp_path, f"--ckpt_path={tmp_path / 'alone.ckpt'}")
     assert "The best checkpoint so far, epoch1-step4.ckpt (val/score 0.9000), is not beside" in caplog.text
@@ -179,7 +181,7 @@ MISMATCHES = [
 
 
 @pytest.mark.parametrize(("spoil", "arguments", "message"), MISMATCHES)
-def test_what_does_not_fit_is_named_with_the_remedy(
+def test_a_checkpoint_that_does_not_fit_is_refused_with_the_remedy(
     whole: Path, tmp_path: Path, capsys: Any, spoil: Any, arguments: list[str], message: str
 ) -> None:
     checkpoint = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)
@@ -189,7 +191,7 @@ def test_what_does_not_fit_is_named_with_the_remedy(
     line = failure(capsys, *COMMON, f"--runs_dir={tmp_path}", f"--ckpt_path={path}", *arguments)
     assert message in line
     assert str(path) in line
-    assert "init_from" in line or "max_epochs" in line  # The middle of a long line is left out.
+    assert "init_from" in line or "max_epochs" in line  # The middle of a long line is cut out.
 
 
 @pytest.mark.parametrize(
@@ -211,9 +213,7 @@ def test_a_ckpt_path_that_is_no_file_is_explained(
     assert message in failure(capsys, command, *options, f"--runs_dir={tmp_path}", *arguments)
 
 
-def test_initial_weights_beside_a_resumed_run_are_refused(
-    whole: Path, tmp_path: Path, capsys: Any, caplog: Any
-) -> None:
+def test_initial_weights_for_a_resumed_run_are_refused(whole: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
     last = whole / "checkpoints/last.ckpt"
     options = [f"--runs_dir={tmp_path}", f"--ckpt_path={last}"]
     assert "exclude each other" in failure(capsys, *COMMON, *options, "--ramp.init_from", str(last))
@@ -241,7 +241,7 @@ def test_a_metric_that_is_never_logged_is_refused_before_the_second_batch(
 
 
 @pytest.mark.parametrize("monitor", ["val/clean_acc", "train/adv_acc", "train/adv_loss"])
-def test_a_metric_that_is_logged_is_taken(tmp_path: Path, monitor: str) -> None:
+def test_a_logged_metric_can_be_monitored(tmp_path: Path, monitor: str) -> None:
     run = fit(tmp_path, f"--checkpoint.monitor={monitor}", epochs=1)
     assert "epoch0-step2.ckpt" in names(run)
 
@@ -274,7 +274,7 @@ def test_a_broken_newest_checkpoint_does_not_hide_an_older_one(
 
 
 @pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
-def test_a_kill_while_writing_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: Any, moment: str) -> None:
+def test_a_kill_while_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: Any, moment: str) -> None:
     writer, path = WholeFileIO(), tmp_path / "last.ckpt"
     writer.save_checkpoint({"global_step": 1}, path)
 
@@ -286,7 +286,7 @@ def test_a_kill_while_writing_leaves_the_old_file_whole(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             writer.save_checkpoint({"global_step": 2}, path)
     assert read_checkpoint(path) == {"global_step": 1}
-    # What a process that is no more had begun is removed, what another may still be writing is not.
+    # Unfinished files of dead processes are removed, those of living ones are not.
     (dead,) = tmp_path.glob(".*.tmp")
     dead.rename(dead.with_name(dead.name.replace(str(os.getpid()), "99999999")))
     other = tmp_path / ".last.ckpt.elsewhere.1.tmp"
@@ -295,7 +295,7 @@ def test_a_kill_while_writing_leaves_the_old_file_whole(tmp_path: Path, monkeypa
     assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", other.name}
 
 
-def test_a_full_disk_names_the_file_and_spares_the_old_one(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path: Path, monkeypatch: Any) -> None:
     writer, path = WholeFileIO(), tmp_path / "last.ckpt"
     writer.save_checkpoint({"global_step": 1}, path)
 

@@ -1,4 +1,4 @@
-"""A run's folder: claimed once, known to all ranks."""
+"""The run's folder: created once, the same for all ranks."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", rank)
 
 
-def test_a_process_that_rank_0_starts_takes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_rank_0_starts_uses_rank_0s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, "another run's")
     (tmp_path / "a" / "fit-0").mkdir(parents=True)
     claimed = new_run_folder(str(tmp_path), "a", "fit")
@@ -23,7 +23,7 @@ def test_a_process_that_rank_0_starts_takes_its_folder(tmp_path: Path, monkeypat
     assert new_run_folder(str(tmp_path), "a", "fit") == claimed
 
 
-def test_a_process_that_another_starts_learns_it_at_set_up_and_makes_none(
+def test_a_process_that_torchrun_starts_gets_the_folder_at_set_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
@@ -39,13 +39,15 @@ def test_a_process_that_another_starts_learns_it_at_set_up_and_makes_none(
     assert trainer._default_root_dir == str(tmp_path / "a" / "fit-7")
 
 
-def test_the_first_process_of_another_machine_claims_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_of_another_machine_creates_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NODE_RANK", "1")
     new_run_folder(str(tmp_path), "a", "fit")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_where_no_folder_can_be_is_named(tmp_path: Path) -> None:
+def test_an_impossible_runs_dir_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"runs_dir: no folder can be created in .*file/a: Not a directory"):
         new_run_folder(str(tmp_path / "file"), "a", "fit")

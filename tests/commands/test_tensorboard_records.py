@@ -1,4 +1,4 @@
-"""TensorBoard's records: curves without a gap, settings beside results, and the time of all parts of a run."""
+"""TensorBoard records: curves without a gap, settings with results, and training time over all parts of a run."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[Path, bytes]]:
-    """Two epochs, and one more that resumes them."""
+    """Return a run of two epochs, and a run of one more epoch that resumes it."""
     folder = tmp_path_factory.mktemp("runs")
     first = run(folder, "fit", *EVERY, "--trainer.max_epochs=2")
     before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[Pat
     return first, second, before
 
 
-def test_a_resumed_run_continues_the_curves_and_leaves_the_old_ones(runs: Any) -> None:
+def test_a_resumed_run_continues_the_curves_and_keeps_the_old_files(runs: Any) -> None:
     first, second, before = runs
     assert {file: file.read_bytes() for file in first.rglob("*") if file.is_file()} == before
     loss = scalars(second, "train/adv_loss")
@@ -44,7 +44,7 @@ def test_a_resumed_run_continues_the_curves_and_leaves_the_old_ones(runs: Any) -
 
 def test_curves_are_found_from_a_checkpoint_anywhere_in_the_runs_folder(runs: Any, tmp_path: Path) -> None:
     first = shutil.copytree(runs[0], tmp_path / "first")
-    # Where SLURM's signal saves, and where a filename with a folder in it does.
+    # The places of SLURM's checkpoints, and of a filename with a folder in it.
     for place in ("hpc_ckpt_1.ckpt", "checkpoints/best/epoch.ckpt"):
         (first / place).parent.mkdir(exist_ok=True)
         shutil.copy(first / "checkpoints" / "last.ckpt", first / place)
@@ -52,7 +52,7 @@ def test_curves_are_found_from_a_checkpoint_anywhere_in_the_runs_folder(runs: An
         assert [step for step, _ in scalars(tmp_path / place, "train/adv_loss")] == list(range(6))
 
 
-def test_the_time_of_training_counts_all_parts(runs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_training_time_includes_the_resumed_run(runs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first, second, _ = runs
     earlier, whole = (json.loads((folder / "test.json").read_text())["fit_seconds"] for folder in (first, second))
     assert whole > 0.5 * earlier
@@ -60,7 +60,7 @@ def test_the_time_of_training_counts_all_parts(runs: Any, monkeypatch: pytest.Mo
     assert json.loads((tested / "test.json").read_text())["fit_seconds"] == pytest.approx(whole, abs=2)
 
 
-def test_settings_are_recorded_beside_the_results(runs: Any) -> None:
+def test_settings_are_recorded_with_the_results(runs: Any) -> None:
     first, _, _ = runs
     assert "model/attack/steps: 1\n" in (first / "hparams.yaml").read_text()
     board = EventAccumulator(str(first)).Reload()

@@ -1,4 +1,4 @@
-"""Loggers, bars, checkpoints and strategies: a user's take the place of Rampart's, and off is off."""
+"""Loggers, progress bars, checkpoints and strategies: the user's replace Rampart's, and off is off."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.commands.toy import SETTINGS
 
 
 def run(folder: Path, command: str, *arguments: str) -> Path:
-    """Run a command; return its run's folder."""
+    """Run a command and return the run's folder."""
     epochs = ["--trainer.max_epochs=1"] if command == "fit" else []
     main([command, *SETTINGS, f"--runs_dir={folder}", "--name=toy", *epochs, *arguments])
     return max((folder / "toy").glob(f"{command}-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -49,11 +49,11 @@ BAR = "{class_path: TQDMProgressBar, init_args: {refresh_rate: 100}}"
         ["--trainer.callbacks=RichProgressBar"],
     ],
 )
-def test_a_users_progress_bar_takes_the_place_of_ours(tmp_path: Path, bar: list[str]) -> None:
+def test_a_custom_progress_bar_replaces_ramparts(tmp_path: Path, bar: list[str]) -> None:
     assert (run(tmp_path, "fit", *bar) / "test.json").is_file()
 
 
-def test_a_progress_bar_beside_none_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_a_progress_bar_is_refused_if_progress_bars_are_off(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=TQDMProgressBar"]
     assert "TQDMProgressBar, which trainer.enable_progress_bar false" in refusal(capsys, tmp_path, "fit", *arguments)
     assert "at most one progress bar" in refusal(
@@ -61,13 +61,13 @@ def test_a_progress_bar_beside_none_is_refused(tmp_path: Path, capsys: Any) -> N
     )
 
 
-def test_without_checkpointing_none_is_written_and_the_trained_weights_are_tested(tmp_path: Path) -> None:
+def test_without_checkpointing_no_file_is_written_and_the_last_weights_are_tested(tmp_path: Path) -> None:
     folder = run(tmp_path, "fit", "--trainer.enable_checkpointing=false")
     assert not (folder / "checkpoints").exists()
     assert json.loads((folder / "test.json").read_text())["checkpoint"] is None
 
 
-def test_checkpoints_of_a_users_callback_are_written_beside_ours(tmp_path: Path) -> None:
+def test_a_custom_checkpoint_callback_writes_into_the_same_folder(tmp_path: Path) -> None:
     mine = "{class_path: ModelCheckpoint, init_args: {filename: mine, monitor: val/clean_acc, mode: max}}"
     folder = run(tmp_path, "fit", f"--trainer.callbacks=[{mine}]")
     assert {"mine.ckpt", "last.ckpt"} <= {file.name for file in (folder / "checkpoints").iterdir()}
@@ -91,7 +91,7 @@ BOARDS = ["--trainer.logger=[{{class_path: TensorBoardLogger, init_args: {{save_
 
 
 @pytest.mark.parametrize("logger", [CSV, BOARDS])
-def test_a_training_ends_in_the_runs_folder_whatever_the_logger(tmp_path: Path, logger: list[str], capsys: Any) -> None:
+def test_fit_writes_into_the_runs_folder_with_any_logger(tmp_path: Path, logger: list[str], capsys: Any) -> None:
     given = [argument.format(other=tmp_path / "other") for argument in logger]
     folder = run(tmp_path / "sp ace", "fit", *given, "--curve.num_images=4", "--images.num_images=2")
     names = {str(file.relative_to(folder)) for file in folder.rglob("*")}
@@ -112,7 +112,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "file"), COMMANDS)
-def test_every_command_writes_into_the_runs_folder_whatever_the_logger(
+def test_every_command_writes_into_the_runs_folder_with_any_logger(
     tmp_path: Path, command: str, file: str, weights: str
 ) -> None:
     options = {"export": ["--formats=[pth]", "--image_shape=[1, 4, 4]"], "evaluate": [f"--attacks=[{PGD}]"]}
@@ -124,7 +124,7 @@ def test_every_command_writes_into_the_runs_folder_whatever_the_logger(
 PGD = "{class_path: rampart.attacks.PGD, init_args: {steps: 2}}"
 
 
-def test_a_quick_try_names_no_file_that_is_not_there(tmp_path: Path, capsys: Any) -> None:
+def test_fast_dev_run_prints_no_missing_file(tmp_path: Path, capsys: Any) -> None:
     folder = run(tmp_path, "fit")
     capsys.readouterr()
     run(tmp_path, "fit", "--trainer.fast_dev_run=true", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
@@ -132,9 +132,7 @@ def test_a_quick_try_names_no_file_that_is_not_there(tmp_path: Path, capsys: Any
 
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "ddp_notebook", "fsdp", "deepspeed_stage_2"])
-def test_strategies_that_cannot_work_are_refused_with_the_one_that_does(
-    tmp_path: Path, capsys: Any, strategy: str
-) -> None:
+def test_unsupported_strategies_are_refused_in_favour_of_ddp(tmp_path: Path, capsys: Any, strategy: str) -> None:
     line = refusal(capsys, tmp_path, "fit", f"--trainer.strategy={strategy}", "--trainer.devices=2")
     assert f"trainer.strategy {strategy} is not possible" in line
     assert "use --trainer.strategy ddp" in line
@@ -166,7 +164,7 @@ NOTHING = [
 
 
 @pytest.mark.parametrize(("command", "argument", "message"), NOTHING)
-def test_a_run_with_nothing_to_do_is_refused(
+def test_a_run_without_steps_or_batches_is_refused(
     tmp_path: Path, capsys: Any, command: str, argument: str, message: str
 ) -> None:
     assert message in refusal(capsys, tmp_path, command, argument)

@@ -1,4 +1,4 @@
-"""What a user brings along: a data module of ordinary loaders and a network, both tiny."""
+"""A tiny custom data module with ordinary loaders, and a tiny custom network."""
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -25,7 +25,7 @@ class Toy(LightningDataModule):
 
 
 class TrainOnly(LightningDataModule):
-    """A data module with training images alone."""
+    """A data module with only training images."""
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return Toy().train_dataloader()
