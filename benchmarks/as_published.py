@@ -1,4 +1,4 @@
-"""The networks and the attack loop as papers publish them, for Rampart to be held against."""
+"""Networks and the attack loop as papers publish them, for comparison with Rampart."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from rampart.networks import MNISTCNN, ResNet18
 
 
 class PlainMNISTCNN(MNISTCNN):
-    """The same weights, computed in the order of the paper's text."""
+    """The MNIST CNN with its layers computed in the order of the paper's text."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, classes)``."""
@@ -20,7 +20,7 @@ class PlainMNISTCNN(MNISTCNN):
 
 
 class PlainResNet18(ResNet18):
-    """The same weights, each BatchNorm a layer of its own, images in torch's default memory format."""
+    """ResNet-18 with separate BatchNorm layers and images in torch's default memory format."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, classes)``."""
@@ -40,7 +40,7 @@ def _plain_block(block: Any, x: Tensor) -> Tensor:
 def papers_loop(
     network: nn.Module, images: Tensor, labels: Tensor, eps: float, step_size: float, steps: int, start: Tensor
 ) -> Tensor:
-    """PGD as in the published code of Shaeiri et al. 2020: the weights' gradients are computed too and cleared."""
+    """Run PGD as in the published code of Shaeiri et al. 2020, which computes the weights' gradients too."""
     adv = start
     for _ in range(steps):
         adv = adv.detach().requires_grad_()

@@ -1,21 +1,19 @@
 """Time one attack step: the paper's loop, published libraries, Rampart, and the floor, in turn.
 
-The floor is what no attack can do without: one forward pass and the gradient with respect to the images. All start at
-the images and take the same steps on the same threads; libraries attack the network as users write it
-(`as_published.py`), and once more Rampart's. Libraries that are not installed are left out:
+The floor is the least that any gradient attack needs: one forward pass and the gradient with respect to the images. All
+start at the images and take the same steps on the same threads; libraries attack the network as users write it
+(`as_published.py`), and then Rampart's. Libraries that are not installed are left out:
 
     pip install -e '.[bench]'
-    python -m benchmarks.attack_step --out benchmarks/results/attack_step
+    python -m benchmarks.attack_step --out OUT.json # also writes OUT.md and OUT.png
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.as_published import PlainMNISTCNN, PlainResNet18, papers_loop
+from benchmarks.record import Record, new_file
 from benchmarks.timing import PEAK_SIZE, in_turn, matrix_product
 from rampart.attacks import PGD, AtImage
-from rampart.files import provenance
 from rampart.networks import MNISTCNN, ResNet18
 
 STEPS = {"MNIST CNN": 5, "ResNet-18": 2}
@@ -36,8 +34,8 @@ EPS = {"MNIST CNN": 0.4, "ResNet-18": 8 / 255}
 STEP_SIZE = {"MNIST CNN": 0.01, "ResNet-18": 2 / 255}
 
 
-def floor(network: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
-    """Forward passes and gradients of the images, nothing else."""
+def run_floor(network: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
+    """Compute forward passes and gradients of the images, and nothing else."""
     frozen = [p.requires_grad_(False) for p in network.parameters()]
     for _ in range(steps):
         inputs = images.detach().requires_grad_()
@@ -46,18 +44,20 @@ def floor(network: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Non
         parameter.requires_grad_(True)
 
 
-def rampart(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """Rampart's PGD."""
+def run_rampart(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Run Rampart's PGD."""
     return PGD(steps=steps, step_size=step, start=AtImage())(network, images, labels, eps)
 
 
-def paper(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """The paper's loop."""
+def run_papers_loop(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Run the paper's loop."""
     return papers_loop(network, images, labels, eps, step, steps, start=images)
 
 
-def advertorch_style(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """A loop in the manner of advertorch, which no longer installs: it moves delta, weights' gradients add up."""
+def run_advertorch_style(
+    network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int
+) -> Tensor:
+    """Run a loop like that of advertorch, which no longer installs: it updates delta, weights' gradients add up."""
     delta = torch.zeros_like(images, requires_grad=True)
     for _ in range(steps):
         F.cross_entropy(network(images + delta), labels).backward()  # type: ignore[no-untyped-call]
@@ -69,16 +69,16 @@ def advertorch_style(network: nn.Module, images: Tensor, labels: Tensor, eps: fl
     return (images + delta).detach().clamp(0, 1)
 
 
-def torchattacks_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """PGD of torchattacks."""
+def run_torchattacks(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Run PGD of torchattacks."""
     from torchattacks import PGD as Theirs
 
     adv: Tensor = Theirs(network, eps=eps, alpha=step, steps=steps, random_start=False)(images, labels)
     return adv
 
 
-def foolbox_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """LinfPGD of foolbox."""
+def run_foolbox(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Run LinfPGD of foolbox."""
     from foolbox import Misclassification, PyTorchModel
     from foolbox.attacks import LinfPGD
 
@@ -88,8 +88,8 @@ def foolbox_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, 
     return adv
 
 
-def art_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """Projected gradient descent of the Adversarial Robustness Toolbox."""
+def run_art(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Run projected gradient descent of the Adversarial Robustness Toolbox."""
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -100,8 +100,8 @@ def art_pgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step
     return torch.from_numpy(attack.generate(images.numpy(), np.eye(10, dtype=np.float32)[labels.numpy()]))
 
 
-def apgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, _step: float, steps: int) -> None:
-    """APGD-CE of pyautoattack: another algorithm, timed per gradient."""
+def run_apgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, _step: float, steps: int) -> None:
+    """Run APGD-CE of pyautoattack: another algorithm, timed per gradient."""
     from pyautoattack.autopgd_base import APGDAttack
 
     attack = APGDAttack(network, n_iter=steps, norm="Linf", eps=eps, loss="ce", device="cpu", seed=0)
@@ -110,18 +110,18 @@ def apgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, _step: 
 
 
 PEERS: dict[str, Any] = {
-    "advertorch-style loop": advertorch_style,
-    "torchattacks PGD": torchattacks_pgd,
-    "foolbox LinfPGD": foolbox_pgd,
-    "ART PGD": art_pgd,
-    "pyautoattack APGD-CE": apgd,
+    "advertorch-style loop": run_advertorch_style,
+    "torchattacks PGD": run_torchattacks,
+    "foolbox LinfPGD": run_foolbox,
+    "ART PGD": run_art,
+    "pyautoattack APGD-CE": run_apgd,
 }
 
 
 def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Contestants by name; the paper's loop first."""
+    """Return the contestants by name, the paper's loop first."""
     eps, step, steps = EPS[kind], STEP_SIZE[kind], STEPS[kind]
-    runs: dict[str, Any] = {"paper's loop": partial(paper, plain, images, labels, eps, step, steps)}
+    runs: dict[str, Any] = {"paper's loop": partial(run_papers_loop, plain, images, labels, eps, step, steps)}
     for name, peer in PEERS.items():
         for on, network in (("", plain), (" on Rampart's network", ours)):
             run = partial(peer, network, images, labels, eps, step, steps)
@@ -131,15 +131,15 @@ def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, la
                 print(f"left out: {name} ({error})", file=sys.stderr)
                 break
             runs[name + on] = run
-    runs["Rampart PGD"] = partial(rampart, ours, images, labels, eps, step, steps)
-    runs["floor"] = partial(floor, ours, images, labels, steps)
-    runs["floor, network as published"] = partial(floor, plain, images, labels, steps)
+    runs["Rampart PGD"] = partial(run_rampart, ours, images, labels, eps, step, steps)
+    runs["floor"] = partial(run_floor, ours, images, labels, steps)
+    runs["floor, network as published"] = partial(run_floor, plain, images, labels, steps)
     runs["matrix product"] = matrix_product()
     return runs
 
 
-def gradients(run: Callable[[], object], networks: tuple[nn.Module, ...]) -> int:
-    """Number of gradients of a batch that one run asks of the networks."""
+def count_gradients(run: Callable[[], object], networks: tuple[nn.Module, ...]) -> int:
+    """Count the gradients of a batch that one run computes with the networks."""
     count = 0
 
     def note(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
@@ -153,17 +153,20 @@ def gradients(run: Callable[[], object], networks: tuple[nn.Module, ...]) -> int
     return count
 
 
-def flops_per_step(plain: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Operations of one step's forward pass and gradient of the images, in the network as published."""
+def count_flops(plain: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Count the operations of one forward pass and gradient of the images, in the network as published."""
     with FlopCounterMode(display=False) as counter:
-        inputs = (images + 0).requires_grad_()  # no leaf: the counter does not take one
+        inputs = (images + 0).requires_grad_()  # the counter fails on a leaf
         loss = F.cross_entropy(plain(inputs * 1), labels)
         torch.autograd.grad(loss, inputs)
     return float(counter.get_total_flops())
 
 
-def agreement(ours: Tensor, theirs: Tensor | None) -> dict[str, float] | None:
-    """Share of pixels that are equal up to rounding: where a gradient is near zero, rounding decides its sign."""
+def compare_images(ours: Tensor, theirs: Tensor | None) -> dict[str, float] | None:
+    """Return the share of pixels that agree up to rounding; where a gradient is near zero, rounding decides its sign.
+
+    None if there is nothing to compare.
+    """
     if theirs is None:
         return None
     difference = (ours - theirs).abs()
@@ -171,7 +174,7 @@ def agreement(ours: Tensor, theirs: Tensor | None) -> dict[str, float] | None:
 
 
 def measure(kind: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """One row for each contestant."""
+    """Return one row per contestant."""
     torch.manual_seed(0)
     plain, ours = (PlainMNISTCNN(), MNISTCNN()) if kind == "MNIST CNN" else (PlainResNet18(), ResNet18())
     plain.load_state_dict(ours.state_dict())
@@ -183,7 +186,7 @@ def measure(kind: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
     reference = runs["paper's loop"]()
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
-    flops = flops_per_step(plain, images, labels)
+    flops = count_flops(plain, images, labels)
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
     times = in_turn(runs, rounds, warm_up=1)
@@ -192,7 +195,7 @@ def measure(kind: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
     for name, run in runs.items():
         if name == "matrix product":
             continue
-        steps = gradients(run, (plain, ours))
+        steps = count_gradients(run, (plain, ours))
         seconds = times.median(name) / steps
         result = run()
         rows.append(
@@ -206,16 +209,16 @@ def measure(kind: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
                 "gflop_per_s": flops / seconds / 1e9,
                 "share_of_peak": flops / seconds / peak,
                 "peak_gflop_per_s": peak / 1e9,
-                "agreement": agreement(reference, result) if "APGD" not in name else None,
+                "agreement": compare_images(reference, result) if "APGD" not in name else None,
             }
         )
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Format rows as Markdown."""
     lines = [
-        "| network | batch | contestant | ms a step | speed over the paper's loop | GFLOP/s | of peak | equal pixels |",
+        "| network | batch | contestant | ms per step | speed over paper's loop | GFLOP/s | of peak | equal pixels |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -227,8 +230,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: list[dict[str, Any]]) -> Figure:
-    """Speed over the paper's loop by batch size, one panel for each network."""
+def plot_speed(rows: list[dict[str, Any]]) -> Figure:
+    """Plot speed over the paper's loop by batch size, one panel per network."""
     kinds = list(dict.fromkeys(row["network"] for row in rows))
     drawing = Figure(figsize=(6 * len(kinds), 5), layout="constrained")
     for panel, kind in zip(drawing.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -243,33 +246,32 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.set_ylim(bottom=0)
-        panel.set(title=kind, xlabel="batch size", ylabel="steps a second over the paper's loop")
+        panel.set(title=kind, xlabel="batch size", ylabel="steps per second over the paper's loop")
     drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     return drawing
 
 
-def main() -> None:
-    """Measure, print the table, write JSON and figure."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write JSON, table and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=int, nargs="*", default=[32, 64, 128, 256, 512, 1024], help="batch sizes")
     parser.add_argument("--resnet", type=int, nargs="*", default=[32, 128], help="batch sizes")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.png")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=new_file, help="JSON file to write; table and figure are written beside it")
+    arguments = parser.parse_args(argv)
+    record = Record(arguments.out, seed=0)
     rows = []
     cases = [("MNIST CNN", size) for size in arguments.mnist] + [("ResNet-18", size) for size in arguments.resnet]
-    # A process for each: the memory allocator adapts to what a process freed before, and with it the times.
+    # Each case runs in its own process: the memory allocator, and so the times, depend on what was freed before.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         for kind, size in cases:
             measured = processes.submit(measure, kind, size, arguments.rounds).result()
-            print(table(measured), flush=True)
+            print(format_table(measured), flush=True)
             rows += measured
     if arguments.out:
-        report = {"steps": STEPS, "rounds": arguments.rounds, "seed": 0, "rows": rows, **provenance()}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-        arguments.out.with_suffix(".md").write_text(table(rows) + "\n")
-        figure(rows).savefig(arguments.out.with_suffix(".png"), dpi=120)
+        record.write({"steps": STEPS, "rounds": arguments.rounds, "rows": rows})
+        arguments.out.with_suffix(".md").write_text(format_table(rows) + "\n")
+        plot_speed(rows).savefig(arguments.out.with_suffix(".png"), dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,41 @@
 """Time AutoAttack's standard version (Croce and Hein 2020), Rampart's and pyautoattack's, in turn, attack by attack.
 
-Both meet the same images of the same weights with the same attacks: APGD-CE, targeted APGD, targeted FAB, Square, each
-time the images that still stand. Two things are Rampart's own: an image leaves a run at the step that fools it, and FAB
-ends where a fooling image lies within eps, when the published code goes on to look for a nearer one. pyautoattack gets
-the network as it is usually written, and Rampart's form of it too if `--same-network` is given, so that the attacks'
-share of the difference is seen.
+Both run the same attacks on the same images and weights: APGD-CE, targeted APGD, targeted FAB, Square, each on the
+images that are still robust. Two things differ in Rampart: an image leaves a run at the step that fools it, and FAB
+stops at the first adversarial image within eps, where the published code looks for a nearer one. pyautoattack attacks
+the network as it is usually written; with `--same-network` it also attacks Rampart's form of the network, which
+separates the attacks' speed from the network's.
 
     python -m benchmarks.autoattack FILE --data-dir DIR --num-images 250 --rounds 3 --out OUT.json
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pyautoattack import AutoAttack
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.as_published import PlainMNISTCNN
-from benchmarks.timing import in_turn
-from benchmarks.worst_case import images_of
+from benchmarks.mnist import first_images, with_weights
+from benchmarks.record import Record, describe_file, new_file
+from benchmarks.timing import Times, in_turn
 from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks
-from rampart.files import provenance
-from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN
 
 BATCH_SIZE = 250
+PEER = "pyautoattack"
 
 
 class PeerLog(logging.Handler):
-    """Collect pyautoattack's log: the robust share after each attack, the seconds so far, and its warnings."""
+    """Collect pyautoattack's log: robust accuracy after each attack, seconds so far, warnings."""
 
     AFTER = re.compile(r"robust accuracy after (\S+): ([\d.]+)% \(total time ([\d.]+) s\)")
 
@@ -52,88 +53,109 @@ class PeerLog(logging.Handler):
             self.warnings.append(line)
         if match := self.AFTER.search(line):
             attack, percent, seconds = match[1], float(match[2]), float(match[3])
-            standing = round(percent / 100 * self.num_images)
-            self.stages.append(stage(attack, standing, seconds - self.so_far))
+            robust = round(percent / 100 * self.num_images)
+            self.stages.append(stage(attack, robust, seconds - self.so_far))
             self.so_far = seconds
 
 
-def stage(attack: str, standing: int, seconds: float) -> dict[str, Any]:
-    """An attack's row: how many images stand after it, how long it took."""
-    return {"attack": attack, "standing": standing, "seconds": round(seconds, 1)}
+@dataclass(frozen=True)
+class Result:
+    """Result of one evaluation.
+
+    Attributes:
+        robust: Number of images that are correctly classified clean and under all attacks.
+        stages: One row per attack, as ``stage`` returns them.
+        warnings: Lines that the evaluation warned with.
+    """
+
+    robust: int
+    stages: list[dict[str, Any]]
+    warnings: list[str] = field(default_factory=list)
 
 
-def main() -> None:
-    """Measure, print and write JSON."""
+def stage(attack: str, robust: int, seconds: float) -> dict[str, Any]:
+    """Return an attack's row: its name, the number of images that are robust after it, the seconds it took."""
+    return {"attack": attack, "robust": robust, "seconds": round(seconds, 1)}
+
+
+def run_rampart(network: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int) -> Result:
+    """Run Rampart's AutoAttack."""
+    attacks = preset_attacks("autoattack")
+    search = WorstCaseSearch(network, in_memory(images, labels), attacks, [eps], None, BATCH_SIZE, seed)
+    found = search.run()
+    return Result(found.count_robust(eps), [stage(s.attack, s.robust, s.seconds) for s in found.stages])
+
+
+def run_pyautoattack(network: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int) -> Result:
+    """Run pyautoattack's standard version."""
+    from pyautoattack import AutoAttack
+
+    log = PeerLog(len(labels))
+    attack = AutoAttack(network, eps=eps, seed=seed)
+    attack.logger.setLevel(logging.DEBUG)
+    attack.logger.addHandler(log)
+    _, predictions = attack.run_standard_evaluation(images, labels, batch_size=BATCH_SIZE)
+    attack.logger.removeHandler(log)
+    return Result(int((predictions == labels).sum()), log.stages, log.warnings)
+
+
+def contestants(arguments: argparse.Namespace, images: Tensor, labels: Tensor) -> dict[str, Callable[[], Result]]:
+    """Return the evaluations by name; without those of pyautoattack if it is not installed."""
+    on = {"images": images, "labels": labels, "eps": arguments.eps, "seed": arguments.seed}
+    ours = with_weights(MNISTCNN(), arguments.weights)
+    runs: dict[str, Callable[[], Result]] = {"rampart": partial(run_rampart, ours, **on)}
+    if find_spec(PEER) is None:
+        print(f"left out: {PEER} (not installed; pip install -e '.[bench]')", file=sys.stderr)
+        return runs
+    plain = with_weights(PlainMNISTCNN(), arguments.weights)
+    runs = {PEER: partial(run_pyautoattack, plain, **on)} | runs
+    if arguments.same_network:
+        runs[f"{PEER}, Rampart's network"] = partial(run_pyautoattack, ours, **on)
+    return runs
+
+
+def build_result(times: Times, results: dict[str, list[Result]]) -> dict[str, Any]:
+    """Return seconds, numbers of robust images and rows of attacks, by contestant."""
+    peers = [name for name in results if name != "rampart"]
+    return {
+        "seconds": {name: [round(value, 1) for value in values] for name, values in times.seconds.items()},
+        "share_of_the_peers_time": {name: round(times.ratio("rampart", name), 3) for name in peers},
+        "robust": {name: rounds[-1].robust for name, rounds in results.items()},
+        "attacks_of_each_round": {name: [result.stages for result in rounds] for name, rounds in results.items()},
+        "warnings": {name: results[name][-1].warnings for name in peers},
+        PEER: version(PEER) if peers else None,
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="a Lightning checkpoint, .pth or .safetensors of the MNIST network")
+    parser.add_argument("weights", type=Path, help="a Lightning checkpoint, .pth or .safetensors of the MNIST network")
     parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
-    parser.add_argument("--num-images", type=int, default=250, help="the first of the test images")
+    parser.add_argument("--split", choices=["val", "test"], default="test", help="val: 1,000 held-out training images")
+    parser.add_argument("--num-images", type=int, default=250, help="number of images, from the split's first on")
     parser.add_argument("--eps", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--same-network", action="store_true", help="pyautoattack on Rampart's form of the network too")
-    parser.add_argument("--out", type=Path, help="write JSON here")
-    arguments = parser.parse_args()
-    images, labels = images_of(arguments.data_dir, "test", arguments.num_images)
-    standing: dict[str, int] = {}
-    rounds: dict[str, list[list[dict[str, Any]]]] = {}
-    warnings: dict[str, list[str]] = {}
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    return parser.parse_args(argv)
 
-    def rampart() -> None:
-        search = WorstCaseSearch(
-            load(MNISTCNN()),
-            in_memory(images, labels),
-            preset_attacks("autoattack"),
-            [arguments.eps],
-            None,
-            BATCH_SIZE,
-            arguments.seed,
-        )
-        result = search.run()
-        standing["rampart"] = result.count_robust(arguments.eps)
-        rounds.setdefault("rampart", []).append([stage(s.attack, s.robust, s.seconds) for s in result.stages])
 
-    def peer(name: str, make: Callable[[], nn.Module]) -> Callable[[], None]:
-        def run() -> None:
-            log = PeerLog(len(labels))
-            attack = AutoAttack(load(make()), eps=arguments.eps, seed=arguments.seed)
-            attack.logger.setLevel(logging.DEBUG)
-            attack.logger.addHandler(log)
-            _, found = attack.run_standard_evaluation(images, labels, batch_size=BATCH_SIZE)
-            attack.logger.removeHandler(log)
-            standing[name], warnings[name] = int((found == labels).sum()), log.warnings
-            rounds.setdefault(name, []).append(log.stages)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write JSON."""
+    arguments = parse(argv)
+    images, labels = first_images(arguments.data_dir, arguments.split, arguments.num_images)
+    record = Record(arguments.out, arguments.seed)
+    results: dict[str, list[Result]] = {}
 
-        return run
+    def keep(name: str, run: Callable[[], Result]) -> None:
+        results.setdefault(name, []).append(run())
 
-    def load(network: nn.Module) -> nn.Module:
-        load_weights(network, arguments.weights)
-        return network.eval()
-
-    runs = {"pyautoattack": peer("pyautoattack", PlainMNISTCNN), "rampart": rampart}
-    if arguments.same_network:
-        runs["pyautoattack, Rampart's network"] = peer("pyautoattack, Rampart's network", MNISTCNN)
+    runs = {name: partial(keep, name, run) for name, run in contestants(arguments, images, labels).items()}
     times = in_turn(runs, arguments.rounds, warm_up=0)
-    report = {
-        "weights": Path(arguments.weights).name,
-        "sha256": hashlib.sha256(Path(arguments.weights).read_bytes()).hexdigest(),
-        "images": len(labels),
-        "eps": arguments.eps,
-        "seed": arguments.seed,
-        "batch_size": BATCH_SIZE,
-        "seconds": {name: [round(value, 1) for value in values] for name, values in times.seconds.items()},
-        "share_of_the_peers_time": {name: round(times.ratio("rampart", name), 3) for name in runs if name != "rampart"},
-        "standing": standing,
-        "attacks_of_each_round": rounds,
-        "warnings": warnings,
-        "pyautoattack": version("pyautoattack"),
-        **provenance(),
-    }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    settings = {"split": arguments.split, "images": len(labels), "eps": arguments.eps, "batch_size": BATCH_SIZE}
+    record.show(describe_file(arguments.weights) | settings | build_result(times, results))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python -m benchmarks.published trades FILE --data-dir DIR --out OUT.json
 
-runs `cli.py evaluate --preset autoattack` on the first test images of MNIST and fails if the result contradicts the
-published number. `--peer 1000` runs pyautoattack on the first 1,000 of them too.
+Run `cli.py evaluate --preset autoattack` on the first test images of MNIST, and fail if the result contradicts the
+published number. With `--peer 1000`, also run pyautoattack on the first 1,000 images.
 
 | case | weights | published on the 10,000 test images |
 |---|---|---|
 | trades | TRADES' MNIST network (github.com/yaodongyu/TRADES) | eps 0.3: clean 99.48, AutoAttack 92.81 |
-| wk17a | of github.com/vtjeng/MIPVerify_data | eps 0.1: clean error 1.89, PGD error 4.11, exact error 4.38 |
+| wk17a | wk17a of github.com/vtjeng/MIPVerify_data | eps 0.1: clean error 1.89, PGD error 4.11, exact error 4.38 |
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.mnist import first_images, with_weights
 from benchmarks.published_networks import TradesSmallCNN, wong_kolter_cnn
-from benchmarks.worst_case import images_of
-from rampart.files.weights import load_weights
+from benchmarks.record import Record, describe_file, new_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,10 +38,10 @@ class Published:
     """Robust accuracy of one network, in %, over MNIST's 10,000 test images.
 
     Attributes:
-        network: Import path, seen from the repository.
-        eps: Radius, l-inf, pixel scale.
+        network: Import path, from the repository's root.
+        eps: Radius in l-inf, pixel scale.
         clean: Clean accuracy.
-        robust: Smallest and largest accuracy under attack that agree with what was published.
+        robust: Smallest and largest accuracy under attack that agree with the published number.
     """
 
     network: str
@@ -50,39 +51,37 @@ class Published:
 
 
 CASES = {
-    # AutoAttack's authors list 92.81; another seed may move it by a few tenths.
+    # AutoAttack's authors list 92.81; another seed may change it by a few tenths.
     "trades": Published("benchmarks.published_networks.TradesSmallCNN", 0.3, 99.48, (92.31, 93.31)),
-    # No attack finds more than the exact error, and a strong one no fewer than PGD's.
+    # The error under a strong attack lies between PGD's and the exact one.
     "wk17a": Published("benchmarks.published_networks.wong_kolter_cnn", 0.1, 98.11, (95.62, 95.89)),
 }
 BUILDERS = {"trades": TradesSmallCNN, "wk17a": wong_kolter_cnn}
 
 
-def main() -> None:
-    """Evaluate, compare, print and write JSON; exit with 1 where all images were attacked and the numbers disagree."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate, compare, print and write JSON; exit with 1 if all images were attacked and the numbers disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
-    parser.add_argument("--num-images", type=int, default=10_000, help="the first of the test images")
+    parser.add_argument("--num-images", type=int, default=10_000, help="number of test images, from the first on")
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--peer", type=int, default=0, help="run pyautoattack on so many of the first images")
-    parser.add_argument("--runs-dir", type=Path, help="keep the evaluation there; a temporary folder if left out")
-    parser.add_argument("--out", type=Path, help="write JSON here")
-    arguments = parser.parse_args()
+    parser.add_argument("--peer", type=int, default=0, help="number of images for pyautoattack, from the first on")
+    parser.add_argument("--runs-dir", type=Path, help="keeps the evaluation; a temporary folder if left out")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    record = Record(arguments.out, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        record = {"case": arguments.case, "rampart": evaluate(arguments, arguments.runs_dir or Path(folder))}
+        rampart = evaluate(arguments, arguments.runs_dir or Path(folder))
+    result = {"case": arguments.case} | describe_file(arguments.weights) | {"rampart": rampart}
     if arguments.peer:
-        record["pyautoattack"] = peer(arguments)
-    record["problems"] = problems(CASES[arguments.case], record["rampart"]["report"])
-    text = json.dumps(record, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
-    if record["problems"]:
-        sys.exit(f"contradicts what was published: {'; '.join(record['problems'])}")
+        result["pyautoattack"] = run_peer(arguments)
+    problems = find_problems(CASES[arguments.case], rampart["report"])
+    record.show(result | {"problems": problems})
+    if problems:
+        sys.exit(f"contradicts the published numbers: {'; '.join(problems)}")
 
 
 def evaluate(arguments: argparse.Namespace, runs: Path) -> dict[str, Any]:
@@ -98,26 +97,27 @@ def evaluate(arguments: argparse.Namespace, runs: Path) -> dict[str, Any]:
     start = time.perf_counter()
     subprocess.run([sys.executable, "cli.py", *options], cwd=ROOT, check=True)  # noqa: S603
     seconds = time.perf_counter() - start
-    reports = sorted(
-        runs.glob(f"published_{arguments.case}/evaluate-*/report.json"), key=lambda path: path.stat().st_mtime
-    )
+    reports = runs.glob(f"published_{arguments.case}/evaluate-*/report.json")
     shown = [option if "/" not in option else Path(option).name for option in options]
     report = json.loads(max(reports, key=lambda path: path.stat().st_mtime).read_text())
     for sign in report["signs"]:
-        sign["images"] = len(sign["images"])  # their number: the list is long and of no use here
+        sign["images"] = len(sign["images"])  # the list is long
     return {"command": " ".join(["cli.py", *shown]), "wall_seconds": round(seconds, 1), "report": report}
 
 
-def peer(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run pyautoattack's standard version on the same images."""
-    from pyautoattack import AutoAttack
-
+def run_peer(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Run pyautoattack's standard version on the same images; return None if it is not installed."""
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        print(f"left out: pyautoattack ({error})", file=sys.stderr)
+        return None
     device = "cuda" if torch.cuda.is_available() and arguments.accelerator != "cpu" else "cpu"
     torch.backends.cudnn.allow_tf32 = False
-    network: nn.Module = BUILDERS[arguments.case]()
-    load_weights(network, arguments.weights)
-    images, labels = (x.to(device) for x in images_of(arguments.data_dir, "test", arguments.peer))
-    attack = AutoAttack(network.to(device).eval(), eps=CASES[arguments.case].eps, seed=0, device=device)
+    builder: Callable[[], nn.Module] = BUILDERS[arguments.case]
+    network = with_weights(builder(), arguments.weights).to(device)
+    images, labels = (x.to(device) for x in first_images(arguments.data_dir, "test", arguments.peer))
+    attack = AutoAttack(network, eps=CASES[arguments.case].eps, seed=0, device=device)
     start = time.perf_counter()
     _, found = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)
     return {
@@ -128,8 +128,8 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def problems(case: Published, report: dict[str, Any]) -> list[str]:
-    """List contradictions with the published numbers; none of a part of the test set, of which they do not speak."""
+def find_problems(case: Published, report: dict[str, Any]) -> list[str]:
+    """List contradictions with the published numbers; none for a part of the test set, which they do not cover."""
     if report["images"] != 10_000:
         return []
     found = []

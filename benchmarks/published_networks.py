@@ -1,4 +1,4 @@
-"""Networks whose weights and robust accuracy others have published; names as in their files."""
+"""Networks whose weights and robust accuracy others have published. Layers are named as in their files."""
 
 from collections import OrderedDict
 

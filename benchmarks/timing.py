@@ -1,4 +1,4 @@
-"""Time contestants in turn, so that whatever else the machine does meets all of them."""
+"""Time contestants in turn, so that other work on the machine affects all of them alike."""
 
 import statistics
 import time
@@ -17,16 +17,16 @@ class Times:
     seconds: dict[str, list[float]]
 
     def median(self, name: str) -> float:
-        """Median seconds of one run."""
+        """Return the median seconds of one run."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> float:
-        """Time of ``name`` as a multiple of that of ``other``: the median over rounds of the ratio within a round."""
+        """Return the median, over rounds, of the time of ``name`` divided by that of ``other`` in the same round."""
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
 
 
 def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> Times:
-    """Run all contestants once a round, A B C A B C, and keep the rounds after the warm-up."""
+    """Run all contestants once per round, A B C A B C, and keep the rounds after the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm_up + rounds):
         for name, run in runs.items():
@@ -38,6 +38,6 @@ def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int 
 
 
 def matrix_product() -> Callable[[], object]:
-    """One large product, the machine's practical peak: ``2 PEAK_SIZE^3`` floating-point operations."""
+    """Return one large matrix product, the machine's practical peak: ``2 PEAK_SIZE^3`` floating-point operations."""
     a, b, out = (torch.rand(PEAK_SIZE, PEAK_SIZE) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)

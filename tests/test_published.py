@@ -1,4 +1,4 @@
-"""The comparison with published numbers: what is recorded agrees, and what would not is told."""
+"""Comparison with published numbers: recorded results agree, and a disagreement is reported."""
 
 import copy
 import csv
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.published import CASES, problems
+from benchmarks.published import CASES, find_problems
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "published"
@@ -22,7 +22,7 @@ def recorded(case: str) -> dict[str, Any]:
 def test_recorded_numbers_agree_with_the_published_ones(case: str) -> None:
     report = recorded(case)
     assert report["images"] == 10_000
-    assert problems(CASES[case], report) == []
+    assert find_problems(CASES[case], report) == []
     with (RESULTS / f"{case}.csv").open(newline="") as file:
         robust = sum(row["fooled_by"] == "" and row["label"] == row["clean_prediction"] for row in csv.DictReader(file))
     assert robust == report["robust"][0]["count"]
@@ -30,9 +30,9 @@ def test_recorded_numbers_agree_with_the_published_ones(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("change", [-0.02, 0.02])
-def test_other_numbers_are_told(case: str, change: float) -> None:
+def test_disagreement_is_reported(case: str, change: float) -> None:
     report = copy.deepcopy(recorded(case))
     report["robust"][0]["accuracy"] += change
-    assert len(problems(CASES[case], report)) == 1
+    assert len(find_problems(CASES[case], report)) == 1
     report["clean"]["accuracy"] -= 0.01
-    assert len(problems(CASES[case], report)) == 2
+    assert len(find_problems(CASES[case], report)) == 2

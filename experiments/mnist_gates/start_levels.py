@@ -1,28 +1,29 @@
-"""Compare PGD from random points of the ball with PGD from mid-gray, on MNIST weights.
+"""Compare PGD from random points of the ball with PGD from the image and from mid-gray, on MNIST weights.
 
     python -m experiments.mnist_gates.start_levels OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
 
-How many of the first test images stand after so many steps, each attack by itself, its last iterate. Steps shrink
-linearly from the relative step size that does best from there. For the start itself, the share of pixels that have a
-gradient there: more than a thousandth of the image's largest.
+Count the first test images that are robust after a number of steps, for each attack alone, at its last iterate. Steps
+shrink linearly from the relative step size that does best from that start. For the start, also give the share of pixels
+that have a gradient there: one that exceeds a thousandth of the image's largest.
 """
 
 import argparse
-import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.worst_case import images_of
+from benchmarks.mnist import first_images, with_weights
+from benchmarks.record import Record, file_hash, new_file
 from rampart.attacks import PGD, AtImage, Level
 from rampart.attacks.input_gradient import loss_gradient
-from rampart.files import provenance
-from rampart.files.weights import load_weights
+from rampart.evaluation import robust_mask
 from rampart.networks import MNISTCNN
 
 ATTACKS = {
@@ -31,56 +32,60 @@ ATTACKS = {
     "mid-gray": PGD(relative_step_size=0.15, step_schedule="linear", start=Level(0.43, 0.57)),
 }
 STEPS = (1, 3, 10, 40, 200)
+BATCH_SIZE = 250
 
 
-def main() -> None:
+def compare_starts(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Iterator[dict[str, Any]]:
+    """Yield the share of pixels with a gradient at each start, and the number of robust images after each attack."""
+    for start, attack in ATTACKS.items():
+        generator = torch.Generator().manual_seed(0)
+        begin = replace(attack, steps=0)(network, images, labels, eps, generator=generator)
+        yield {"start": start, "pixels_with_gradient": round(pixels_with_gradient(network, begin, labels), 4)}
+        for steps in STEPS:
+            generator = torch.Generator().manual_seed(0)
+            attack = replace(attack, steps=steps)
+            robust = sum(
+                int(robust_mask(network, *batch, attack, eps, generator).sum()) for batch in _batches(images, labels)
+            )
+            yield {"start": start, "steps": steps, "robust": robust}
+
+
+def pixels_with_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of all pixels whose gradient exceeds a thousandth of the largest in their image."""
+    sizes = []
+    for batch, targets in _batches(images, labels):
+        loss = partial(F.cross_entropy, target=targets, reduction="none")
+        sizes.append(loss_gradient(network, batch, loss)[2].abs().flatten(1))
+    grad = torch.cat(sizes)
+    return float((grad > 1e-3 * grad.amax(1, keepdim=True)).float().mean())
+
+
+def _batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(images, BATCH_SIZE), torch.split(labels, BATCH_SIZE), strict=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Attack, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=new_file)
     parser.add_argument("weights", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
     parser.add_argument("--num-images", type=int, default=1000)
     parser.add_argument("--eps", type=float, default=0.4)
-    arguments = parser.parse_args()
-    images, labels = images_of(arguments.data_dir, "test", arguments.num_images)
+    arguments = parser.parse_args(argv)
+    if unnamed := [given for given in arguments.weights if "=" not in given]:
+        parser.error(f"weights must be NAME=FILE, got {unnamed[0]}")
+    files = {name: Path(file) for name, _, file in (given.partition("=") for given in arguments.weights)}
+    images, labels = first_images(arguments.data_dir, "test", arguments.num_images)
+    record = Record(arguments.out, seed=0)
     rows = []
-    for given in arguments.weights:
-        name, _, file = given.partition("=")
-        network = MNISTCNN().eval()
-        load_weights(network, file)
-        for start, attack in ATTACKS.items():
-            begin = replace(attack, steps=0)(
-                network, images, labels, arguments.eps, generator=torch.Generator().manual_seed(0)
-            )
-            share = pixels_with_gradient(network, begin, labels)
-            rows.append({"weights": name, "start": start, "pixels_with_gradient": round(share, 4)})
+    for name, file in files.items():
+        for row in compare_starts(with_weights(MNISTCNN(), file), images, labels, arguments.eps):
+            rows.append({"weights": name} | row)
             print(json.dumps(rows[-1]), flush=True)
-            for steps in STEPS:
-                stands = 0
-                generator = torch.Generator().manual_seed(0)
-                tried = replace(attack, steps=steps)
-                for batch in torch.split(torch.arange(len(labels)), 250):
-                    adv = tried(network, images[batch], labels[batch], arguments.eps, generator=generator)
-                    with torch.no_grad():
-                        right = network(images[batch]).argmax(1) == labels[batch]
-                        stands += int((right & (network(adv).argmax(1) == labels[batch])).sum())
-                rows.append({"weights": name, "start": start, "steps": steps, "stand": stands})
-                print(json.dumps(rows[-1]), flush=True)
-    sums = {given.partition("=")[0]: hashlib.sha256(Path(given.partition("=")[2]).read_bytes()).hexdigest()
-            for given in arguments.weights}  # fmt: skip
-    settings = {"eps": arguments.eps, "images": len(labels), "split": "test", "seed": 0, "sha256": sums}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(settings | {"rows": rows} | provenance(), indent=2) + "\n")
-
-
-def pixels_with_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of all pixels whose gradient exceeds a thousandth of the largest of their image."""
-    sizes = []
-    for batch in torch.split(torch.arange(len(labels)), 250):
-        loss = partial(F.cross_entropy, target=labels[batch], reduction="none")
-        sizes.append(loss_gradient(network, images[batch], loss)[2].abs().flatten(1))
-    grad = torch.cat(sizes)
-    return float((grad > 1e-3 * grad.amax(1, keepdim=True)).float().mean())
+    hashes = {name: file_hash(file) for name, file in files.items()}
+    settings = {"eps": arguments.eps, "images": len(labels), "split": "test", "sha256": hashes}
+    record.write(settings | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The paper's claims, each as runs of `cli.py fit`: what fails at a large eps, what does not cure it, and what does.
+"""Test the paper's claims by runs of `cli.py fit`: what fails at a large eps, what does not help, and what does.
 
-    python -m experiments.paper_claims.claims --out experiments/paper_claims/results # bundled digits
+    python -m experiments.paper_claims.claims --out experiments/paper_claims/results                    # bundled digits
     python -m experiments.paper_claims.claims --out OUT --scale mnist --data-dir DIR --only 'naive, seed 0'
 
-Each experiment's command, training loss by optimizer step and accuracies are written to a file of its own in OUT,
-beside the run's log; an experiment whose file is there is not run again. All of this, and a table in README.md, is in
-the scale's own folder, OUT/digits or OUT/mnist.
+OUT gets one folder per scale, `digits` or `mnist`. Each experiment writes NAME.json (command, training loss by
+optimizer step, accuracies) and NAME.txt (log) there; README.md is a table of all of them. An experiment whose NAME.json
+exists is not run again.
 """
 
 import argparse
@@ -14,15 +14,18 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.record import write_json
+
 ROOT = Path(__file__).parents[2]
 BASE = {"digits": "configs/quickstart_naive.yaml", "mnist": "configs/mnist/naive.yaml"}
 RAMP = {"digits": "configs/quickstart.yaml", "mnist": "configs/mnist/iat.yaml"}
-SMALLER = {  # trained at a smaller eps: where the extended schedule starts from
+SMALLER = {  # training at a smaller eps, from which the extended schedule starts
     "digits": [
         "--model.eps=0.3",
         "--ramp.phases=[{epochs: 13, start_eps: 0, end_eps: 0.3}, {epochs: 9, end_eps: 0.3}]",
@@ -58,7 +61,25 @@ EXPERIMENTS: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> None:
-    """Train and write ``NAME.json`` and ``NAME.txt``."""
+    """Train, and write ``NAME.json`` and ``NAME.txt``."""
+    arguments = build_arguments(name, scale, data_dir, runs, out)
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "cli.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    (out / f"{_file_name(name)}.txt").write_text(_tidy(done.stdout + done.stderr, runs, data_dir))
+    if done.returncode:
+        raise SystemExit(f"{name} failed: {(done.stderr.splitlines() or [f'exit code {done.returncode}'])[-1]}")
+    seconds = round(time.monotonic() - start, 1)
+    shown = [_tidy(argument, runs, data_dir) for argument in arguments]
+    report = {"name": name, "arguments": shown} | read_run(_newest(runs / _file_name(name)), seconds)
+    write_json(out / f"{_file_name(name)}.json", report)
+
+
+def build_arguments(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> list[str]:
+    """Return an experiment's arguments for `cli.py`.
+
+    Raises:
+        SystemExit: If the experiment starts from weights that are not there yet.
+    """
     config, further = EXPERIMENTS[name]
     arguments = ["fit", "--config", config[scale], f"--runs_dir={runs}", f"--name={_file_name(name)}"]
     arguments.append("--trainer.enable_progress_bar=false")
@@ -70,33 +91,27 @@ def run(name: str, scale: str, data_dir: str | None, runs: Path, out: Path) -> N
         )
     smaller = _newest(runs / _file_name(FROM_SMALLER)) / "checkpoints/last.ckpt"
     arguments += [argument.format(smaller=smaller) if "{smaller}" in argument else argument for argument in further]
-    if data_dir:
-        arguments.append(f"--data.data_dir={data_dir}")
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "cli.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-    (out / f"{_file_name(name)}.txt").write_text(_tidy(done.stdout + done.stderr, runs, data_dir))
-    if done.returncode:
-        raise SystemExit(f"{name} failed: {(done.stderr.splitlines() or [f'exit code {done.returncode}'])[-1]}")
-    folder = _newest(runs / _file_name(name))
+    return [*arguments, f"--data.data_dir={data_dir}"] if data_dir else arguments
+
+
+def read_run(folder: Path, seconds: float) -> dict[str, Any]:
+    """Return a run's accuracies, wall time, seed, code and machine, and its training loss by optimizer step."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     losses = {event.step: round(event.value, 4) for event in events.Scalars("train/adv_loss")}
     last = list(losses.values())[-5:]
     test = json.loads((folder / "test.json").read_text())
-    report = {
-        "name": name,
-        "arguments": [_tidy(argument, runs, data_dir) for argument in arguments],
+    return {
         "loss_at_the_end": sum(last) / len(last),
         "accuracy": {row["name"]: row["accuracy"] for row in test["results"]},
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": seconds,
         **{key: test[key] for key in ("images", "seed", "commit", "versions", "processor", "threads")},
         "losses": losses,
     }
-    (out / f"{_file_name(name)}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def table(reports: list[dict[str, Any]]) -> str:
-    """Reports as Markdown."""
+def format_table(reports: list[dict[str, Any]]) -> str:
+    """Format reports as Markdown."""
     names = list(reports[0]["accuracy"])
     lines = [
         f"| experiment | loss at the end | {' | '.join(names)} | seed | minutes |",
@@ -126,20 +141,20 @@ def _file_name(name: str) -> str:
 
 
 def _tidy(text: str, runs: Path, data_dir: str | None) -> str:
-    """Leave out where this machine keeps things."""
+    """Shorten this machine's folders."""
     text = text.replace(str(runs), "RUNS").replace(str(ROOT) + "/", "")
     return text.replace(data_dir, "DIR") if data_dir else text
 
 
-def main() -> None:
-    """Run what has not been run and write the table."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the experiments that have no record yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scale", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--data-dir", help="holds MNIST/raw")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="the runs' folder")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="folder for the runs")
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     out, runs = arguments.out / arguments.scale, arguments.runs.resolve() / arguments.scale
     out.mkdir(parents=True, exist_ok=True)
     data_dir = arguments.data_dir and str(Path(arguments.data_dir).resolve())
@@ -148,8 +163,8 @@ def main() -> None:
             run(name, arguments.scale, data_dir, runs, out)
     files = [out / f"{_file_name(name)}.json" for name in EXPERIMENTS]
     reports = [json.loads(file.read_text()) for file in files if file.exists()]
-    (out / "README.md").write_text(table(reports))
-    print(table(reports))
+    (out / "README.md").write_text(format_table(reports))
+    print(format_table(reports))
 
 
 if __name__ == "__main__":
