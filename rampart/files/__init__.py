@@ -1,4 +1,4 @@
-"""Weights in and out, and the origin of numbers, with torch alone."""
+"""Reading and writing weights, and the provenance of results, without Lightning."""
 
 from rampart.files.export import export_network
 from rampart.files.provenance import fingerprint, provenance

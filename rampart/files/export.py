@@ -1,4 +1,4 @@
-"""A trained network as files that other programs read."""
+"""Export a trained network to files that other programs read."""
 
 import contextlib
 import io
@@ -20,27 +20,26 @@ ImageShape: TypeAlias = tuple[int, int, int]
 def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape | None = None) -> None:
     """Write a network's weights, or for ONNX the network itself, to a new file.
 
-    - ``.pth``: a plain state_dict, as ``torch.save`` writes it. Of :class:`rampart.networks.MNISTCNN` this is the
-    format of
-      Shaeiri et al. 2020: tensors ``conv1``, ``conv2``, ``fc1``, ``fc2``, which their MNIST/test.py loads.
-    - ``.safetensors``: the same tensors in a file that can hold nothing else.
-    - ``.onnx``: in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits`` ``(N, classes)``, any N.
-      Of a network with gates it is the plain form (:func:`rampart.networks.plain_form`), which test and evaluate
-      attack.
+    - ``.pth``: a plain state_dict, written by ``torch.save``. For
+      :class:`rampart.networks.MNISTCNN` this is the format of Shaeiri et al. 2020: tensors ``conv1``, ``conv2``,
+      ``fc1``, ``fc2``, which their MNIST/test.py loads.
+    - ``.safetensors``: the same tensors, in a format that holds tensors only.
+    - ``.onnx``: the network in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits``
+      ``(N, classes)``, any N. A network with gates is written in its plain form (:func:`rampart.networks.plain_form`),
+      which test and evaluate attack.
 
-    Names are the network's own, without those that ``torch.compile`` or ``DataParallel`` put before them.
+    Tensors have the network's names, without the prefixes of ``torch.compile`` and ``DataParallel``.
 
     Args:
-        network: Left as it is.
-        path: Its suffix chooses the format.
-        image_shape: ``(C, H, W)`` of the images that the network takes, which ONNX records; the network's own
-            ``image_shape`` if None.
+        network: Is not changed.
+        path: A new file; its suffix selects the format.
+        image_shape: ``(C, H, W)`` of the input images, recorded in ONNX; the network's ``image_shape`` if None.
 
     Raises:
-        ValueError: If the suffix is none of these, the weights are not finite, or ONNX is asked for and nothing says
-            the images' shape.
+        ValueError: If the suffix is none of these, the weights are not finite, or the format is ONNX and the
+            images' shape is unknown.
         FileExistsError: If the file exists.
-        ImportError: If ONNX is asked for and its packages are not installed.
+        ImportError: If the format is ONNX and its packages are not installed.
     """
     path = Path(path)
     check_export(network, [path], image_shape)
@@ -52,11 +51,16 @@ def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape
 
 
 def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageShape | None = None) -> None:
-    """Check what can be checked of exports before the first file is written.
+    """Check exports before the first file is written.
+
+    Args:
+        network: Is not changed.
+        paths: The files to write.
+        image_shape: See :func:`export_network`.
 
     Raises:
-        ValueError: If a suffix is unknown, or ONNX is asked for and nothing says the images' shape, or it is not the
-            network's.
+        ValueError: If a suffix is unknown, or a file is ONNX and the images' shape is unknown or the network fails on
+            it.
         FileExistsError: If one of the files exists.
     """
     network = _unwrap(network)
@@ -69,16 +73,14 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
     if any(path.suffix == ".onnx" for path in paths):
         if shape is None:
             raise ValueError(
-                f"image_shape must be given for ONNX, as {type(network).__name__} does not say what it takes: "
+                f"image_shape must be given for ONNX, as {type(network).__name__} has no image_shape: "
                 "(channels, height, width), such as [3, 32, 32]"
             )
         try:
             with _eval_mode(network), torch.no_grad():
                 network(_example(network, shape))
-        except RuntimeError as error:  # The exporter would tell the same in many lines.
-            raise ValueError(
-                f"image_shape {list(shape)} is not what {type(network).__name__} takes: {error}"
-            ) from error
+        except RuntimeError as error:  # The exporter would report this in many lines.
+            raise ValueError(f"image_shape {list(shape)} does not suit {type(network).__name__}: {error}") from error
 
 
 def _unwrap(network: nn.Module) -> nn.Module:
@@ -100,7 +102,7 @@ def _pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
 
 
 def _safetensors(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
-    # safetensors' own save_file makes files that nobody else may read.
+    # safetensors' save_file writes files that only their owner may read.
     return save(_weights(network))
 
 
@@ -113,7 +115,7 @@ def _onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
             f"ONNX needs a package that is not installed ({error.name}): pip install '.[onnx]'"
         ) from error
     assert image_shape is not None
-    with _eval_mode(network), contextlib.redirect_stdout(io.StringIO()):  # the exporter narrates
+    with _eval_mode(network), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         program = torch.onnx.export(
             plain_form(network),
             (_example(network, image_shape),),

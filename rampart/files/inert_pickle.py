@@ -1,9 +1,9 @@
-"""A pickle reader that builds tensors and plain containers, and executes nothing that a file names.
+"""A pickle reader that builds tensors and plain containers only, and never executes code named in a file.
 
-``torch.load`` with ``weights_only=True`` refuses a whole file because of one ``argparse.Namespace`` beside the weights.
-Given to ``torch.load`` as its ``pickle_module``, this module reads such files: every object of a class that it does not
-know becomes an :class:`Unbuilt`, a dictionary of what the object held. No class or function is imported. A file that
-asks for the call of a function is refused, except of those that only ever build values.
+``torch.load`` with ``weights_only=True`` refuses a whole file if it holds one ``argparse.Namespace`` besides the
+weights. This module reads such files when ``torch.load`` gets it as ``pickle_module``: each object of an unknown class
+becomes an :class:`Unbuilt`, a dictionary of the object's attributes and items. No class or function is imported. A
+file that calls a function is refused, unless the function only builds values.
 """
 
 import io
@@ -14,47 +14,47 @@ from typing import IO, Any, ClassVar
 
 import torch
 
-_OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's, which pickle protocol 2 writes
-# Calls of these build values; they stay uncalled like all others, but a file may ask for them.
+_OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, which pickle protocol 2 writes
+# Functions of these packages only build values. They are not called either, but a file with such a call is read.
 _VALUES = {"_codecs", "argparse", "collections", "copyreg", "datetime", "decimal", "dill", "enum", "fractions",
            "functools", "numpy", "omegaconf", "pathlib", "torch", "typing", "uuid"}  # fmt: skip
 
 
 class CallRefused(pickle.UnpicklingError):
-    """A file asks for the call of a function."""
+    """A file calls a function."""
 
 
 class Unbuilt(dict[Any, Any]):
-    """An object of a file that was not built: its attributes and its items, by name."""
+    """Attributes and items, by name, of an object in a file that was not built."""
 
     origin = ""
     dump_patches = False  # torch.load asks classes of old files
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Unbuilt":
-        """Hold nothing yet: pickle sets attributes and items afterwards."""
+        """Create an empty object: pickle sets attributes and items afterwards."""
         return super().__new__(cls)
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        # Pickle comes here where it calls what it found, not where it restores an object of a class.
+        # Pickle gets here when it calls a class or function, not when it restores an object.
         if self.origin.split(".")[0] not in _VALUES and self.origin not in ("builtins.object", "builtins.complex"):
             raise CallRefused(self.origin)
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> "Unbuilt":
-        """Stay unbuilt."""
+        """Return another empty object instead of calling anything."""
         return Unbuilt.__new__(Unbuilt)
 
     def __setstate__(self, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)  # of a class with slots: two dictionaries
+        parts = state if isinstance(state, tuple) else (state,)  # a class with slots has two dictionaries
         for part in parts:
             if isinstance(part, dict):
                 self.update(part)
 
     def append(self, item: Any) -> None:
-        """Keep an item of a list of a class of its own."""
+        """Keep an item of a custom list class."""
         self[len(self)] = item
 
     def extend(self, items: Any) -> None:
-        """Keep the items of a list of a class of its own."""
+        """Keep the items of a custom list class."""
         for item in items:
             self.append(item)
 
@@ -64,7 +64,7 @@ def _first(value: Any, *_rest: Any) -> Any:
 
 
 def _from_bytes(data: Any) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # what pickle.dump makes of a tensor
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # as pickle.dump writes a tensor
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
@@ -85,12 +85,13 @@ _TYPES: dict[str, type] = {
 
 
 class Unpickler(pickle._Unpickler):
-    """Pickle's, with nothing to find but what builds tensors and plain containers.
+    """Pickle's unpickler, which finds only builders of tensors and plain containers.
 
-    Pickle's own Python form: the one in C sets up as much memory for its memo as a file of a few bytes tells it to.
+    It derives from pickle's Python implementation: the C one lets a file of a few bytes allocate any amount of memory
+    for its memo.
     """
 
-    # No state_dict has a bytearray, for which a file of a few bytes could have any amount of memory set to zero.
+    # No state_dict has a bytearray, with which a file of a few bytes could allocate any amount of memory.
     dispatch: ClassVar[dict[int, Any]] = {
         code: read for code, read in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
     }
@@ -102,7 +103,7 @@ class Unpickler(pickle._Unpickler):
             return _TYPES[name]
         if name in _BUILDERS or name.startswith("torch.jit._pickle.build_"):
             builder: Callable[..., Any] = _BUILDERS.get(name, _first)
-            # A function made here, as a file may set attributes of what it gets.
+            # A new function, because a file may set attributes of it.
             return lambda *arguments: builder(*arguments)
         return type("Unbuilt", (Unbuilt,), {"origin": name})
 

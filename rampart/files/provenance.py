@@ -1,4 +1,4 @@
-"""Origin of a number: weights, code, versions and machine."""
+"""Provenance of results: hashes of weights, code version, package versions and machine."""
 
 import hashlib
 import os
@@ -23,17 +23,17 @@ def provenance(
 ) -> dict[str, Any]:
     """Describe the code, the machine and the arithmetic that a result was computed with.
 
-    Call it where the result was computed, as inside :func:`rampart.kernels.precision.full_float32`: settings of torch
-    are recorded as they are.
+    Call it in the same context as the computation, such as :func:`rampart.kernels.precision.full_float32`: it records
+    torch's current settings.
 
     Args:
-        device: That of the result; a GPU if None and there is one.
-        dtype: That of the logits.
-        world_size: Number of processes; as torch or the environment has it if None.
-        trainer_precision: That of the training or of the command's trainer, if there is one.
+        device: Device of the result. If None, a GPU if there is one, else the CPU.
+        dtype: Number format of the logits.
+        world_size: Number of processes; read from torch or the environment if None.
+        trainer_precision: Precision setting of the trainer, if there is one.
 
     Returns:
-        ``commit`` (with ``+`` behind it where files differ from it, None outside a git checkout of Rampart),
+        ``commit`` (followed by ``+`` if files differ from it; None outside a git checkout of Rampart),
         ``versions`` of Python and the main packages, ``processor``, ``gpus``, ``threads``, ``device``, ``world_size``,
         ``precision`` of the logits, ``tf32`` (whether products may be rounded to it), ``trainer_precision`` and
         ``deterministic``.
@@ -55,7 +55,7 @@ def provenance(
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 of tensors' values."""
+    """Return the SHA-256 of the values of tensors, as hexadecimal digits."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -70,7 +70,7 @@ def _world_size() -> int:
 
 def _commit() -> str | None:
     try:
-        # Refused where this file is not one of the repository's: Rampart is then installed inside another project.
+        # Fails if this file is not tracked: Rampart is then installed inside another project's repository.
         _git("ls-files", "--error-unmatch", Path(__file__).name)
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Checks of weights before a network takes them: kinds of numbers, finite numbers, normalisation."""
+"""Checks of weights before they are loaded: number formats, finite numbers, normalisation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,15 @@ _MOST_CHANNELS = 1024
 
 
 def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse kinds of numbers that are not the network's, and numbers that are not finite.
+    """Refuse weights whose number formats differ from the network's, or that are not finite.
+
+    Args:
+        network: Loads the weights.
+        weights: Tensors by the network's names.
+        source: The file's name, for the message.
 
     Raises:
-        ValueError: The message names the tensors.
+        ValueError: If there are any; the message names the tensors.
     """
     state = network.state_dict()
     problems = []
@@ -30,7 +35,7 @@ def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str 
             found = theirs if "," in theirs else format_name(given.dtype)
             problems.append(f"{name} is {found} in the file, and the network has {format_name(own.dtype)}")
     raise_problems(network, problems, source)
-    # What the network has itself, such as a mask of -inf, may be loaded.
+    # Values equal to the network's may be infinite, such as a mask of -inf.
     changed = {n: t.to(state[n].dtype) for n, t in weights.items() if not torch.equal(t.to(state[n]), state[n])}
     check_finite_weights(changed, source)
 
@@ -45,18 +50,18 @@ def _number_kind(tensor: Tensor) -> str:
 
 
 def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], source: str | Path) -> str:
-    """Compare normalisation that a file keeps outside the network with the network's own.
+    """Compare the normalisation that a file keeps outside the network with the network's.
 
     Args:
         network: Loads the rest of the file.
-        outside: Tensors by name that are not the network's.
-        source: The file's name, for the error.
+        outside: Tensors of the file, by name, that do not belong to the network.
+        source: The file's name, for the message.
 
     Returns:
-        A word on it for the user; empty if the file has none.
+        A remark for the user; empty if the file has no normalisation.
 
     Raises:
-        ValueError: If the network normalises by other numbers.
+        ValueError: If the network normalises with other numbers.
     """
     theirs, ours = _normalisations(outside), _normalisations(network.state_dict())
     if not theirs:
@@ -91,7 +96,7 @@ def _describe(numbers: Tensor) -> str:
 
 
 def raise_problems(network: nn.Module, problems: list[str], source: str | Path) -> None:
-    """Raise the problems of weights that do not fit, if there are any, in one line."""
+    """Raise a ValueError of one line if there are problems with weights that do not fit."""
     if len(problems) > _SHOWN:
         problems = [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
     if problems:

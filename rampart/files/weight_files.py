@@ -1,4 +1,4 @@
-"""Files of weights: read without executing anything in them, or refused with the reason."""
+"""Read files of weights without executing anything in them, or refuse them with the reason."""
 
 import io
 import os
@@ -19,15 +19,17 @@ from rampart.files.text import printable_key
 
 ALLOWED = "allowed: a Lightning checkpoint, a state_dict (.pth), a TorchScript file, .safetensors or .npz"
 STATE_DICT = (
-    "make a state_dict of it where its code is at hand: "
+    "convert it to a state_dict where its code is installed: "
     "import torch; network = torch.load('FILE', weights_only=False); torch.save(network.state_dict(), 'weights.pth')"
 )
-_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF"  # torch.save before 1.6 begins so; other pickles are pickle.dump's
-# The first bytes of files that are taken for weights, and what they are.
+_OLD_TORCH = (
+    b"\x80\x02\x8a\nl\xfc\x9cF"  # beginning of files by torch.save before 1.6; other pickles are by pickle.dump
+)
+# First bytes of files that users mistake for weights, and their explanation.
 _OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras), which is not read: save its arrays with numpy.savez"),
     (b"\x93NUMPY", "is one numpy array: save all arrays by parameter name with numpy.savez"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: run git lfs pull"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run git lfs pull"),
     (b"<!doctype html", "is a web page: the download of the weights has failed"),
     (b"<html", "is a web page: the download of the weights has failed"),
     (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
@@ -58,11 +60,11 @@ _FOLDERS = {
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file's content.
+    """Content of a file.
 
     Attributes:
         content: Tensors in plain containers; objects of other classes are :class:`inert_pickle.Unbuilt`.
-        kind: How it was read: ``torch`` is what ``torch.load`` with ``weights_only=True`` takes too.
+        kind: How it was read; ``torch`` is a file that ``torch.load`` with ``weights_only=True`` reads too.
     """
 
     content: Any
@@ -74,11 +76,11 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
 
     Args:
         path: The file.
-        network: Which the weights are for: a compressed file that unpacks to much more than it needs is refused.
+        network: The network to load: a compressed file that would unpack to much more than it needs is refused.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a file of weights, is damaged, or asks for the call of a function.
+        ValueError: If it is not a file of weights, is damaged, or calls a function.
     """
     path = check_readable(path)
     needed = 0 if network is None else sum(_count_bytes(value) for value in network.state_dict().values())
@@ -96,14 +98,14 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
         ) from error
     except NotReadError as error:
         raise ValueError(f"{path} {error}; {ALLOWED}") from error
-    except Exception as error:  # Arbitrary bytes raise whatever they meet first.
+    except Exception as error:  # Arbitrary bytes can raise any exception.
         problem = "is damaged or truncated, or not a checkpoint: refused, nothing in it was executed"
         problem = next((text for end, text in _OTHER_SUFFIXES.items() if path.name.endswith(end)), problem)
         raise ValueError(f"{path} {problem if start else 'is empty: refused'}; {ALLOWED}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file that a run can be resumed from: what ``torch.load`` with ``weights_only=True`` takes.
+    """Read a file that a run can be resumed from, one that ``torch.load`` with ``weights_only=True`` reads.
 
     Args:
         path: A Lightning checkpoint, a plain state_dict or safetensors.
@@ -124,7 +126,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 class NotReadError(ValueError):
-    """A file is known, and not read for the reason that the message gives."""
+    """The format of a file is known, and the message says why it is not read."""
 
 
 def check_readable(path: str | Path) -> Path:
@@ -132,7 +134,7 @@ def check_readable(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is a folder, an address, or nothing that can be read as a file; the message says what to do.
+        ValueError: If it is a folder, an address, or not readable; the message says what to do.
     """
     if not str(path):
         raise ValueError(f"the path of the weights is empty; {ALLOWED}")
@@ -164,7 +166,7 @@ def _read(path: Path, needed: int) -> WeightsFile:
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(path, needed)
     if tarfile.is_tarfile(path):
-        # torch.load would unpack it.
+        # torch.load would unpack it to disk.
         raise NotReadError("is a tar archive: refused; unpack it, or save it anew if torch.save of 2016 wrote it")
     if start.startswith(b"\x80") and not start.startswith(_OLD_TORCH):
         with path.open("rb") as file:
@@ -188,7 +190,7 @@ def _read_zip(path: Path, needed: int) -> WeightsFile:
             )
         if not any(name.endswith("/constants.pkl") for name in names):
             return _torch_load(path)
-        # Without its constants a TorchScript file is one of tensors and objects, whose code nothing looks at.
+        # Without its code and constants a TorchScript file holds only tensors and objects.
         copy = io.BytesIO()
         with zipfile.ZipFile(copy, "w") as plain:
             for name in names:
@@ -212,7 +214,7 @@ def _load_quietly(file: Path | io.BytesIO, **how: Any) -> Any:
         warnings.simplefilter("ignore")
         if isinstance(file, io.BytesIO):
             return torch.load(file, map_location="cpu", **how)
-        with file.open("rb") as opened:  # a name's suffix tells torch.load nothing
+        with file.open("rb") as opened:  # opened here, so that torch.load ignores the suffix of the name
             return torch.load(opened, map_location="cpu", **how)
 
 
@@ -224,7 +226,7 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         except (TypeError, ValueError) as error:
             raise NotReadError(
-                f"holds what is no array of numbers: refused, nothing was unpickled ({error})"
+                f"holds something that is not an array of numbers: refused, nothing was unpickled ({error})"
             ) from error
 
 

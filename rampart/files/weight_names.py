@@ -1,4 +1,4 @@
-"""The tensors of a file under a network's names, whatever a trainer has wrapped round the network or the file."""
+"""Match the tensors of a file with a network's names, under any prefix and inside any containers."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from rampart.files.inert_pickle import Unbuilt
 from rampart.files.text import printable_key
 
-# What torch.compile, FSDP and activation checkpointing put into names, at any place.
+# Parts that torch.compile, FSDP and activation checkpointing insert into names.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _AVERAGES = {"ema", "swa", "avg", "averaged", "average", "shadow"}
-# Buffers of a layer that normalises images: a mean and a standard deviation per channel.
+# Names of the buffers of a layer that normalises images: mean and standard deviation per channel.
 NORMALISERS = (("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma"))
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a file.
+    """A tensor in a file.
 
     Attributes:
         value: The tensor.
-        path: Names of the containers that hold it, outermost first, and its own, which may have dots.
-        root: How many parts of ``path`` lead to the dictionary or module that it belongs to.
+        path: Keys of the containers that hold it, outermost first, and its own name, which may have dots.
+        root: Number of parts of ``path`` that lead to its dictionary or module.
     """
 
     value: Tensor
@@ -38,11 +38,11 @@ class Match:
     """One way to find all of a network's tensors in a file.
 
     Attributes:
-        prefix: Before the network's names, with the keys of the containers around them.
+        prefix: Prefix of the network's names in the file, including the keys of the containers.
         names: Names in the file, by the network's names.
-        extra: Names in the file under the same prefix that the network does not have.
-        outside: Names in the file of the same dictionary outside the prefix.
-        wrong: Names of the network whose shape in the file is another.
+        extra: Names in the file with this prefix that the network lacks.
+        outside: Names in the same dictionary of the file without the prefix.
+        wrong: Names of the network whose tensors have another shape in the file.
         missing: Names of the network that the file lacks.
     """
 
@@ -55,7 +55,7 @@ class Match:
 
 
 def collect_tensors(content: Any) -> dict[str, FileTensor]:
-    """Collect all tensors of nested containers, by their keys joined with dots.
+    """Collect all tensors in nested containers, by their keys joined with dots.
 
     Raises:
         ValueError: If two tensors have one name.
@@ -69,7 +69,7 @@ def collect_tensors(content: Any) -> dict[str, FileTensor]:
 
 
 def _walk(content: Any) -> Iterator[FileTensor]:
-    seen: set[int] = set()  # a container may hold itself
+    seen: set[int] = set()  # a container may contain itself
     stack: list[tuple[Any, tuple[str, ...], int]] = [(content, (), 0)]
     while stack:
         value, path, root = stack.pop()
@@ -103,11 +103,11 @@ class Wanted:
     """Names of a network's tensors, without what wrappers add to them.
 
     Attributes:
-        shapes: Of the tensors, by plain name.
-        own: The names in the network, by plain name.
-        optional: Plain names that a file may lack: counters of batches, which old files do not have, and
-            normalisation, which many trainers keep outside the network.
-        unsaved: Plain names of tensors that are no part of a state_dict, though TorchScript files have them.
+        shapes: Shapes of the tensors, by plain name.
+        own: Names in the network, by plain name.
+        optional: Plain names that a file may lack: counters of batches, which old files lack, and normalisation,
+            which many trainers keep outside the network.
+        unsaved: Plain names of tensors that are not in a state_dict but in TorchScript files.
     """
 
     shapes: dict[str, torch.Size]
@@ -117,7 +117,11 @@ class Wanted:
 
     @classmethod
     def from_network(cls, network: nn.Module) -> "Wanted":
-        """Collect the names of a network."""
+        """Collect the names of a network.
+
+        Raises:
+            ValueError: If a lazy layer has no shape yet.
+        """
         state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
         if any(nn.parameter.is_lazy(value) for value in state.values()):
             raise ValueError("can't be loaded into lazy layers without a shape: give the network an image first")
@@ -147,7 +151,7 @@ def _strip_wrappers(name: str) -> str:
 
 
 def find_normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the pairs of names that are a normalisation's mean and standard deviation."""
+    """Return pairs of names: mean and standard deviation of each normalisation."""
     pairs = []
     for name in names:
         layer, dot, own = name.rpartition(".")
@@ -158,10 +162,10 @@ def find_normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def find_matches(wanted: Wanted, tensors: Mapping[str, FileTensor]) -> list[Match]:
-    """Find a network's tensors in a file, under any prefix that all of them share.
+    """Find a network's tensors in a file, under any common prefix.
 
     Returns:
-        Every match of all names and shapes; if there is none, the one that comes nearest.
+        All matches with every name and shape; if there are none, the nearest one.
     """
     nearest: list[Match] = []
     for own_prefix in _own_prefixes(wanted.required):
@@ -186,7 +190,7 @@ def _largest(tensors: Mapping[str, FileTensor]) -> str:
 
 
 def _own_prefixes(names: list[str]) -> Iterator[str]:
-    """Yield what may be left out before all of a network's names, shortest first: DataParallel adds ``module.``."""
+    """Yield the common prefixes of a network's names, shortest first, such as ``module.`` of DataParallel."""
     yield ""
     parts = [name.split(".")[:-1] for name in names]
     for length in range(1, min(map(len, parts), default=0) + 1):
@@ -216,14 +220,14 @@ def _match(wanted: Wanted, tensors: Mapping[str, FileTensor], prefix: str, own_p
 def choose_match(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Match, list[Match]]:
     """Choose among complete matches.
 
-    Equal copies are one match. Of different ones, weights that training has ended with are taken before their
-    averages, those under the key ``state_dict`` before others, and a module's ``network`` before its other parts.
+    Equal copies count as one match. Among different ones, a training's last weights are preferred to their averages,
+    weights under the key ``state_dict`` to others, and a module's ``network`` to its other parts.
 
     Returns:
         The match, and the others that differ from it.
 
     Raises:
-        ValueError: If several different ones are left.
+        ValueError: If several different matches are equally preferred.
     """
     matches = sorted(matches, key=lambda match: (_rank(match.prefix), len(match.extra), len(match.prefix)))
     chosen, *rest = matches

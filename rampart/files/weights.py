@@ -1,4 +1,4 @@
-"""Weights from files: read without executing anything, matched against a network by name and shape, loaded whole."""
+"""Load weights from files: execute nothing, match tensors by name and shape, load all of them or none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ LIGHTNING_KEY = "pytorch-lightning_version"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Weights that a network has taken from a file.
+    """Report of the weights that a network has loaded from a file.
 
     Attributes:
         network: Name of the network's class.
         source: The file.
         key: Keys that lead to the dictionary of tensors in the file, joined with dots; empty for the file itself.
-        prefix: Before all names in that dictionary that the network does not have.
-        tensors: Number of tensors.
-        numbers: Number of numbers in them.
+        prefix: Common prefix of the names in that dictionary, which the network's names lack.
+        tensors: Number of tensors loaded.
+        numbers: Number of values in them.
         origin: Kind of file.
-        kept: Names of the network's tensors that the file lacks and that stay as they were.
-        left_out: Names of the dictionary's tensors outside the prefix, and of other sets of weights that would fit.
-        cast: Number formats that were changed, such as ``float16 to float32``.
-        note: A word on normalisation outside the network, if the file has one.
+        kept: Names of the network's tensors that the file lacks and that keep their values.
+        left_out: Names of tensors in the dictionary without the prefix, and of other sets of weights that would fit.
+        cast: Conversions of number formats, such as ``float16 to float32``.
+        note: Remark on a normalisation outside the network, if the file has one.
     """
 
     network: str
@@ -59,7 +59,7 @@ class LoadedWeights:
     note: str = ""
 
     def __str__(self) -> str:
-        """Return one line that says what was matched."""
+        """Return one line that reports the match."""
         text = f"Loaded {self.tensors} tensors ({self.numbers:,} numbers) into {self.network} from {self.source}"
         text += f", {self.origin}"
         if self.key or self.prefix:
@@ -77,11 +77,12 @@ class LoadedWeights:
 def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
     """Load a file's weights into a network, all or none.
 
-    The file may hold them at any depth and under any prefix; docs/weights.md lists the layouts. Of several sets that
-    fit, equal ones are one; a module's ``network`` is taken before its other parts and weights before their average.
+    The file may hold them at any depth and under any prefix; docs/weights.md lists the layouts. Of several
+    sets that fit, equal copies count as one; weights are preferred to their average and a module's ``network`` to its
+    other parts.
 
     Args:
-        network: Takes the weights; its parameters keep their dtype and device.
+        network: The network to load; its parameters keep their dtype and device.
         path: A file that :func:`rampart.files.weight_files.read_file` reads.
 
     Returns:
@@ -89,7 +90,7 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file can't be read safely or doesn't fit the network, which is left as it was.
+        ValueError: If the file can't be read safely or doesn't fit the network, which then is unchanged.
     """
     file = read_file(path, network)
     tensors, match, others = _find(network, file, path)
@@ -149,7 +150,7 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -
     before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
     try:
         network.load_state_dict({**own, **weights})
-    except RuntimeError as error:  # A layer refuses what it is given: the others have theirs already.
+    except RuntimeError as error:  # One layer refused its tensor after others were loaded: undo.
         with torch.no_grad():
             for name, value in before.items():
                 own[name].copy_(value)
@@ -158,11 +159,11 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -
 
 
 def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpoint") -> dict[str, Tensor]:
-    """Pick the weights of a module's ``network`` out of a Lightning checkpoint.
+    """Return the weights of a module's ``network`` from a Lightning checkpoint.
 
     Args:
-        checkpoint: The file's content.
-        source: Its name, for the error.
+        checkpoint: Content of the file.
+        source: The file's name, for the message.
 
     Returns:
         Tensors by the network's names.
@@ -188,7 +189,7 @@ def check_checkpoint(network: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no Lightning checkpoint of a module with this ``network``, or its weights are not finite.
+        ValueError: If it is not a Lightning checkpoint of a module with this ``network``, or not finite.
     """
     checkpoint = read_checkpoint(path)
     if LIGHTNING_KEY not in checkpoint:
@@ -197,7 +198,7 @@ def check_checkpoint(network: nn.Module, path: str | Path) -> None:
 
 
 def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
-    """Tell a Lightning checkpoint of a module whose ``network`` has exactly this one's names from all other files.
+    """Return True for a Lightning checkpoint of a module whose ``network`` has exactly the names of this network.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -215,10 +216,10 @@ def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
 
 
 def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
-    """Refuse weights that are not this network's, tensor by tensor, or not finite.
+    """Refuse weights that do not fit the network, tensor by tensor, or are not finite.
 
     Raises:
-        ValueError: If names, shapes or kinds of numbers differ, or a number is not finite; the message names the
+        ValueError: If names, shapes or number formats differ, or a number is not finite; the message names the
             tensors.
     """
     expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
@@ -240,7 +241,7 @@ def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str |
 def _describe_content(file: WeightsFile) -> str:
     content = file.content
     if file.kind == "TorchScript":
-        return "TorchScript without any, as torch.jit.freeze makes it: save the module before it is frozen"
+        return "TorchScript without tensors, as torch.jit.freeze makes it: save the module before it is frozen"
     if isinstance(content, Mapping):
         if any(isinstance(value, Unbuilt) and value.origin.startswith("numpy.") for value in content.values()):
             return "a pickle of numpy arrays: save them with numpy.savez"
@@ -253,5 +254,5 @@ def _describe_origin(file: WeightsFile) -> str:
     if isinstance(content, Mapping) and LIGHTNING_KEY in content:
         epoch, step = printable_key(content.get("epoch", "?")), printable_key(content.get("global_step", "?"))
         return f"a checkpoint after epoch {epoch} (zero-based), step {step}"
-    kinds = {"objects": "a pickle of objects, of which the tensors alone were built", "TorchScript": "TorchScript"}
+    kinds = {"objects": "a pickle of objects, of which only the tensors were built", "TorchScript": "TorchScript"}
     return kinds.get(file.kind, "plain weights")

@@ -21,7 +21,7 @@ MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 
 class AuthorsNetwork(nn.Module):
-    """The network as the authors' MNIST/test.py builds it."""
+    """The network of the authors' MNIST/test.py."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class AuthorsNetwork(nn.Module):
         return logits
 
 
-def test_the_authors_network_loads_the_pth_and_answers_the_same(tmp_path: Path, images: Tensor) -> None:
+def test_the_authors_network_loads_the_pth_and_gives_the_same_logits(tmp_path: Path, images: Tensor) -> None:
     network, theirs = MNISTCNN(), AuthorsNetwork()
     export_network(network, tmp_path / "network.pth", MNIST)
     theirs.load_state_dict(torch.load(tmp_path / "network.pth", weights_only=True))
     torch.testing.assert_close(theirs(images), network(images))
 
 
-def test_weights_come_back_equal_from_both_weights_files(tmp_path: Path) -> None:
+def test_weights_are_equal_after_export_and_loading(tmp_path: Path) -> None:
     network = ResNet18()
     for suffix in ("pth", "safetensors"):
         export_network(network, tmp_path / f"network.{suffix}", CIFAR)
@@ -56,9 +56,9 @@ def test_weights_come_back_equal_from_both_weights_files(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("build", "shape"), [(MNISTCNN, MNIST), (ResNet18, CIFAR)])
-def test_onnx_answers_as_the_network_does_for_any_number_of_images(tmp_path: Path, build: Any, shape: Any) -> None:
+def test_onnx_gives_the_networks_logits_for_any_number_of_images(tmp_path: Path, build: Any, shape: Any) -> None:
     network = build()
-    network(torch.rand(64, *shape))  # moves running statistics away from where they start
+    network(torch.rand(64, *shape))  # changes the running statistics from their initial values
     network.conv1.eval()
     export_network(network, tmp_path / "network.onnx", shape)
     assert network.training
@@ -123,21 +123,21 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, suffix: st
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx_of_a_network_that_does_not_say_its_images_shape_needs_one(tmp_path: Path) -> None:
+def test_onnx_needs_an_image_shape_from_the_network_or_the_caller(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     export_network(network, tmp_path / "n.pth")
     with pytest.raises(ValueError, match=r"image_shape must be given for ONNX.*such as \[3, 32, 32\]"):
         export_network(network, tmp_path / "n.onnx")
-    with pytest.raises(ValueError, match=r"image_shape \[1, 3, 2\] is not what Sequential takes: mat1 and mat2"):
+    with pytest.raises(ValueError, match=r"image_shape \[1, 3, 2\] does not suit Sequential: mat1 and mat2"):
         export_network(network, tmp_path / "n.onnx", (1, 3, 2))
     assert [file.name for file in tmp_path.iterdir()] == ["n.pth"]
 
 
-def test_no_export_begins_that_could_not_end(tmp_path: Path) -> None:
+def test_nothing_is_written_if_one_of_the_exports_would_fail(tmp_path: Path) -> None:
     (tmp_path / "network.onnx").touch()
     with pytest.raises(FileExistsError, match=r"network\.onnx exists"):
         check_export(MNISTCNN(), [tmp_path / "network.pth", tmp_path / "network.onnx"])
-    with pytest.raises(ValueError, match=r"image_shape \[3, 32, 32\] is not what MNISTCNN takes"):
+    with pytest.raises(ValueError, match=r"image_shape \[3, 32, 32\] does not suit MNISTCNN"):
         check_export(MNISTCNN(), [tmp_path / "a.pth", tmp_path / "a.onnx"], CIFAR)
 
 

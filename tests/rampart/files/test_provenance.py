@@ -49,7 +49,7 @@ def test_provenance_is_plain_data() -> None:
     assert (where["precision"], where["world_size"], where["trainer_precision"]) == ("float32", 1, None)
 
 
-def test_provenance_records_the_arithmetic_as_it_is() -> None:
+def test_provenance_records_the_current_arithmetic() -> None:
     assert provenance()["tf32"]  # torch's default for convolutions
     with full_float32("cpu"):
         where = provenance("cuda:1", torch.float64, 4, "bf16-mixed")

@@ -1,4 +1,4 @@
-"""Each row of docs/weights.md, with a file made as the tool of that row makes it."""
+"""Every row of the table in docs/weights.md, with a file like those of the tool in that row."""
 
 import argparse
 import gzip
@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 
 class Net(nn.Module):
-    """A convolution, BatchNorm and a linear layer, of 1x6x6 images."""
+    """A convolution, BatchNorm and a linear layer, for 1x6x6 images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Net(nn.Module):
 
 def trained() -> Net:
     network = Net()
-    network(torch.rand(8, 1, 6, 6))  # moves the running statistics
+    network(torch.rand(8, 1, 6, 6))  # changes the running statistics
     return network.eval()
 
 
 class TheirModule(LightningModule):
-    """A trainer of someone else's: its network is `self.model`, and there is more in it."""
+    """A foreign LightningModule, whose network is `self.model` beside other layers."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def write_robustness(network: Net, path: Path) -> None:
     state |= {"module.normalizer.new_mean": mean, "module.normalizer.new_std": std}
     state |= {"module.attacker.normalize.new_mean": mean, "module.attacker.normalize.new_std": std}
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []}
-    schedule = {"lr_lambdas": [Net]}  # dill's way of naming what is not plain
+    schedule = {"lr_lambdas": [Net]}  # as dill names a class
     torch.save({"model": state, "optimizer": optimizer, "schedule": schedule, "epoch": 7}, path)
 
 
@@ -136,7 +136,7 @@ def cast(dtype: torch.dtype) -> Callable[[Net, Path], None]:
 
 
 LEGACY = {"_use_new_zipfile_serialization": False}
-# By the first column of docs/weights.md: how the file is made, and words of the line that is printed.
+# By the first column of docs/weights.md: the function that writes the file, and a part of the printed line.
 READ: dict[str, tuple[Callable[[Net, Path], None], str]] = {
     "plain state_dict": (saved(lambda n: n.state_dict()), "plain weights$"),
     "torch.save before 1.6": (saved(lambda n: n.state_dict(), **LEGACY), "plain weights$"),
@@ -173,8 +173,8 @@ READ: dict[str, tuple[Callable[[Net, Path], None], str]] = {
     "timm": (write_timm, r"key state_dict; left out: state_dict_ema\.\* \(other weights that fit\)"),
     "robustness (MadryLab)": (
         write_robustness,
-        r"tensors alone were built; found under key model, prefix module\.model\.; left out: .*; the file normalises "
-        r"images outside the network, by mean \[0\.5\] and std \[0\.25\]",
+        r"only the tensors were built; found under key model, prefix module\.model\.; left out: .*; the file "
+        r"normalises images outside the network, by mean \[0\.5\] and std \[0\.25\]",
     ),
     "RobustBench": (saved(lambda n: {"state_dict": prefixed("module.0.model.", n)}), r"prefix module\.0\.model\."),
     "Hugging Face": (
@@ -183,7 +183,7 @@ READ: dict[str, tuple[Callable[[Net, Path], None], str]] = {
     ),
     "TorchScript, traced": (write_torchscript("trace"), "TorchScript$"),
     "TorchScript, scripted": (write_torchscript("script"), "TorchScript$"),
-    "torch.save(network)": (saved(lambda n: n), "a pickle of objects, of which the tensors alone were built$"),
+    "torch.save(network)": (saved(lambda n: n), "a pickle of objects, of which only the tensors were built$"),
     "torch.save(network) before 1.6": (saved(lambda n: n, **LEGACY), "a pickle of objects"),
     "pickle.dump": (dump, "a pickle of objects"),
     "numpy.savez": (write_arrays, "plain weights$"),
@@ -206,7 +206,7 @@ def assert_loaded(network: nn.Module, expected: dict[str, Tensor], without: str 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layout", READ)
-def test_each_layout_is_read_and_told_in_one_line(layout: str, tmp_path: Path) -> None:
+def test_each_layout_is_read_and_reported_in_one_line(layout: str, tmp_path: Path) -> None:
     write, told = READ[layout]
     source, target = trained(), Net()
     write(source, tmp_path / "weights")
@@ -226,7 +226,7 @@ def test_each_layout_is_read_and_told_in_one_line(layout: str, tmp_path: Path) -
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
-def test_a_wrapped_network_takes_plain_and_wrapped_weights(
+def test_a_wrapped_network_loads_plain_and_wrapped_weights(
     wrap: Any, own_prefix: str, prefix: str, tmp_path: Path
 ) -> None:
     source, target = trained(), wrap(Net())
@@ -235,7 +235,7 @@ def test_a_wrapped_network_takes_plain_and_wrapped_weights(
     assert_loaded(target, source.state_dict(), own_prefix)
 
 
-def test_a_network_with_its_own_normalisation_takes_weights_without_one(tmp_path: Path) -> None:
+def test_a_network_with_normalisation_loads_weights_without_it(tmp_path: Path) -> None:
     source, target = trained(), nn.Sequential(Normalize([0.5], [0.25]), Net())
     torch.save(source.state_dict(), tmp_path / "weights")
     assert "kept: 0.mean, 0.std" in str(load_weights(target, tmp_path / "weights"))
@@ -338,7 +338,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Path], Any], str]] = {
     ),
     "arrays of objects": (
         lambda n, path: np.savez(path.open("wb"), a=np.array([Call()], dtype=object)),
-        "no array of numbers: refused, nothing was unpickled",
+        "not an array of numbers: refused, nothing was unpickled",
     ),
     "one array": (lambda n, path: np.save(path.open("wb"), np.ones(3)), "is one numpy array"),
     "index of several files": (named("model.safetensors.index.json", b"{}"), "index of a model in several files"),
@@ -366,7 +366,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Path], Any], str]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layout", REFUSED)
-def test_the_rest_is_refused_in_one_line_and_changes_nothing(
+def test_other_layouts_are_refused_in_one_line_and_change_nothing(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -387,7 +387,7 @@ def test_the_table_in_the_documentation_has_the_same_rows() -> None:
     assert rows == [*READ, *REFUSED]
 
 
-def test_a_file_that_holds_itself_or_grows_when_followed_is_read_at_once(tmp_path: Path) -> None:
+def test_recursive_and_exponentially_nested_files_are_read_at_once(tmp_path: Path) -> None:
     source, target = trained(), Net()
     content: dict[str, Any] = {"net": source.state_dict()}
     content["self"] = content
@@ -399,7 +399,7 @@ def test_a_file_that_holds_itself_or_grows_when_followed_is_read_at_once(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["fc.\n\x1b[2Jweight", "long" * 1000])
-def test_names_in_a_file_leave_the_terminal_alone(tmp_path: Path, name: str) -> None:
+def test_names_in_a_file_send_no_control_characters_to_the_terminal(tmp_path: Path, name: str) -> None:
     torch.save(trained().state_dict() | {name: torch.ones(2)}, tmp_path / "weights")
     with pytest.raises(ValueError, match="unknown to the network") as caught:
         load_weights(Net(), tmp_path / "weights")
@@ -407,15 +407,15 @@ def test_names_in_a_file_leave_the_terminal_alone(tmp_path: Path, name: str) -> 
     assert len(str(caught.value)) < 600
 
 
-def test_a_few_bytes_can_not_ask_for_any_amount_of_memory(tmp_path: Path) -> None:
+def test_a_small_file_cannot_allocate_any_amount_of_memory(tmp_path: Path) -> None:
     asked = (2**40).to_bytes(8, "little")
     (tmp_path / "weights").write_bytes(b"\x80\x05" + pickle.BYTEARRAY8 + asked + b".")
     with pytest.raises(ValueError, match="is damaged or truncated"):
         load_weights(Net(), tmp_path / "weights")
 
 
-def test_what_a_pickle_sets_on_its_builders_stays_in_it(tmp_path: Path) -> None:
-    # BUILD with a tuple sets attributes: here those of the function that rebuilds tensors.
+def test_attributes_that_a_pickle_sets_on_builders_do_not_last(tmp_path: Path) -> None:
+    # BUILD with a tuple sets attributes, here of the function that rebuilds tensors.
     code = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__N\x86sX\x01\x00\x00\x00as\x86b."
     (tmp_path / "weights").write_bytes(code)
     rebuild = torch._utils._rebuild_tensor_v2
@@ -425,7 +425,7 @@ def test_what_a_pickle_sets_on_its_builders_stays_in_it(tmp_path: Path) -> None:
     assert rebuild.__defaults__ == before
 
 
-def test_other_weights_of_a_lightning_module_that_fit_are_named(tmp_path: Path) -> None:
+def test_other_weights_that_fit_are_reported(tmp_path: Path) -> None:
     source, target = trained(), Net()
     state = prefixed("network.", source) | {f"teacher.{name}": value for name, value in others(source).items()}
     torch.save({"state_dict": state}, tmp_path / "weights")
@@ -433,7 +433,7 @@ def test_other_weights_of_a_lightning_module_that_fit_are_named(tmp_path: Path) 
     assert_loaded(target, source.state_dict())
 
 
-def test_a_network_whose_parts_lie_under_several_keys_is_read(tmp_path: Path) -> None:
+def test_a_network_split_over_several_keys_is_read(tmp_path: Path) -> None:
     source, target = trained(), Net()
     parts = {name: getattr(source, name).state_dict() for name in ("conv", "bn", "fc")}
     torch.save({"epoch": 3, "parts": parts}, tmp_path / "weights")
@@ -441,7 +441,7 @@ def test_a_network_whose_parts_lie_under_several_keys_is_read(tmp_path: Path) ->
     assert_loaded(target, source.state_dict())
 
 
-def test_normalisation_in_the_networks_own_buffers_may_be_missing(tmp_path: Path) -> None:
+def test_a_file_may_lack_the_networks_normalisation(tmp_path: Path) -> None:
     source, target = trained(), Net()
     target.register_buffer("mu", torch.tensor([0.5]))
     target.register_buffer("sigma", torch.tensor([0.25]))
@@ -449,13 +449,13 @@ def test_normalisation_in_the_networks_own_buffers_may_be_missing(tmp_path: Path
     assert "kept: mu, sigma" in str(load_weights(target, tmp_path / "weights"))
 
 
-def test_lazy_layers_ask_for_an_image_first(tmp_path: Path) -> None:
+def test_lazy_layers_are_refused_until_they_have_a_shape(tmp_path: Path) -> None:
     torch.save(Net().state_dict(), tmp_path / "weights")
     with pytest.raises(ValueError, match="give the network an image first"):
         load_weights(nn.Sequential(nn.LazyLinear(3)), tmp_path / "weights")
 
 
-def test_a_layer_that_refuses_its_weights_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+def test_no_layer_changes_if_one_refuses_its_weights(tmp_path: Path) -> None:
     network = GatedMNISTCNN()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     torch.save(MNISTCNN().state_dict(), tmp_path / "weights")
@@ -465,14 +465,14 @@ def test_a_layer_that_refuses_its_weights_leaves_the_others_as_they_were(tmp_pat
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_a_copy_of_the_network_inside_it_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_copy_inside_a_network_is_not_mistaken_for_the_network(tmp_path: Path) -> None:
     source = trained()
     torch.save(source.state_dict() | {f"teacher.{n}": t for n, t in others(source).items()}, tmp_path / "weights")
     with pytest.raises(ValueError, match="holds 2 different sets of weights that fit"):
         load_weights(Net(), tmp_path / "weights")
 
 
-def test_extra_states_and_masks_stay(tmp_path: Path) -> None:
+def test_extra_states_and_masks_are_kept(tmp_path: Path) -> None:
     class Masked(Net):
         def __init__(self) -> None:
             super().__init__()

@@ -13,7 +13,7 @@ from rampart.networks import MNISTCNN
 
 
 class Payload:
-    """Runs a command when it is unpickled the ordinary way."""
+    """An object that runs a command if pickle loads it."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, mak
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), [1, 2]])
-def test_what_is_no_dictionary_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_file_without_a_dictionary_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="not a checkpoint"):
         read_checkpoint(tmp_path / "w.pth")
@@ -130,7 +130,7 @@ def test_other_contents_are_refused_by_name(tmp_path: Path, content: object) -> 
         load_weights(MNISTCNN(), tmp_path / "w.pth")
 
 
-def test_a_network_whose_own_names_look_like_a_wrappers_loads_its_weights(tmp_path: Path) -> None:
+def test_a_network_with_names_like_a_wrappers_loads_its_weights(tmp_path: Path) -> None:
     source, target = (nn.ModuleDict({"module": nn.Linear(2, 3)}) for _ in range(2))
     load_weights(target, write(tmp_path / "w.pth", source, "plain"))
     load_weights(target, write(tmp_path / "l.pth", source, "lightning"))
