@@ -40,7 +40,14 @@ COMMANDS = {
     "export": "Write a trained network as a plain state_dict, as safetensors and as ONNX.",
 }
 
-CKPT_PATH = "Lightning checkpoint or plain weights (.pth, .safetensors, ...); fit resumes a run from its checkpoint."
+# Help of options whose own is Lightning's.
+OPTIONS = {
+    "--ckpt_path": (
+        "Lightning checkpoint or plain weights (.pth, .safetensors, ...); fit resumes a run from its checkpoint."
+    ),
+    "--weights_only": "Not used: only tensors and plain values are ever read from a file.",
+    "--seed_everything": "Seed of all random numbers; with false, fit chooses a seed.",
+}
 
 # Order of the groups of options: one option of each.
 ORDER = ("--name", "--ckpt_path", "--model", "--data", "--ramp", "--images", "--curve", "--checkpoint", "--trainer")
@@ -72,7 +79,7 @@ class RampartParser(LightningArgumentParser):
         return "\n".join([self.introduction, "", *lines, ""]).lstrip()
 
     def order_groups(self) -> None:
-        """Move Rampart's options before Lightning's, and give a data module's a title."""
+        """Move Rampart's options before Lightning's, and give groups a short title."""
 
         def place(group: Any) -> int:
             names = {name for action in group._group_actions for name in action.option_strings}
@@ -83,6 +90,8 @@ class RampartParser(LightningArgumentParser):
         for group in groups:
             if place(group) == ORDER.index("--data"):
                 group.title = "Data module with the images"
+            if place(group) == ORDER.index("--ckpt_path"):
+                group.title = "Options of this command"
 
 
 def version_line() -> str:

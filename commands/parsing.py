@@ -15,7 +15,7 @@ import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no packa
 from callbacks import AdversarialImagesCallback, EpsilonRampCallback, RobustnessCurveCallback, RunCheckpoint
 from commands.config_files import check_configs, read_old_configs, update_words
 from commands.custom_network import declare_network
-from commands.help import CKPT_PATH, COMMANDS, USE, RampartParser
+from commands.help import COMMANDS, OPTIONS, USE, RampartParser
 from commands.messages import command_line
 from commands.parse_errors import explain, move_network_option, refused_network, wrap_single
 from commands.trainer import RampartTrainer
@@ -77,7 +77,8 @@ class ParsingCLI(LightningCLI):
         assert isinstance(parser, RampartParser)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)
-        parser._option_string_actions["--ckpt_path"].help = CKPT_PATH
+        for option, text in OPTIONS.items():
+            parser._option_string_actions[option].help = text
         parser.order_groups()
         return parser
 
@@ -142,9 +143,8 @@ class ParsingCLI(LightningCLI):
             except ValueError as error:
                 raise ArgumentError(None, f"--model.network {error}") from error
         if (corrected := move_network_option(message, words)) is not None:
-            raise ArgumentError(
-                None, f"--model is an AdversarialClassifier, and the network goes into it: {command_line(*corrected)}"
-            )
+            example = command_line(*corrected)
+            raise ArgumentError(None, f"--model takes an AdversarialClassifier, not a network; use {example}")
         return wrap_single(message, words)
 
     def before_instantiate_classes(self) -> None:

@@ -84,7 +84,7 @@ WRONG = [
     (["fit", "--trainer.max_epochz", "3"], "--trainer.max_epochz; did you mean --trainer.max_epochs?"),
     (["fit", "--max_epochs", "3"], "unrecognized arguments: --max_epochs; did you mean --trainer.max_epochs?"),
     (["fit", "more"], "unrecognized arguments: more: it belongs to no option"),
-    (["fit", "--config", "none.yaml"], "--config: File does not exist"),
+    (["fit", "--config", "none.yaml"], "there is no none.yaml"),
 ]
 
 
