@@ -37,9 +37,9 @@ def update_words(arguments: Sequence[str]) -> list[str]:
 
 
 def is_users_module(name: str) -> bool:
-    """Tell whether a module can be found, without importing it: then an old class path names the user's code.
+    """Return True if a module can be found, without importing it: then an old class path names the user's code.
 
-    A folder that only an earlier version's compiled files have left behind is no module.
+    Folders that hold only compiled files of an earlier version do not count.
     """
     package, _, module = name.partition(".")
     found = find_spec(package)
@@ -91,15 +91,15 @@ def _check(path: Path) -> None:
         got = {yaml.SequenceNode: "a list", type(None): "nothing"}.get(type(root), "a single value")
         raise ValueError(f"config {path} must hold options, such as `trainer: {{max_epochs: 3}}`, got {got}")
     if _size(root, {}) > LARGEST:
-        raise ValueError(f"config {path} unfolds to more than {LARGEST:,} values through its aliases: refused")
+        raise ValueError(f"config {path} expands to more than {LARGEST:,} values through its aliases: refused")
     try:
         yaml.SafeLoader("").construct_document(root)
     except yaml.constructor.ConstructorError as error:
-        raise ValueError(f"config {path} holds what is no plain value: {error.problem}") from None
+        raise ValueError(f"config {path} holds a value that is not plain: {error.problem}") from None
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:
-    """Count the values that a node unfolds to; a node that holds itself has no end."""
+    """Count the values that a node expands to; infinite for a node that contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
         children = node.value if isinstance(node, yaml.CollectionNode) else []

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from rampart.files.old_names import PGD_PATHS, RETIRED_SETTINGS
+
 # Modules whose classes are suggested for a mistyped name.
 KNOWN = (
     "lightning_modules", "datamodules", "rampart.attacks", "rampart.objectives", "rampart.networks", "callbacks",
@@ -183,6 +185,8 @@ def _sentence(problem: Problem) -> str:
         if found := re.match(r"Option '(.*)' is not accepted", cause):
             allowed = _parameters(problem.class_path)
             takes = f"; it takes {', '.join(allowed)}" if allowed else ", which has no settings"
+            if found[1] in RETIRED_SETTINGS and problem.class_path in PGD_PATHS:
+                return f"{problem.option}: {found[1]} of PGD is now written {RETIRED_SETTINGS[found[1]]}"
             hint = _nearest(found[1], allowed, f"{problem.option}.") or takes
             return f"{problem.option}: '{found[1]}' is not accepted by {short}{hint}"
         if found := re.match(r"the following arguments are required: (.*)", cause):

@@ -33,6 +33,13 @@ for _room, _modules in OLD_ROOMS.items():
             if _module != "losses":
                 NEW_PATHS[f"{_room}.{_name}"] = f"rampart.{_room}.{_name}"
 
+# Settings that PGD had, and how they are written today.
+RETIRED_SETTINGS = {
+    "random_start": "start: rampart.attacks.Uniform or start: rampart.attacks.AtImage",
+    "start_levels": "start: {class_path: rampart.attacks.Level, init_args: {low: LOW, high: HIGH}}",
+    "block_sides": "class_path: experiments.mixed_attacks.BlockPGD",
+}
+
 PGD_PATHS = ("PGD", "rampart.attacks.PGD", "rampart.attacks.pgd.PGD")
 MNIST_CNN_PATHS = ("MNISTCNN", "rampart.networks.MNISTCNN", "rampart.networks.mnist_cnn.MNISTCNN")
 
@@ -47,8 +54,8 @@ def update_path(path: str, is_foreign: Callable[[str], bool] = no_package) -> st
 
     Args:
         path: A class path, such as ``attacks.PGD``, or any other string.
-        is_foreign: Tells whether a module name, such as ``attacks``, belongs to code of the user, whose class is then
-            meant.
+        is_foreign: Returns True if a module name, such as ``attacks``, belongs to the user's code. Then the path is
+            not changed.
     """
     if path not in NEW_PATHS:
         return path

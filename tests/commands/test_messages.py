@@ -109,8 +109,8 @@ FILES = [
     (b"- 1\n- 2\n", "must hold options, such as `trainer: {max_epochs: 3}`, got a list"),
     (b"", "got nothing"),
     (b"\xd5\x00\xff", "is not a text file"),
-    (b"a: &a [*a]", "unfolds to more than 1,000,000 values"),
-    (BOMB.encode(), "unfolds to more than 1,000,000 values"),
+    (b"a: &a [*a]", "expands to more than 1,000,000 values"),
+    (BOMB.encode(), "expands to more than 1,000,000 values"),
 ]
 
 

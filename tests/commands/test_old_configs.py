@@ -11,6 +11,7 @@ import yaml
 from cli import main
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD, AtImage, Level
+from rampart.files.old_names import RETIRED_SETTINGS
 from rampart.networks import GatedMNISTCNN
 from rampart.objectives import TRADES
 from tests.conftest import ROOT
@@ -90,6 +91,13 @@ def test_a_folder_of_the_users_takes_precedence(tmp_path: Path, monkeypatch: Any
     assert model["network"]["class_path"] == "networks.resnet.ResNet18"
     model = printed(capsys, quickstart, "--model.network=networks.ResNet18")
     assert model["network"]["class_path"] == "rampart.networks.ResNet18"
+
+
+@pytest.mark.parametrize(("setting", "today"), RETIRED_SETTINGS.items())
+def test_a_retired_setting_typed_without_its_class_is_explained(setting: str, today: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={ROOT / 'configs/quickstart.yaml'}", f"--model.attack.{setting}=[1]"])
+    assert capsys.readouterr().err == f"error: --model.attack: {setting} of PGD is now written {today}\n"
 
 
 def test_a_checkpoint_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
