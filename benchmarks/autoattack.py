@@ -3,7 +3,7 @@
 Both run the same attacks on the same images and weights: APGD-CE, targeted APGD, targeted FAB, Square, each on the
 images that are still robust. Two things differ in Rampart: an image leaves a run at the step that fools it, and FAB
 stops at the first adversarial image within eps, where the published code looks for a nearer one. pyautoattack attacks
-the network as it is usually written; with `--same-network` it also attacks Rampart's form of the network, which
+the network as papers write it; with `--same-network` it also attacks Rampart's form of the network, which
 separates the attacks' speed from the network's.
 
     python -m benchmarks.autoattack FILE --data-dir DIR --num-images 250 --rounds 3 --out OUT.json

@@ -77,3 +77,16 @@ def test_files_stay_small() -> None:
     for room in LIGHTNING_ROOMS | {"rampart", "commands"}:
         for file in (ROOT / room).rglob("*.py"):
             assert len(file.read_text().splitlines()) <= 300, file
+
+
+def test_functions_stay_short() -> None:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    long = []
+    for name in names:
+        if (ROOT / name).exists():
+            for node in ast.walk(ast.parse((ROOT / name).read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+                    lines = node.end_lineno - node.lineno + 1
+                    long += [f"{name}: {node.name} has {lines} lines"] if lines > 50 else []
+    assert not long, "at most 50 lines per function:\n" + "\n".join(long)

@@ -127,9 +127,8 @@ def format_table(reports: list[dict[str, Any]]) -> str:
     threads = f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     machine = f"{threads} on an {first['processor']}, torch {first['versions']['torch']}"
     commits = ", ".join(sorted({report["commit"] for report in reports}))
-    return "\n".join(
-        [*lines, "", f"Commit {commits}; {machine}; {first['images']:,} test images; accuracies in %.", ""]
-    )
+    notes = [f"Commit {commits}.", "", f"{machine}; {first['images']:,} test images; accuracies in %."]
+    return "\n".join([*lines, "", *notes, ""])
 
 
 def _newest(runs: Path) -> Path:
