@@ -12,7 +12,7 @@ def main(args: list[str] | None = None) -> None:
     anywhere among the arguments shows the full trace instead.
 
     Args:
-        args: Command and options; those that the process was started with if None.
+        args: Command and options; ``sys.argv[1:]`` if None.
     """
     arguments = sys.argv if args is None else args
     full_trace = "--traceback" in arguments

@@ -1,4 +1,4 @@
-"""Check of monitored metrics before an epoch is trained for nothing."""
+"""Early check that the metrics that callbacks monitor are logged."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 class MonitorCheckCallback(Callback):
     """Raise an error if a callback monitors a metric that the run does not log.
 
-    Compares with the metrics of the sanity check of validation and of the first training batch. If the module or a
-    user's callback has a hook at the end of an epoch, the metric may appear there, and nothing is checked.
+    The known metrics are those of validation's sanity check and of the first training batch. Nothing is checked if the
+    module or a custom callback has a hook at the end of an epoch, where it may log more metrics.
     """
 
     _validation_metrics: frozenset[str] = frozenset()
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the metrics that validation logs, and check monitored metrics of validation against them."""
+        """Record the metrics that validation logs, and check the monitored validation metrics."""
         self._validation_metrics = frozenset(trainer.callback_metrics)
         if not self._validation_metrics:
             return  # There is no validation, or it logs nothing.
@@ -26,7 +26,7 @@ class MonitorCheckCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check monitored metrics against those of validation and of the first training batch."""
+        """Check all monitored metrics."""
         if not self._validation_metrics:
             return
         loop = trainer.fit_loop.epoch_loop
@@ -42,7 +42,7 @@ class MonitorCheckCallback(Callback):
 
 
 def _monitors(trainer: Any) -> list[tuple[str, str]]:
-    """Return pairs of option and monitored metric."""
+    """Return each callback's option and monitored metric."""
     found = []
     for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -53,7 +53,7 @@ def _monitors(trainer: Any) -> list[tuple[str, str]]:
 
 
 def _may_log(hooks: Any) -> bool:
-    """Return True if a user's code has a hook at the end of an epoch."""
+    """Return True if a custom module or callback has a hook at the end of an epoch."""
     code = getattr(type(hooks).on_train_epoch_end, "__module__", "")
     return code.split(".")[0] not in ("pytorch_lightning", "lightning_modules", "callbacks", "commands")
 

@@ -18,7 +18,7 @@ class PredictionWriterCallback(Callback):
     """Write predictions to ``predictions.csv``: one row per image, in the order of the data set.
 
     The index is the image's zero-based position in its data set, from the batch or from the loader's sampler. It is
-    empty if several processes read from a loader whose sampler does not tell. The label is empty if unknown. A
+    empty if neither has it and several processes read from the loader. The label is empty if unknown. A
     confidence is the probability of the predicted class.
     """
 
@@ -58,10 +58,10 @@ class PredictionWriterCallback(Callback):
             rows.sort(key=lambda row: int(row[0]))
         else:
             rank_zero_warn(
-                "predictions.csv has no index: its loader has no length or no sampler that tells which process has "
-                "which image, so rows may be repeated; use --trainer.devices 1 or a batch (images, labels, index)"
+                "predictions.csv has no index: its loader has no length, or no sampler with the images' positions, so "
+                "rows may be repeated; use --trainer.devices 1 or a batch (images, labels, index)"
             )
-        if self._sampled:  # A sampler that gives every process the same number of images repeats some.
+        if self._sampled:  # The sampler repeats images, to give every process the same number.
             rows = list({row[0]: row for row in reversed(rows)}.values())[::-1]
         path = new_file(run_folder(trainer), "predictions", ".csv")
         with path.open("w", newline="") as file:
@@ -71,12 +71,12 @@ class PredictionWriterCallback(Callback):
         print(f"\nPredictions: {path}")
 
     def _positions(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:
-        """Return the positions of a batch's images in their set: as Lightning noted them, or counted in one process."""
+        """Return the positions of a batch's images in their set: recorded by Lightning, or counted in one process."""
         loader: Any = trainer.predict_dataloaders
         if isinstance(loader, (list, tuple, dict)):
             (loader,) = loader.values() if isinstance(loader, dict) else loader
-        noted = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", [])
-        if batch_idx < len(noted) and len(noted[batch_idx]) == count:
+        recorded = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", [])
+        if batch_idx < len(recorded) and len(recorded[batch_idx]) == count:
             self._sampled = True
-            return [int(position) for position in noted[batch_idx]]
+            return [int(position) for position in recorded[batch_idx]]
         return range(len(self._rows), len(self._rows) + count) if trainer.world_size == 1 else [""] * count

@@ -60,7 +60,7 @@ class RampartProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show the progress of the run; batches before a resume don't count for the speed."""
+        """Show the progress of the run; the speed is that of batches since the run was resumed."""
         bar, batches = self.train_progress_bar, trainer.num_training_batches
         done = batch_idx + 1 + (trainer.current_epoch * int(batches) if math.isfinite(batches) else 0)
         if not self._started:
@@ -87,7 +87,7 @@ class RampartProgressBar(TQDMProgressBar):
         """Keep Lightning from resetting the bar for each loader: one bar counts all batches."""
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Correct the expected number of forward passes by those counted so far."""
+        """Estimate the total number of forward passes from those counted so far."""
         self._per_batch += 1
         bar, batches = self.test_progress_bar, sum(trainer.num_test_batches)
         bar.n = self._passes or self._per_batch

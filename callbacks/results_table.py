@@ -31,7 +31,7 @@ class ResultsTableCallback(Callback):
         return {"fit_seconds": self._seconds_of_fit()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add the training time of the resumed run; ignored once this run is training."""
+        """Add the training time of the resumed run, unless this run is already training."""
         seconds = state_dict.get("fit_seconds")
         if self._fit_start is None and isinstance(seconds, float):
             self._earlier_seconds = seconds
@@ -51,7 +51,7 @@ class ResultsTableCallback(Callback):
         self._begin(module.test_clean_acc, *module.test_robust_acc)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the accuracies over all ranks, from the metrics: a barebones trainer logs nothing."""
+        """Compute the accuracies over all ranks from the metrics, since a barebones trainer logs nothing."""
         module: Any = pl_module
         self._finish(module.test_clean_acc, *module.test_robust_acc)
 
@@ -59,7 +59,7 @@ class ResultsTableCallback(Callback):
         """Print the table and write ``test.json``.
 
         Raises:
-            ValueError: If a stronger attack leaves more images robust: the evaluation is broken then.
+            ValueError: If more images are robust to a stronger attack, which shows that the evaluation is broken.
         """
         module: Any = pl_module
         if trainer.is_global_zero:
@@ -109,15 +109,15 @@ class ResultsTableCallback(Callback):
             rows.append({"name": named.name, "eps": named.eps, "accuracy": accuracy, "attack": settings})
         if images is not None:
             _check_consistency(attacks, rows, images)
-        judged: Any = module
-        with full_float32(judged.device.type):
-            origin = provenance(judged.device, judged.image_dtype, trainer.world_size, str(trainer.precision))
+        classifier: Any = module
+        with full_float32(classifier.device.type):
+            origin = provenance(classifier.device, classifier.image_dtype, trainer.world_size, str(trainer.precision))
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
-            "weights": fingerprint(*judged.network.state_dict().values()),
+            "weights": fingerprint(*classifier.network.state_dict().values()),
             "images": images,
             "results": rows,
-            "seed": judged.run_seed,
+            "seed": classifier.run_seed,
             "fit_seconds": self._seconds_of_fit(),
             f"{command}_seconds": round(time.monotonic() - self._start, 1),
             **origin,

@@ -20,10 +20,10 @@ class RobustnessCurveCallback(Callback):
     """Write robust accuracy over a grid of eps as a figure and a CSV file, and log the figure to TensorBoard.
 
     Args:
-        num_images: Number of test images to attack, the first of the set; 0 turns the curve off.
+        num_images: Number of images to attack, from the first of the test set on; 0 turns the curve off.
         attack: Attack at each eps; PGD with 20 steps in the module's norm if None.
-        eps_grid: Increasing eps on the pixel scale; multiples of an eighth of the module's target eps, from 0 to 1.25
-            times the target, if None.
+        eps_grid: Increasing radii on the pixel scale; if None, multiples of an eighth of the module's target eps, from
+            0 to 1.25 times the target.
 
     Raises:
         ValueError: If the number of images is negative or the grid is not increasing.
@@ -41,7 +41,7 @@ class RobustnessCurveCallback(Callback):
         self.eps_grid = eps_grid
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the attack and the grid; before training too, so that a wrong one fails at once.
+        """Choose the attack and the grid, also before training, so that an invalid grid fails at once.
 
         Raises:
             ValueError: If an eps is out of the norm's range.
@@ -55,7 +55,7 @@ class RobustnessCurveCallback(Callback):
             self._grid = [parse_eps(eps, self._attack.norm, "curve.eps_grid") for eps in self.eps_grid]
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting."""
+        """Reset the counts."""
         self._seen = 0
         self._robust = torch.zeros(len(self._grid), dtype=torch.long, device=pl_module.device)
 

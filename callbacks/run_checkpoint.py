@@ -1,4 +1,4 @@
-"""Checkpoints of a run, such that no training is lost and a resumed run keeps its best checkpoint."""
+"""Checkpoints of a run: none of its training is lost, and a resumed run keeps its best checkpoint."""
 
 import math
 import os
@@ -23,8 +23,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     - ``last`` is saved after every epoch, every validation and every ``every_n_train_steps`` or
       ``train_time_interval``, and at the end of training, whether or not the monitored metric improved or exists.
-    - It saves where training can be resumed exactly: between two optimizer steps, and after a validation or the end
-      of an epoch if one is due.
+    - It saves where training can be resumed exactly: between two optimizer steps. If a validation or the end of an
+      epoch follows, it saves after that.
     - A resumed run keeps the best checkpoints of the run that it resumes: they are linked into its own folder.
     - Paths in a checkpoint are not followed: a file is looked up by its name in the folder of the resumed checkpoint.
       Only files that this process wrote are ever removed.
@@ -45,7 +45,7 @@ class RunCheckpoint(ModelCheckpoint):
             return
         if not sum(trainer.num_val_batches):
             rank_zero_info(
-                f"No validation, so checkpoint.monitor {self.monitor} is not measured: the last epoch's weights count."
+                f"No validation, so checkpoint.monitor {self.monitor} is not measured: the last weights are used."
             )
 
     def on_train_batch_end(
@@ -62,7 +62,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation within an epoch; after one at its end the epoch itself is saved."""
+        """Save after a validation within an epoch; :meth:`on_train_epoch_end` saves after one at its end."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._from_validation = self.monitor in trainer._logger_connector.metrics["callback"]
@@ -81,7 +81,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer, epoch_end=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of training, whatever the intervals."""
+        """Save at the end of training, regardless of the intervals."""
         if self._idle(trainer) or self._last_global_step_saved == trainer.global_step:
             return
         metrics = self._monitor_candidates(trainer)
@@ -90,7 +90,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, metrics)
 
     def last_path(self) -> str:
-        """Return the path of ``last`` if no other file has that name yet."""
+        """Return the path that ``last`` has if no other file has that name yet."""
         return str(Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
 
     def save_now(self, trainer: Trainer) -> str:
@@ -106,7 +106,7 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_dict() | {"best_step": self._best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Ignore the state: :meth:`on_load_checkpoint` reads it, and knows the resumed file."""
+        """Ignore the state, because :meth:`on_load_checkpoint` reads it together with the checkpoint's path."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Link the best checkpoints of the resumed run into this run's folder."""
@@ -117,7 +117,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.monitor is None:
             self.best_model_path = str(resumed)
             return
-        state = _state_of(checkpoint, self.monitor, self.mode)
+        state = _find_state(checkpoint, self.monitor, self.mode)
         kept = self._carry_over(resumed, checkpoint, state) if trainer.is_global_zero else {}
         kept = trainer.strategy.broadcast(kept)
         if not kept:
@@ -135,15 +135,15 @@ class RunCheckpoint(ModelCheckpoint):
         names = sorted(scores, key=lambda name: scores[name], reverse=self.mode == "max")
         kept: dict[str, float] = {}
         for name in names[: max(self.save_top_k, 1)] if self.save_top_k else []:
-            file = _file_beside(resumed, name, state.get("dirpath"))
+            file = _find_file(resumed, name, state.get("dirpath"))
             if file is None and name == names[0] and state.get("best_step") == checkpoint.get("global_step"):
-                file = resumed  # Saved at the same optimizer step as the best one: the same weights.
+                file = resumed  # It was saved at the same optimizer step as the best one, so it has the same weights.
             if file is not None:
                 kept[self._link(file)] = scores[name]
             elif name == names[0]:
                 rank_zero_info(
-                    f"The best checkpoint so far, {Path(name).name} ({self.monitor} {scores[name]:.4f}), is not beside "
-                    f"{resumed}: the best is chosen among the checkpoints that are there and the epochs that follow."
+                    f"The best checkpoint so far, {Path(name).name} ({self.monitor} {scores[name]:.4f}), is not in the "
+                    f"folder of {resumed}: the best is chosen from the checkpoints found and the following epochs."
                 )
         return kept
 
@@ -173,7 +173,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._measured = False
 
     def _is_candidate(self, trainer: Trainer, metrics: Mapping[str, Tensor], epoch_end: bool) -> bool:
-        """Return True if these weights are to be compared with the best, or saved under a name of their step."""
+        """Return True if these weights are to be compared with the best, or saved to a file of their step."""
         by_epoch = self._every_n_epochs >= 1
         epoch_due = by_epoch and (trainer.current_epoch + 1) % self._every_n_epochs == 0
         if self.monitor is not None and self.monitor not in metrics:
@@ -210,7 +210,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
-            self._last_checkpoint_saved = ""  # No checkpoint of this step that a link could point to.
+            self._last_checkpoint_saved = ""  # A link could point to no checkpoint of this step.
         super()._save_last_checkpoint(trainer, monitor_candidates)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -241,7 +241,7 @@ def _link_or_copy(file: Path, link: Path) -> None:
         shutil.copyfile(file, link)
 
 
-def _state_of(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[str, Any]:
+def _find_state(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[str, Any]:
     """Return the state of the checkpoint callback with this monitor and mode; its intervals may differ."""
     states = checkpoint.get("callbacks")
     for key, state in states.items() if isinstance(states, Mapping) else ():
@@ -252,7 +252,7 @@ def _state_of(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[st
 
 
 def _scores(state: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores of the saved state by path, without NaN."""
+    """Return the saved scores by path, without NaN."""
     found = state.get("best_k_models")
     pairs = list(found.items()) if isinstance(found, Mapping) else []
     pairs.append((state.get("best_model_path"), state.get("best_model_score")))
@@ -265,13 +265,13 @@ def _scores(state: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _file_beside(resumed: Path, path: str, saved_in: Any) -> Path | None:
-    """Return the file of this name in the folder of the resumed checkpoint; None if there is none.
+def _find_file(resumed: Path, path: str, saved_in: Any) -> Path | None:
+    """Find a file by its name in the folder of the resumed checkpoint; return None if there is none.
 
     Args:
-        resumed: Checkpoint that is resumed.
-        path: Earlier path of the file, from that checkpoint; only its name counts.
-        saved_in: Earlier folder of the checkpoints, from that checkpoint; the name may include folders below it.
+        resumed: Path of the resumed checkpoint.
+        path: Path of the file as recorded in that checkpoint; only its name is used.
+        saved_in: Folder of checkpoints as recorded in that checkpoint; the name may include folders below it.
     """
     name = Path(path).name
     if isinstance(saved_in, str) and Path(path).is_relative_to(saved_in):

@@ -15,11 +15,11 @@ KEYWORDS = ("best", "last", "hpc", "registry")
 
 
 def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
-    """Return the path of the checkpoint in a form that Lightning does not read as a keyword.
+    """Check the path of a checkpoint and return it, absolute if Lightning would read it as a keyword.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty, one of Lightning's keywords or a URL, or ``weights_only`` is False.
+        ValueError: If the path is empty, one of Lightning's keywords or a URL, or ``weights_only`` is False.
     """
     if weights_only is False:
         raise ValueError("weights_only must be true or left out, got false: nothing in a file is ever executed here")
@@ -35,7 +35,7 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
         raise ValueError(f"ckpt_path must be a file on this machine, got {text!r}: download it first")
     if text.split(":")[0].lower() in KEYWORDS:
         raise ValueError(
-            f"ckpt_path must be a file, got {text!r}: every run has a folder of its own, "
+            f"ckpt_path must be a file, got {text!r}: every run has its own folder, "
             "such as runs/NAME/fit-0/checkpoints/last.ckpt"
         )
     if Path(text).is_dir():
@@ -66,7 +66,7 @@ def suggest_readable_checkpoint(path: str | None) -> Iterator[None]:
     """Add the newest readable checkpoint of the same folder to the error about a broken one.
 
     Raises:
-        ValueError: The error raised inside, with the path of the other checkpoint.
+        ValueError: The original error, with the path of the readable checkpoint added.
     """
     try:
         yield

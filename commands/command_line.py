@@ -33,7 +33,7 @@ def run_command(args: list[str] | None = None) -> None:
     """Parse a command line and run its command.
 
     Args:
-        args: Command and options; those that the process was started with if None.
+        args: Command and options; ``sys.argv[1:]`` if None.
     """
     silence_warnings()
     # Last, so that a user's folder adds names to import and hides none.
@@ -42,7 +42,7 @@ def run_command(args: list[str] | None = None) -> None:
 
 
 class RampartCLI(ParsingCLI):
-    """Run a parsed command with a new folder, a logger and callbacks; refuse an empty result."""
+    """Run a parsed command with a new folder, a logger and callbacks; raise an error if it processed no images."""
 
     def after_instantiate_classes(self) -> None:
         """Store the config of the network in the module, for its checkpoints to be loaded from Python."""
@@ -117,16 +117,16 @@ class RampartCLI(ParsingCLI):
         return arguments
 
     def after_validate(self) -> None:
-        """Refuse an empty result."""
+        """Raise an error if there were no validation images."""
         check_images(sum(self.trainer.num_val_batches), "images to validate on")
 
     def after_test(self) -> None:
-        """Refuse an empty result."""
+        """Raise an error if there were no test images, and log the results."""
         check_images(sum(self.trainer.num_test_batches), "images to test on")
         self._log_results(self.trainer.callback_metrics)
 
     def after_predict(self) -> None:
-        """Refuse an empty result."""
+        """Raise an error if there were no images to predict."""
         check_images(sum(self.trainer.num_predict_batches), "images to predict")
 
     def after_fit(self) -> None:

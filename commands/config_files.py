@@ -28,7 +28,7 @@ def read_old_configs() -> None:
 
 
 def update_words(arguments: Sequence[str]) -> list[str]:
-    """Return the words of a command line with the class paths of earlier versions replaced by those of today."""
+    """Return the words of a command line with class paths of earlier versions replaced by the current ones."""
     new = []
     for word in arguments:
         flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
@@ -37,9 +37,9 @@ def update_words(arguments: Sequence[str]) -> list[str]:
 
 
 def is_users_module(name: str) -> bool:
-    """Return True if a module can be found, without importing it: then an old class path names the user's code.
+    """Return True if a module exists outside Rampart, so that an old class path names the user's code.
 
-    Folders that hold only compiled files of an earlier version do not count.
+    The module is not imported. Folders that hold only compiled files of an earlier version do not count.
     """
     package, _, module = name.partition(".")
     found = find_spec(package)
@@ -62,7 +62,7 @@ def check_configs(arguments: Sequence[str]) -> None:
         elif given and not path.exists() and not set(given) & set("{:\n"):  # else options in place of a file
             nearest = suggest_config(given)
             hint = f"did you mean {nearest}? " if nearest else ""
-            raise ValueError(f"there is no {given}; {hint}`{command_line('configs')}` lists all")
+            raise ValueError(f"there is no {given}; {hint}`{command_line('configs')}` lists all configs")
 
 
 def _paths(arguments: Sequence[str]) -> Iterator[str]:
@@ -95,7 +95,7 @@ def _check(path: Path) -> None:
     try:
         yaml.SafeLoader("").construct_document(root)
     except yaml.constructor.ConstructorError as error:
-        raise ValueError(f"config {path} holds a value that is not plain: {error.problem}") from None
+        raise ValueError(f"config {path} has a value that is not plain: {error.problem}") from None
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:

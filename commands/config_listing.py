@@ -1,7 +1,7 @@
 """List the experiments that are ready to run, from the headers of their YAML files.
 
-The first line of a header says what the experiment is, a line ``# Cost: ...`` what it takes. Imports nothing heavy, so
-that the list appears at once.
+The first line of a header is a summary, the line ``# Cost: ...`` states gradient evaluations and time. This module
+imports no large package, so that the list appears at once.
 """
 
 import difflib
@@ -20,8 +20,8 @@ class Experiment:
     """A config file that is ready to run, or an overlay that changes another one.
 
     Attributes:
-        path: Relative to the repository's root.
-        summary: One sentence.
+        path: Path relative to the repository's root.
+        summary: Summary in one sentence.
         cost: Gradient evaluations and time.
         data: Name of the data set; empty for an overlay.
     """
@@ -33,7 +33,7 @@ class Experiment:
 
     @property
     def is_overlay(self) -> bool:
-        """True if the file only works together with another config."""
+        """True if the file can only be combined with another config."""
         return self.path.parent.name == "overlays"
 
 
@@ -41,7 +41,7 @@ def list_configs(arguments: Sequence[str] = ()) -> str:
     """Return the text of ``python cli.py configs``.
 
     Args:
-        arguments: What was typed after the command.
+        arguments: Words after the command; none are allowed.
 
     Raises:
         ArgumentError: If there are arguments.
@@ -59,14 +59,14 @@ def list_configs(arguments: Sequence[str] = ()) -> str:
 
 
 def find_experiments() -> list[Experiment]:
-    """Return all configs with a header, those of ``configs/`` before those of ``experiments/``, sorted by path."""
+    """Return all configs that have a header, sorted by path, with ``configs/`` before ``experiments/``."""
     files = [path for room in ("configs", "experiments") for path in sorted((ROOT / room).rglob("*.yaml"))]
     files.sort(key=lambda path: (path.relative_to(ROOT).parts[0], len(path.relative_to(ROOT).parts)))
     return [found for path in files if (found := read_header(path))]
 
 
 def read_header(path: Path) -> Experiment | None:
-    """Return what a config's header says, or None for a file without one, such as the saved config of a run."""
+    """Read a config's header; return None for a file without one, such as the saved config of a run."""
     text = path.read_text(encoding="utf-8")
     header: list[str] = []
     for line in text.splitlines():
@@ -81,16 +81,16 @@ def read_header(path: Path) -> Experiment | None:
 
 
 def suggest_config(given: str) -> str:
-    """Return the config whose name is nearest to a wrong one.
+    """Return the config whose name is most similar to a wrong name.
 
     Args:
         given: A path that does not exist, or a bare name such as ``fast`` or ``mnist/fast``.
 
     Returns:
-        A path that can be typed in the current folder; empty if no name is near.
+        A path that is valid in the current folder; empty if no name is similar.
     """
-    beside = sorted(Path(given).parent.glob("*.y*ml")) if Path(given).parent.is_dir() else []
-    known = {path.name.rpartition(".")[0]: str(path) for path in beside}
+    siblings = sorted(Path(given).parent.glob("*.y*ml")) if Path(given).parent.is_dir() else []
+    known = {path.name.rpartition(".")[0]: str(path) for path in siblings}
     for experiment in find_experiments():
         path = experiment.path.with_suffix("")
         for name in (path.name, path.as_posix().removeprefix("configs/"), path.as_posix()):

@@ -16,7 +16,7 @@ OWN_PACKAGES = ("lightning_modules", "rampart")
 
 
 class _LightningNetworkClassifier(AdversarialClassifier):
-    """A classifier whose network is a LightningModule; the network's own hooks get the batches, as in its own test."""
+    """Classifier that calls the hooks of its network, a LightningModule, as the network's own test does."""
 
     network: LightningModule
 
@@ -25,27 +25,27 @@ class _LightningNetworkClassifier(AdversarialClassifier):
         self.network.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Call the network's hook too."""
+        """Call the network's hook after the classifier's."""
         super().setup(stage)
         self.network.setup(stage)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return the batch as the network's hook returns it."""
+        """Call the network's hook."""
         return self.network.on_before_batch_transfer(batch, dataloader_idx)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch as the network's hook returns it."""
+        """Call the network's hook."""
         return self.network.transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return the batch as the network's hook returns it."""
+        """Call the network's hook."""
         return self.network.on_after_batch_transfer(batch, dataloader_idx)
 
 
 def with_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
-    """Return a classifier that calls the hooks of a network that is a LightningModule; any other model unchanged.
+    """Return a classifier that calls the network's hooks if the network is a LightningModule; else the model itself.
 
-    A user's own subclass of AdversarialClassifier is unchanged too: its own hooks get the batches.
+    A custom subclass of AdversarialClassifier is returned unchanged too: it has its own hooks.
     """
     if isinstance(model.network, LightningModule) and _is_own(type(model).__module__):
         return _LightningNetworkClassifier(model.network, model.target_eps, model.attack)
@@ -53,13 +53,13 @@ def with_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
 
 
 def may_be_trained(model: AdversarialClassifier) -> bool:
-    """Return whether the network may have trained weights when it is built; Rampart's own networks never have."""
+    """Return True if the network may be built with trained weights; Rampart's networks never are."""
     path = (model.network_settings or {}).get("class_path") or type(model.network).__module__
     return not _is_own(path)
 
 
 def declare_network(path: str) -> bool:
-    """Annotate a function without return type as one that returns a network, because the parser accepts no other.
+    """Annotate a function without return type as returning a network, because the parser accepts only such functions.
 
     Args:
         path: Import path that the parser refused as a network.

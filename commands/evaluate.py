@@ -48,21 +48,21 @@ def evaluate(
     num_images: int | None,
     batch_size: int,
 ) -> None:
-    """Attack the batches of Lightning's test, and write the report.
+    """Attack the test images with all attacks, and write the report.
 
     Args:
-        trainer: Gives the run's folder, the device and ``limit_test_batches``.
+        trainer: Trainer whose run folder, device and ``limit_test_batches`` are used.
         model: Lightning module with the network to evaluate.
         datamodule: Data module with the test images; None if the model has a ``test_dataloader``.
-        ckpt_path: A Lightning checkpoint, .pth or .safetensors; None if the network has its weights already.
-        attacks: The attacks in the order of the runs, the cheapest first.
-        eps: Radii on the pixel scale, rising.
-        num_images: Number of test images, from the first on; all if None.
+        ckpt_path: Lightning checkpoint, .pth or .safetensors; None if the network has its weights already.
+        attacks: Attacks in the order in which they run, cheapest first.
+        eps: Increasing radii on the pixel scale.
+        num_images: Use only the first images of the test set; all if None.
         batch_size: Images per batch.
 
     Raises:
-        ValueError: If weights or test data are missing, a setting is out of its range, an image, a label or a logit is
-            invalid, an attack fails, or the numbers contradict each other.
+        ValueError: If weights or test data are missing, a setting is out of range, an image, a label or a logit is
+            invalid, an attack fails, or the results contradict one another.
     """
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
@@ -100,14 +100,14 @@ def choose_attacks(
     """Return the attacks and the radii of an evaluation, all in one norm.
 
     Args:
-        model: Gives the norm and the target eps where others are not given.
-        preset: A named set of attacks; autoattack if neither preset nor attacks are given.
+        model: Classifier whose norm and target eps are the defaults.
+        preset: Named set of attacks; autoattack if neither preset nor attacks are given.
         attacks: Custom attacks in place of a preset.
         norm: Norm of the preset; the model's if None.
-        eps: Radii on the pixel scale, rising; the model's target eps if None.
+        eps: Increasing radii on the pixel scale; the model's target eps if None.
 
     Raises:
-        ValueError: If two of them contradict each other, or no eps is given.
+        ValueError: If two arguments contradict each other, or no eps is given.
     """
     own = model.attack.norm
     if attacks is not None:

@@ -32,8 +32,8 @@ class EvaluationProgress(ProgressListener):
     log, a new line is written after each batch and every 20 seconds.
 
     Args:
-        search: The search.
-        shown: Show the progress; if False, nothing is printed.
+        search: Search whose progress is shown.
+        shown: Print the progress; nothing is printed if False.
     """
 
     def __init__(self, search: WorstCaseSearch, shown: bool) -> None:
@@ -51,7 +51,7 @@ class EvaluationProgress(ProgressListener):
 
     def __enter__(self) -> "EvaluationProgress":
         if self._shown:
-            with contextlib.suppress(RuntimeError):  # TorchScript takes no hooks.
+            with contextlib.suppress(RuntimeError):  # TorchScript modules accept no hooks.
                 self._hook = self._search.model.register_forward_pre_hook(self._called)
             if self._terminal:
                 self._bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False)
@@ -64,7 +64,7 @@ class EvaluationProgress(ProgressListener):
             self._bar.close()
 
     def on_images_checked(self, images: int) -> None:
-        """Show the number of images that are checked."""
+        """Show the number of images that have been checked."""
         self._say(f"checking the test images: {images:,}")
 
     def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
@@ -79,7 +79,7 @@ class EvaluationProgress(ProgressListener):
         self._show()
 
     def on_batch_end(self, batch: int, part: WorstCase) -> None:
-        """Record each attack's time, which may be that of an earlier run, and show the number of robust images."""
+        """Record each attack's time, also from the cache of an earlier run, and show the number of robust images."""
         for number in range(len(self._search.attacks)):
             stages = part.stages[number :: len(self._search.attacks)]
             seconds, images = self._spent.get(number, (0.0, 0))
@@ -144,7 +144,7 @@ class EvaluationProgress(ProgressListener):
         return self._search.num_batches - stage.batch - 1
 
     def _of_later_batches(self, batch: int) -> float:
-        # If other processes compute batches too, this process's share of later batches is estimated from earlier ones.
+        # If other processes compute batches too, this process's share of them is estimated from earlier batches.
         share = self._batches / max(self._seen, 1)
         return (self._search.num_batches - batch - 1) * share * self._seconds / max(self._batches, 1)
 
@@ -168,7 +168,7 @@ class EvaluationProgress(ProgressListener):
 
 
 def model_calls(attack: Attack, eps: float) -> int:
-    """Estimate an attack's forward passes per robust image; 100 for an unknown attack."""
+    """Estimate the number of forward passes of an attack per robust image; 100 for an unknown attack."""
     if isinstance(attack, PGD):
         return attack.steps_at(eps) * attack.restarts
     settings = {name: value for name, value in attack.settings().items() if isinstance(value, int)}

@@ -22,14 +22,18 @@ Rampart trains image classifiers that stay robust under large perturbations.
   {program} fit --config FILE --ckpt_path RUN/checkpoints/last.ckpt
       resume an interrupted run
   {program} test --config RUN/config.yaml --ckpt_path WEIGHTS
-      a table of clean and robust accuracy; evaluate: worst case per image
+      print clean accuracy, and robust accuracy under each test attack
   {program} evaluate --model.network my_net.Net --data my_data.Data
-      AutoAttack on a custom network, with --eps 8/255 --ckpt_path FILE
+      run AutoAttack on a custom network, with --eps 8/255 --ckpt_path FILE
 
 Any option overrides the config: --trainer.max_epochs 10, --model.eps 8/255.
-A run's files are in RUNS_DIR/NAME/COMMAND-N. --version prints versions,
-COMMAND --help the command's options, COMMAND --print_config all settings,
-COMMAND --model.attack.help rampart.attacks.PGD those of one class."""
+A run's files are in RUNS_DIR/NAME/COMMAND-N.
+
+  COMMAND --help             options of a command
+  COMMAND --print_config     all settings and their values
+  COMMAND --model.attack.help rampart.attacks.PGD
+                             settings of one class
+  --version                  versions of Rampart and its dependencies"""
 
 COMMANDS = {
     "fit": "Train a network under attack, then test its best checkpoint.",
@@ -40,7 +44,7 @@ COMMANDS = {
     "export": "Write a trained network as a plain state_dict, as safetensors and as ONNX.",
 }
 
-# Help of options whose own is Lightning's.
+# Help texts in place of Lightning's.
 OPTIONS = {
     "--ckpt_path": (
         "Lightning checkpoint or plain weights (.pth, .safetensors, ...); fit resumes a run from its checkpoint."
@@ -49,14 +53,14 @@ OPTIONS = {
     "--seed_everything": "Seed of all random numbers; with false, fit chooses a seed.",
 }
 
-# Order of the groups of options: one option of each.
+# Order of the groups of options; each is given by one of its options.
 ORDER = ("--name", "--ckpt_path", "--model", "--data", "--ramp", "--images", "--curve", "--checkpoint", "--trainer")
 
 LONGEST_LIST = 12
 
 
 class RampartHelpFormatter(DefaultHelpFormatter):
-    """Help whose lists of known subclasses are short, with those of torch last."""
+    """Help formatter that shortens lists of known subclasses and puts torch's classes last."""
 
     def _expand_help(self, action: Action) -> str:
         text = str(super()._expand_help(action))
@@ -64,7 +68,7 @@ class RampartHelpFormatter(DefaultHelpFormatter):
 
 
 class RampartParser(LightningArgumentParser):
-    """Lightning's parser with an introduction, and groups of options in a useful order."""
+    """Lightning's parser whose help has an introduction and Rampart's groups of options first."""
 
     introduction = ""
 
@@ -72,7 +76,7 @@ class RampartParser(LightningArgumentParser):
         super().__init__(*args, **{"formatter_class": RampartHelpFormatter} | kwargs)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Return the introduction and the help; titles of groups are wrapped to the terminal's width."""
+        """Return the introduction and the help, with titles of groups wrapped to the terminal's width."""
         text = super().format_help() if formatter is None else super().format_help(formatter)
         width = shutil.get_terminal_size().columns
         lines = [textwrap.fill(line, width) if line[:1].isalpha() else line for line in text.splitlines()]

@@ -1,6 +1,6 @@
 """Signals that end a run: Ctrl-C, SIGTERM, SIGHUP and, under SLURM, SIGUSR1.
 
-Imports nothing heavy, because start-up can be interrupted too.
+This module imports no large package, because start-up can be interrupted too.
 """
 
 import os
@@ -50,7 +50,7 @@ class _Signals:
     """State of signal handling in this process.
 
     Attributes:
-        received: Number of the first signal received; 0 before.
+        received: Number of the first signal received; 0 if there was none.
         deferred: If True, a signal is only recorded, and training ends before the next batch.
         advice: One line for the user on how to resume.
         launcher: Launcher of the trainer's strategy, which lists the processes that this one has started.
@@ -63,7 +63,7 @@ class _Signals:
         self._since = 0.0
 
     def handle(self, signum: int, _: FrameType | None) -> None:
-        """Raise Interrupted, or in training end after the batch; the same signal again ends the process at once."""
+        """Raise Interrupted, or in training record the signal; the same signal again ends the process at once."""
         now = time.monotonic()
         if self.received:
             # Schedulers send another signal after the first, and torchrun forwards the terminal's signal again.

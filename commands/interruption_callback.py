@@ -1,4 +1,4 @@
-"""Interrupted training: saved between two batches, with a printed command that resumes it."""
+"""Interruption of training: save between two batches, and print the command that resumes the run."""
 
 import os
 from pathlib import Path
@@ -31,11 +31,11 @@ class InterruptionCallback(Callback):
         signals.deferred = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Agree on a signal received during the end of the last epoch."""
+        """Agree between processes on a signal that was received at the end of the last epoch."""
         self._signum = agreed_signal()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """End before the test if a signal came in training; everything is saved."""
+        """Skip the test if a signal was received in training; everything is saved."""
         signals.deferred = False
         if self._signum or signals.received:
             raise Interrupted(self._signum or signals.received, f"training was finished and saved; {signals.advice}")
@@ -45,7 +45,7 @@ class InterruptionCallback(Callback):
 
 
 def agreed_signal() -> int:
-    """Return the number of a signal that any process of the run has received; 0 if none. A collective."""
+    """Return the number of a signal that any process has received; 0 if none. A collective operation."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return signals.received
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

@@ -36,10 +36,10 @@ def run_on_test_batches(
     Every process gets all batches, also if several processes run. Each pass starts with the same random state.
 
     Args:
-        trainer: Gives the device and ``limit_test_batches``.
-        model: The Lightning module; on the device and in eval mode while the function runs.
+        trainer: Trainer whose device and ``limit_test_batches`` are used.
+        model: Lightning module, on the device and in eval mode while the function runs.
         datamodule: Data module with the test images; None if the model has a ``test_dataloader``.
-        body: Called once, with a source that it may read any number of times.
+        body: Function called once, with a source of batches that it may read any number of times.
         lock: Lock file; one process at a time prepares the data.
         seed: Seed of the random state.
 
@@ -76,7 +76,7 @@ def run_on_test_batches(
 
 
 class _VisitorStrategy(SingleDeviceStrategy):
-    """Passes batches to a visitor in place of the test step."""
+    """Pass batches to a visitor in place of the test step."""
 
     def __init__(self, device: torch.device, lock: FileLock) -> None:
         super().__init__(device)
@@ -104,7 +104,7 @@ class _VisitorStrategy(SingleDeviceStrategy):
 
 
 class _TestBatches(Trainer):
-    """Calls a function in place of the test loop; the function may run the loop any number of times."""
+    """Call a function in place of the test loop; the function may run the loop any number of times."""
 
     body: Callable[[Source], None]
     run_seed: int

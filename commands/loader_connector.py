@@ -1,4 +1,4 @@
-"""Data loaders that Lightning has to recreate with another sampler."""
+"""Recreation of data loaders by Lightning, with another sampler."""
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
@@ -13,7 +13,7 @@ class LoaderConnector(_DataConnector):
     """Lightning's data connector, for loaders with positional arguments too, such as ``DataLoader(data, 10)``.
 
     Lightning recreates a loader to record the indices of the images in each batch of ``predict``, and to give each of
-    several processes its share. It passes the original arguments and some by name, and so passes positional ones twice.
+    several processes its share. Without this class it passes positional arguments twice, by position and by name.
     """
 
     def _prepare_dataloader(self, dataloader: object, shuffle: bool, mode: RunningStage) -> object:
@@ -41,7 +41,7 @@ def seed_epoch(trainer: Trainer) -> None:
 
 
 def _name_arguments(dataloader: object) -> None:
-    """Turn the positional arguments that Lightning has recorded for a loader into named ones."""
+    """Convert the positional arguments that Lightning has recorded for a loader to keyword arguments."""
     names, values = getattr(dataloader, "__pl_saved_arg_names", ()), getattr(dataloader, "__pl_saved_args", ())
     if values and len(names) == len(values):
         named = dict(zip(names, values, strict=True)) | getattr(dataloader, "__pl_saved_kwargs", {})

@@ -14,7 +14,7 @@ LONGEST = 400
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line of limited length; the type comes first if the message is only a value."""
+    """Return an error as one line of limited length, with the error's type if the message is only a value."""
     message = str(error) if isinstance(error, ArgumentError) else explain(str(error))
     if not message and isinstance(error, NotImplementedError):
         message = f"{_function(error)} is not implemented"

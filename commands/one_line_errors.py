@@ -1,6 +1,6 @@
 """Errors and signals that end a command in one line and an exit status.
 
-Imports nothing heavy at first, because start-up can fail or be interrupted too.
+This module imports no large package at first, because start-up can fail or be interrupted too.
 """
 
 import sys
@@ -18,7 +18,7 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
     The exit status is 1, 2 for a wrong command line, or 128 plus the signal's number.
 
     Args:
-        full_trace: Raise the exception instead.
+        full_trace: Raise the exception in place of printing a line.
     """
     with interruptible():
         try:

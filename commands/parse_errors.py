@@ -39,13 +39,13 @@ HINTS = {
         ": a data module is a class of LightningDataModule whose train_dataloader(), val_dataloader() and "
         "test_dataloader() return DataLoaders of (images in [0, 1], labels); wrap a data set in one"
     ),
-    "AdversarialClassifier": ": a network goes into it, as model.network",
+    "AdversarialClassifier": ": give a network as model.network",
 }
 
 
 @dataclass
 class Problem:
-    """The innermost error of jsonargparse's message, which nests all types that it has tried."""
+    """Innermost error of jsonargparse's message, which nests the errors of all types that it has tried."""
 
     keys: list[str] = field(default_factory=list)
     class_path: str = ""
@@ -56,7 +56,7 @@ class Problem:
 
     @property
     def option(self) -> str:
-        """The option in the form of the command line, such as ``--model.eps``."""
+        """Option as written on the command line, such as ``--model.eps``."""
         return "--" + ".".join(self.keys)
 
 
@@ -98,7 +98,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
 def _unknown_key(command: str, key: str, options: Iterable[str]) -> str:
     if key.startswith(f"{command}."):
         return f"a config holds the options themselves, without the command: leave out `{command}:` in the file"
-    return f"{key} in the config is no option of {command}{_nearest(f'--{key}', options) or ': --help lists them'}"
+    return f"{key} in the config is not an option of {command}{_nearest(f'--{key}', options) or ': --help lists them'}"
 
 
 def wrap_single(message: str, words: list[str]) -> list[str] | None:
@@ -147,8 +147,8 @@ def move_network_option(message: str, words: list[str]) -> list[str] | None:
     cause = " ".join(problem.causes)
     if problem.option != "--model" or "subclass of AdversarialClassifier" not in cause or problem.value is None:
         return None
-    today = [re.sub(r"^--model(?==|$)", "--model.network", word) for word in words]
-    return today if today != words else None
+    corrected = [re.sub(r"^--model(?==|$)", "--model.network", word) for word in words]
+    return corrected if corrected != words else None
 
 
 def _innermost(message: str) -> Problem:

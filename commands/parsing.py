@@ -44,17 +44,17 @@ class ParsingCLI(LightningCLI):
             trainer_defaults={"inference_mode": False, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=RampartParser,
-            save_config_callback=None,  # it writes to the logger's folder, and not for every command
+            save_config_callback=None,  # it would write to the logger's folder, and only for some commands
             args=args,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in the base class, but called on the object
-        """Return the command that was typed, because building parsers takes time; all commands if none is known."""
+        """Return the typed command alone, because building a parser takes time; all commands if it is unknown."""
         known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("evaluate", "export")}
         return {self.command: known[self.command]} if self.command in known else known
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Create a parser that raises its errors, and whose help begins with examples."""
+        """Create a parser that raises its errors and whose help begins with examples."""
         kwargs = {"description": None, "exit_on_error": False, "allow_abbrev": False} | kwargs
         parser = super().init_parser(**kwargs)
         assert isinstance(parser, RampartParser)
@@ -110,7 +110,7 @@ class ParsingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line; a single value is accepted for a list.
+        """Parse the command line; a single value is accepted in place of a list of one.
 
         Raises:
             ArgumentError: If an option is unknown, a value is not allowed or a config file can't be read.
@@ -135,7 +135,7 @@ class ParsingCLI(LightningCLI):
         """Return the words to parse after an error, if the error can be corrected; otherwise None.
 
         Raises:
-            ArgumentError: If a network is given as the model, or the network is no network.
+            ArgumentError: If a network is given as the model, or ``model.network`` is not a network.
         """
         if (path := refused_network(message)) is not None:
             try:
@@ -148,7 +148,7 @@ class ParsingCLI(LightningCLI):
         return wrap_single(message, words)
 
     def before_instantiate_classes(self) -> None:
-        """Set model.eps to 0 for commands that need no target eps, unless the user or the model's class has set it."""
+        """Set model.eps to 0 for commands that need no target eps, unless the user or the model's class sets it."""
         model = self.config[self.config.subcommand].model
         if self.config.subcommand not in ("evaluate", "export") or model is None:
             return

@@ -22,10 +22,10 @@ def checkpoint_of_job(folder: Path) -> Path | None:
     """Return the newest readable checkpoint of earlier starts of this job with the same command.
 
     Args:
-        folder: Folder of this run; those of the earlier starts are next to it.
+        folder: Folder of this run; folders of earlier starts have the same parent.
 
     Returns:
-        None in a job's first start: if a script runs the same command several times, each is a run of its own.
+        Path of the checkpoint; None in a job's first start, in which a repeated command starts a new run.
     """
     job, own = _job(), folder.resolve()
     if job is None:
@@ -37,7 +37,7 @@ def checkpoint_of_job(folder: Path) -> Path | None:
 
 
 def requeue() -> str:
-    """Requeue this SLURM job and return a sentence that says so; an empty string if that failed."""
+    """Requeue this SLURM job and return a sentence that says so; an empty string if requeuing failed."""
     try:
         done = subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)  # noqa: S603, S607
     except OSError:

@@ -7,15 +7,15 @@ Counts = dict[str, Any]
 
 
 def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Rewrite the saved state of Lightning's fit loop as one of two kinds: between two epochs, or between two batches.
+    """Rewrite the saved state of Lightning's fit loop so that it is either between two epochs or between two batches.
 
-    Lightning's counts depend on the hook that saves. It also treats a checkpoint saved at an epoch's last batch as one
-    from within that epoch: a run resumed from it counts one epoch too few, and its own checkpoints resume at the wrong
-    batch. Therefore only the finished epochs, batches and optimizer steps are read.
+    Lightning's counts depend on the hook that saves. A checkpoint saved at an epoch's last batch counts as within that
+    epoch: a run resumed from it counts one epoch too few, and its own checkpoints resume at the wrong batch. Therefore
+    only the numbers of finished epochs, batches and optimizer steps are read.
 
     Args:
-        saved: State of the loop in the checkpoint.
-        fresh: State of the loop before the first batch; the result has the same form.
+        saved: Loop state in the checkpoint.
+        fresh: Loop state before the first batch; the result has the same keys.
 
     Raises:
         ValueError: If a count is missing or not a whole number of at least 0.
@@ -47,7 +47,7 @@ def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict
 
 
 def _loader_states(saved: Mapping[str, Any], batches: int) -> list[Any]:
-    """Return the states of the data loaders; a batch that was fetched but not trained on is fetched again."""
+    """Return the data loaders' states, in which a batch that was fetched but not trained on is fetched again."""
     states = saved["state_dict"].get("combined_loader", [])
     if not isinstance(states, list):
         raise ValueError(f"the data loaders' states must be a list, got {type(states).__name__}")

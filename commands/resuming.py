@@ -61,7 +61,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
     def settle_epoch(self) -> None:
         """Step the schedules that watch a metric before the epoch is saved.
 
-        Lightning steps them afterwards, so a run resumed from the end of an epoch would lack that step.
+        Lightning steps them after saving, so a run resumed from the end of an epoch would lack that step.
         """
         if self._num_ready_batches_reached():
             super().update_lr_schedulers("epoch", update_plateau_schedulers=True)
@@ -73,7 +73,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             super().update_lr_schedulers(interval, update_plateau_schedulers)
 
     def _on_before_fetch(self) -> None:
-        """Seed the loading of a batch by its position alone, and an epoch's order equally on all ranks."""
+        """Seed the loading of a batch by its position alone, and an epoch's order by one seed on all ranks."""
         super()._on_before_fetch()
         if self.batch_progress.current.ready == 0:
             seed_epoch(self.trainer)
@@ -98,7 +98,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         """Do nothing: Lightning would ask rank 0 alone for a signal."""
 
     def reset(self) -> None:
-        """Move the loaders to the resumed batch; from then on a resumed epoch is like any other."""
+        """Advance the loaders to the resumed batch; then the epoch continues like any other."""
         if self.trainer.fit_loop.restarted_mid_epoch:
             # Callbacks set values per epoch in this hook, such as the number of batches to accumulate.
             call._call_callback_hooks(self.trainer, "on_train_epoch_start")
@@ -138,7 +138,7 @@ class RunConnector(_CheckpointConnector):
         return None
 
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
-        """Add the names of the optimizers' and schedulers' classes, to compare them when a run resumes."""
+        """Add the class names of optimizers and schedulers, which are compared when a run resumes."""
         checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
         if not weights_only:
             checkpoint[CLASSES] = {
@@ -175,7 +175,7 @@ class RunConnector(_CheckpointConnector):
             call._call_callbacks_load_state_dict(self.trainer, self._loaded_checkpoint)
 
     def restore_loops(self) -> None:
-        """Restore the progress of training; every other command begins at its first batch."""
+        """Restore the progress of training; other commands begin at their first batch."""
         trainer = self.trainer
         if not self._loaded_checkpoint or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -190,14 +190,14 @@ class RunConnector(_CheckpointConnector):
             )
 
     def restore_optimizers_and_schedulers(self) -> None:
-        """Restore optimizers and schedulers if their classes are those of the checkpoint."""
+        """Restore optimizers and schedulers, after a check that their classes are the checkpoint's."""
         checkpoint = self._loaded_checkpoint
         if not checkpoint:
             return
         with self._part("optimizer's state"):
             kinds = [("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers")]
             if _averages(self.trainer):
-                del kinds[1]  # The callback has replaced the run's schedule by its own, and restores it too.
+                del kinds[1]  # The callback has replaced the run's schedule, and restores its own.
             for kind, key in kinds:
                 if key not in checkpoint:
                     raise ValueError(f"it has no state of the {kind}, only weights (save_weights_only)")
@@ -254,7 +254,7 @@ def _averages(trainer: Trainer) -> bool:
 
 
 def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:
-    """Refuse the state of another class, judged by the names of its settings."""
+    """Refuse the state of another class, recognised by the names of its settings."""
     here, there = _settings(own.state_dict()), _settings(state)
     # Another version of torch adds or removes a setting; another class does both.
     if here - there and there - here:
@@ -273,7 +273,7 @@ def _check_optimizer(state: Mapping[str, Any], optimizer: Any) -> None:
     """Refuse an optimizer's state that belongs to other parameters."""
     ours, theirs = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
     if ours != theirs:
-        raise ValueError(f"its optimizer holds groups of {theirs} parameters, this run's of {ours}")
+        raise ValueError(f"its optimizer has parameter groups of sizes {theirs}, this run's has {ours}")
     for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name, value in theirs.items():
             if isinstance(ours.get(name), (int, float)) and not isinstance(value, (int, float, Tensor)):

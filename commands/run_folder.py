@@ -56,7 +56,7 @@ class RunFolderCallback(Callback):
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Get the folder from rank 0; the first collective of the run."""
+        """Get the folder from rank 0, by the first collective operation of the run."""
         runner: Any = trainer
         known, self.folder = self.folder, Path(trainer.strategy.broadcast(str(self.folder)))
         runner.run_folder = self.folder
@@ -64,7 +64,7 @@ class RunFolderCallback(Callback):
             runner._default_root_dir = str(self.folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write the curves to disk too, for a run that resumes from the checkpoint."""
+        """Write the curves to disk, for a run that resumes from the checkpoint."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()

@@ -12,16 +12,16 @@ from torch.utils.tensorboard.summary import hparams
 
 from rampart.files.weight_files import read_checkpoint
 
-# Settings that change results; the others say where and how a run was computed.
+# Settings that change results, unlike those of paths, hardware and logging.
 COMPARED = ("seed_everything", "data", "model", "ramp")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by which runs are compared, flat: ``{"model/attack/steps": 5, ...}``.
+    """Return the settings that change results, as a flat mapping: ``{"model/attack/steps": 5, ...}``.
 
     Args:
-        config: The saved config.
+        config: Saved config of the run.
     """
     chosen: dict[str, Any] = {name: config.get(name) for name in COMPARED}
     trainer = config.get("trainer") or {}
@@ -44,8 +44,8 @@ def copy_curves(checkpoint: str, target: Path) -> None:
     """Copy the curves of a checkpoint's run, up to the checkpoint's step, so that a resumed run's curves have no gap.
 
     Args:
-        checkpoint: File anywhere in its run's folder, which is only read.
-        target: Folder of the new run, to which nothing has been logged yet.
+        checkpoint: File anywhere in its run's folder; that folder is not changed.
+        target: Folder of the new run, before anything has been logged to it.
     """
     step = read_checkpoint(checkpoint).get("global_step")
     if not isinstance(step, int):  # The trainer refuses such a file with an explanation.
@@ -67,7 +67,7 @@ def _events(folder: Path) -> Iterator[Event]:
 
 
 def _belongs(event: Event, step: int) -> bool:
-    """Return True for curves before the step, and for pictures at it: they are drawn before the checkpoint is saved."""
+    """Return True for curves before the step, and for figures at it, which are drawn before the checkpoint is saved."""
     tags = [value.tag for value in event.summary.value]
     if not tags or any(tag.startswith(("_hparams_", "test/")) for tag in tags):
         return False

@@ -28,7 +28,7 @@ class RampartTrainer(Trainer):
 
     @property
     def log_dir(self) -> str:
-        """Folder of the run, the same for every logger; reading it is not a collective."""
+        """Folder of the run, the same for every logger; reading it needs no communication between processes."""
         return str(self.run_folder or self.default_root_dir)
 
     def export(
@@ -47,7 +47,7 @@ class RampartTrainer(Trainer):
             datamodule: Not used.
             ckpt_path: Lightning checkpoint, .pth or .safetensors.
             formats: Files to write.
-            image_shape: ``(C, H, W)`` for ONNX; the network's attribute ``image_shape`` if None.
+            image_shape: Image shape ``(C, H, W)`` for ONNX; the network's attribute ``image_shape`` if None.
             weights_only: Not used: only tensors and plain values are ever read from a file.
 
         Raises:
@@ -94,7 +94,8 @@ class RampartTrainer(Trainer):
                 the default is autoattack.
             attacks: Custom attacks in place of a preset.
             norm: Norm of the preset's attacks, Linf or L2; that of the model's attack if None.
-            eps: Increasing values; the model's target eps if None (AdversarialClassifier has none by default).
+            eps: Increasing radii on the pixel scale; the model's target eps if None (AdversarialClassifier has none by
+                default).
             num_images: Use only the first images of the test set; all if None.
             batch_size: Images per batch.
             weights_only: Not used: only tensors and plain values are ever read from a file.

@@ -1,4 +1,4 @@
-"""Trainer settings: validation of the config's, and the defaults of every run."""
+"""Trainer settings: validation of a config's settings, and the defaults of every run."""
 
 import re
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ LEAST = {
     "predict": ("limit_predict_batches",),
 }
 
-# Lightning divides by the first three, and reads a negative fourth as no clipping.
+# Lightning divides by the first three, and does not clip gradients for a negative fourth.
 RANGES = (
     ("accumulate_grad_batches", "at least 1", 1),
     ("check_val_every_n_epoch", "at least 1", 1),
@@ -55,13 +55,12 @@ RANGES = (
 def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> dict[str, Any]:
     """Add Rampart's callbacks, logger and folders to the trainer settings of a config.
 
-    The user's settings come first: their progress bar and logger replace Rampart's, and nothing that they have turned
-    off is added.
+    A progress bar or logger in the config replaces Rampart's, and nothing that the config turns off is added.
 
     Args:
         trainer: Section ``trainer`` of the config, with instantiated objects.
         folder: Folder of the run.
-        own: Callbacks of every run.
+        own: Rampart's callbacks of every run.
 
     Returns:
         Keyword arguments for the trainer.
@@ -88,7 +87,7 @@ def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> 
 
 @contextmanager
 def naming_settings(trainer: Namespace) -> Iterator[None]:
-    """Add the mentioned settings and their values to an error of Lightning's trainer.
+    """Add the values of the settings that an error of Lightning's trainer mentions to its message.
 
     Raises:
         ValueError: In place of an error that mentions a setting.
@@ -176,7 +175,7 @@ def _mentions(value: str, text: str) -> bool:
 
 
 def _enabled(trainer: Namespace) -> tuple[bool, bool]:
-    """Return two flags: the run has checkpoints, and a progress bar."""
+    """Return two flags: True if the run has checkpoints, and True if it has a progress bar."""
     on = not trainer.barebones
     return on and trainer.enable_checkpointing is not False, on and trainer.enable_progress_bar is not False
 

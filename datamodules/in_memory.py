@@ -32,8 +32,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
         drop_last: Leave out a smaller last training batch.
         max_shift: Shift each training image by a random number of pixels, at most this many in each direction, anew in
             each epoch.
-        num_classes: Number of classes, so labels are in [0, num_classes); the attribute of the subclass if None, which
-            is 10 unless it sets another.
+        num_classes: Number of classes: labels are in [0, num_classes). The class attribute if None, which is 10 unless
+            a subclass sets another.
 
     Raises:
         ValueError: If a size is out of range.
@@ -89,7 +89,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
             if self.val_size >= len(images):
                 raise ValueError(f"data.val_size must leave images to train on: got {self.val_size} of {len(images)}")
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
-            # Sorted, so that both parts keep the set's own order.
+            # Sorted, so that both parts keep the order of the set.
             val, train = order[: self.val_size].sort().values, order[self.val_size :].sort().values
             self._sets["val"] = ImageSet(images[val], labels[val])
             self._sets["train"] = ImageSet(images[train], labels[train])
@@ -117,7 +117,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         return {"run_seed": run_seed(self.trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the seed of the resumed run."""
+        """Restore the seed of the resumed run."""
         resume_run_seed(self.trainer, state_dict.get("run_seed"))
 
     def _batches(

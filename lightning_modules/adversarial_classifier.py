@@ -49,12 +49,12 @@ class AdversarialClassifier(EvaluationSteps):
         val_attack: Validation attack, at the target eps; PGD with 20 steps if None.
         test_attacks: Rows of the test table; ``predict`` uses the last. The preset's if None, such as PGD-200 at 0.3
             and 0.4 of MNISTClassifier, or else the validation attack at the target eps.
-        objective: Loss that training minimises, with the attack; the adversarial loss if None.
-        optimizer: Builds the optimizer from the parameters.
-        lr_scheduler: Builds the learning-rate schedule from the optimizer. Several schedules apply at the same time, or
-            one after the other if there are milestones. A length (``total_steps``, ``T_max``, ``total_iters``) of -1 is
-            replaced by the length of the run.
-        lr_interval: Advance the schedule after each optimizer step or each epoch.
+        objective: Training loss of a batch, which calls the attack; the cross-entropy of adversarial images if None.
+        optimizer: Function that builds the optimizer from the parameters.
+        lr_scheduler: Function that builds the learning-rate schedule from the optimizer, or several functions. Their
+            schedules apply at the same time, or one after the other if there are milestones. A length
+            (``total_steps``, ``T_max``, ``total_iters``) of -1 is replaced by the length of the run.
+        lr_interval: Interval at which the schedule advances: after each optimizer step or each epoch.
         lr_milestones: Ends of all schedules but the last, if they apply one after the other: whole numbers of steps or
             epochs, as lr_interval says, or fractions of the run below 1. A warm-up of a twentieth: ``(0.05,)``.
         lr_monitor: Metric that ReduceLROnPlateau watches after each epoch with validation, such as ``val/robust_acc``.
@@ -89,7 +89,7 @@ class AdversarialClassifier(EvaluationSteps):
         val_attack = val_attack or PGD(norm=attack.norm, steps=20)
         if val_attack.norm != attack.norm:
             raise ValueError(
-                f"model.val_attack must have the norm of model.attack, {attack.norm}, for eps to be one size; "
+                f"model.val_attack must have the norm of model.attack, {attack.norm}, because eps is in that norm; "
                 f"got {val_attack.norm}"
             )
         if test_attacks is None:
@@ -137,8 +137,8 @@ class AdversarialClassifier(EvaluationSteps):
         """Agree on the run's seed between processes, and refuse settings that can't be used together.
 
         Raises:
-            TypeError: If the objective can't use the attack's class or a layer's class.
-            ValueError: If it can't use one of their settings, or the trainer has one that is refused.
+            TypeError: If the objective can't use the class of the attack or of a layer.
+            ValueError: If the objective can't use one of their settings, or a setting of the trainer is refused.
         """
         agree_on_run_seed(self.trainer)
         check_precision(self.trainer)
@@ -177,7 +177,7 @@ class AdversarialClassifier(EvaluationSteps):
         return output.loss
 
     def on_train_start(self) -> None:
-        """Refuse several loaders and unsuitable schedules, and drop the losses of an earlier training.
+        """Refuse several loaders and unsuitable schedules, and forget the losses of an earlier training.
 
         Raises:
             ValueError: If there are several loaders, or a learning-rate schedule does not suit the run.
@@ -209,7 +209,7 @@ class AdversarialClassifier(EvaluationSteps):
         return [optimizer], self._schedules.configure(optimizer, self.trainer)  # type: ignore[return-value]
 
     def on_validation_end(self) -> None:
-        """Check that the metrics that learning-rate schedules watch exist; in fit, also after the sanity check."""
+        """Check that the metrics that learning-rate schedules watch were measured, also after the sanity check."""
         if self.trainer.state.fn == "fit":
             check_monitors(self.trainer)
 
@@ -217,7 +217,7 @@ class AdversarialClassifier(EvaluationSteps):
         """Check that the checkpoint's network has this one's tensors, and continue with its seed.
 
         Raises:
-            ValueError: If tensors differ in names or shapes, or hold NaN; in one line that names them.
+            ValueError: If tensors differ in names or shapes, or hold NaN; the message names them in one line.
         """
         checkpoint.setdefault(LIGHTNING_KEY, "")
         check_match(self.network, network_weights(checkpoint), "the checkpoint")

@@ -1,4 +1,4 @@
-"""Validation, test and predict steps: in float32, each image counted once, and no result from non-finite logits."""
+"""Validation, test and predict steps. They compute in float32, count each image once and refuse non-finite logits."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ class EvaluationSteps(LightningModule):
     Args:
         network: Maps images in [0, 1] to logits ``(N, classes)``.
         val_attack: Validation attack.
-        target_eps: Radius of the validation attack.
+        target_eps: Radius of the validation attack, on the pixel scale.
         test_attacks: Rows of the test table; ``predict`` uses the last, or the validation attack if there are none.
 
     Raises:
@@ -53,7 +53,7 @@ class EvaluationSteps(LightningModule):
 
     @property
     def evaluated_network(self) -> nn.Module:
-        """Network that validation, test and predict attack: the plain form, see :func:`rampart.networks.plain_form`."""
+        """Network that validation, test and predict attack, in its plain form (:func:`rampart.networks.plain_form`)."""
         return plain_form(self.network)
 
     @property
@@ -63,7 +63,7 @@ class EvaluationSteps(LightningModule):
         return torch.float64 if first == torch.float64 else torch.float32
 
     def on_validation_start(self) -> None:
-        """Refuse several loaders, and start counting the images.
+        """Refuse several loaders, and reset the count of images.
 
         Raises:
             ValueError: If there are several loaders.
@@ -79,7 +79,7 @@ class EvaluationSteps(LightningModule):
         self._begin_evaluation(self.trainer.predict_dataloaders, "predict")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure clean accuracy, and robust accuracy at the target eps: correct both clean and under the attack.
+        """Measure clean accuracy, and robust accuracy at the target eps (correct both clean and under the attack).
 
         Raises:
             ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
@@ -90,7 +90,7 @@ class EvaluationSteps(LightningModule):
         self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Measure clean accuracy, and robust accuracy under each test attack: correct both clean and under it.
+        """Measure clean accuracy, and robust accuracy under each test attack (correct both clean and under the attack).
 
         Returns:
             The batch without repeated images, a :class:`rampart.data.batch.Batch`.
@@ -143,7 +143,7 @@ class EvaluationSteps(LightningModule):
     def _evaluate(
         self, batch: Any, stage: str, batch_idx: int, clean: Metric, robust: Iterable[tuple[NamedAttack, Metric]]
     ) -> Batch:
-        """Count the correctly classified images of a batch, and for each attack those that are robust to it."""
+        """Count the correctly classified images of a batch and, for each attack, the robust images."""
         images, labels, index = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
         kept = self._padding.count_unpadded(len(images))
@@ -175,11 +175,11 @@ class EvaluationSteps(LightningModule):
 
 
 def make_accuracy() -> MulticlassAccuracy:
-    """Return a metric of the rate of correctly classified images."""
+    """Return a metric of accuracy: correctly classified images over all images."""
     # Predictions and labels are validated where they arise; the metric's own validation would copy them to the host.
     return MulticlassAccuracy(average="micro", validate_args=False)
 
 
 def _update(accuracy: Metric, correct: Tensor) -> None:
-    """Count images ``(N,)``, bool: True where one is classified correctly."""
+    """Count the images whose entry of ``correct``, ``(N,)``, bool, is True."""
     accuracy.update(correct.int(), torch.ones_like(correct, dtype=torch.int))

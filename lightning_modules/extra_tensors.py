@@ -11,7 +11,7 @@ KEY = "extra_tensors"
 """Name of the module's attribute, and so the prefix of these tensors in a checkpoint."""
 
 OLD_KEY = "held."
-"""Their prefix in checkpoints of earlier versions."""
+"""Prefix of these tensors in checkpoints of earlier versions."""
 
 
 def register_tensors(owner: nn.Module, **holders: object) -> nn.ModuleDict:
@@ -20,8 +20,7 @@ def register_tensors(owner: nn.Module, **holders: object) -> nn.ModuleDict:
     The objects keep the same modules and tensors. Parameters are frozen, since only the network is trained.
 
     Args:
-        owner: LightningModule that the result becomes an attribute of; submodules it has already, such as its network,
-            are left out.
+        owner: LightningModule that will hold the result; its existing submodules, such as the network, are left out.
         holders: Objects by name, such as an objective; their attributes and items are searched.
 
     Returns:
@@ -34,13 +33,13 @@ def register_tensors(owner: nn.Module, **holders: object) -> nn.ModuleDict:
 
 
 def match_extra_tensors(checkpoint: dict[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Make a checkpoint loadable whose extra tensors differ from the module's, or that an earlier version wrote.
+    """Match a checkpoint's extra tensors to the module's, and rename those that an earlier version wrote.
 
-    Extra tensors that the module lacks are removed; those that the checkpoint lacks, or that have another shape, are
-    replaced by the module's.
+    Extra tensors that the module lacks are removed. Extra tensors that the checkpoint lacks, or has in another shape,
+    are replaced by the module's.
 
     Args:
-        checkpoint: Its ``state_dict`` is replaced.
+        checkpoint: Checkpoint whose ``state_dict`` is replaced.
         own: The module's ``state_dict``.
     """
     state = checkpoint["state_dict"] = {
@@ -55,7 +54,7 @@ def match_extra_tensors(checkpoint: dict[str, Any], own: Mapping[str, Tensor]) -
 
 
 class _TensorHolder(nn.Module):
-    """A tensor that belonged to no module. It stays the same object when it is moved, so an attack's loss moves too."""
+    """Module with a tensor that stays the same object when it is moved, so that an attack's loss sees it moved."""
 
     value: Tensor
 

@@ -13,16 +13,16 @@ INTERVAL = 50
 
 
 class FiniteLossCheck:
-    """Checks losses, on an accelerator several at a time: each check makes the host wait for the device."""
+    """Check losses, on an accelerator several at a time because each check makes the host wait for the device."""
 
     def __init__(self) -> None:
         self._unchecked: list[tuple[str, Tensor]] = []
 
     def add(self, loss: Tensor, eps: float, trainer: Trainer, network: nn.Module) -> None:
-        """Record a step's loss; check it at once on a CPU, elsewhere as often as the trainer logs.
+        """Record a step's loss; check it at once on a CPU, on other devices as often as the trainer logs.
 
         Args:
-            loss: Scalar.
+            loss: Loss of the step, a scalar.
             eps: Radius of the step's attack, for the message.
             trainer: Trainer of the run.
             network: Network that is trained.
@@ -39,7 +39,7 @@ class FiniteLossCheck:
         """Check the losses that have not been checked yet.
 
         Raises:
-            ValueError: If one is NaN or infinite; the message tells its step, the first such weight, and the last
+            ValueError: If one is NaN or infinite; the message has its step, the first such weight and the last
                 checkpoint.
         """
         unchecked, self._unchecked = self._unchecked, []

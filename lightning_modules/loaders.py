@@ -43,13 +43,13 @@ def warn_about_stream(loader: Any, stage: str, processes: int) -> None:
 
 
 class SamplerPadding:
-    """Recognises the images that a distributed sampler repeats, so that each image is counted once.
+    """Recognise the images that a distributed sampler repeats, so that each image is counted once.
 
     torch's DistributedSampler, which Lightning adds to ordinary loaders, gives all processes the same number of images:
     it repeats the first ones, so that 33 images on two processes become 34.
 
     Args:
-        loader: Loader of this process, or a collection of one; loaders with another sampler repeat nothing.
+        loader: Loader of this process, or a collection of one; loaders with another sampler repeat no images.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -63,7 +63,7 @@ class SamplerPadding:
             self._left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
 
     def count_unpadded(self, count: int) -> int:
-        """Return how many of the next ``count`` images are not repeated ones; these come first."""
+        """Return the number of original images among the next ``count``; repeated images come last."""
         if self._left is None:
             return count
         kept = min(count, self._left)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules; those that need a number of steps can take it from the length of the run."""
+"""Learning-rate schedules, whose number of steps can be set to the length of the run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ SchedulerFactories: TypeAlias = tuple[SchedulerFactory, ...] | SchedulerFactory 
 Interval: TypeAlias = Literal["step", "epoch"]
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
-"""Names of the length in torch's schedules; -1 means the length of the run."""
+"""Names of the settings of torch's schedules for their length; -1 means the length of the run."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LRSchedules:
         """Build the schedules, in the form that ``configure_optimizers`` returns.
 
         Raises:
-            ValueError: If a schedule can't have its length, the milestones don't rise within the run, or
+            ValueError: If a schedule can't have its length, the milestones don't increase within the run, or
                 ReduceLROnPlateau has no metric.
         """
         factories = (self.factories,) if callable(self.factories) else self.factories or ()
@@ -101,8 +101,8 @@ def build_schedules(
     """Build schedules that apply at the same time or, with milestones, one after the other.
 
     Args:
-        factories: Build a schedule from the optimizer. A length of -1, or a missing length of OneCycleLR, becomes the
-            length of the run, or of the schedule's part of it.
+        factories: Functions that build a schedule from the optimizer. A length of -1, or a missing length of
+            OneCycleLR, becomes the length of the run, or of the schedule's part of it.
         milestones: Ends of all schedules but the last: numbers of steps, or fractions of the run if below 1.
         optimizer: Optimizer whose learning rate is changed.
         run_length: Returns the length of the run in the schedules' unit; called only if it is needed.
@@ -111,7 +111,7 @@ def build_schedules(
         One schedule per factory, or a single one if there are milestones.
 
     Raises:
-        ValueError: If the milestones don't rise within the run, or a schedule can't have its length.
+        ValueError: If the milestones don't increase within the run, or a schedule can't have its length.
     """
     if milestones is None:
         return [_build(factory, optimizer, run_length) for factory in factories]
@@ -123,7 +123,7 @@ def build_schedules(
     ends = [round(at * run_length()) if at < 1 else int(at) for at in milestones]
     if any(a >= b for a, b in pairwise([0, *ends])) or any(at >= 1 and at != int(at) for at in milestones):
         raise ValueError(
-            "model.lr_milestones must rise: whole numbers of steps, or fractions of the run between 0 and 1; "
+            "model.lr_milestones must increase: whole numbers of steps, or fractions of the run between 0 and 1; "
             f"got {', '.join(map(str, milestones))}"
         )
     lengths = [partial(_part_length, ends, run_length, i) for i in range(len(factories))]
@@ -132,7 +132,7 @@ def build_schedules(
 
 
 def compute_run_length(trainer: Trainer, interval: Interval) -> int | None:
-    """Return how often a schedule advances in a run; None if that is unknown until the run ends."""
+    """Return the number of times that a schedule advances in a run; None if it is unknown until the run ends."""
     if interval == "epoch":
         return trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
     batches = trainer.num_training_batches
@@ -143,10 +143,10 @@ def compute_run_length(trainer: Trainer, interval: Interval) -> int | None:
 
 
 def check_length(schedule: LRScheduler, run: int) -> None:
-    """Compare a schedule's length with the run's; warn if they differ.
+    """Warn if a schedule's length differs from the run's.
 
     Args:
-        schedule: Schedule at the start of training, or of a resumed training.
+        schedule: Schedule at the start of training or of a resumed run.
         run: Length of the run in the schedule's unit.
 
     Raises:

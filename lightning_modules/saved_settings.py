@@ -32,10 +32,10 @@ class NotPlainError(ValueError):
 
 
 def describe(value: Any) -> Any:
-    """Return plain values from which :func:`build` makes an equal object.
+    """Return plain values from which :func:`build` builds an equal object.
 
     Raises:
-        NotPlainError: If the arguments of the object can't be found out.
+        NotPlainError: If the arguments of the object can't be determined.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -85,10 +85,10 @@ def build(value: Any) -> Any:
 
 
 def resolve(path: str) -> Any:
-    """Return the class, or the function of Rampart or torch, that an import path in a checkpoint names.
+    """Return the class or function that an import path in a checkpoint names; functions must be Rampart's or torch's.
 
     Raises:
-        ValueError: If its kind is not allowed, or it belongs to a package that the program has not imported.
+        ValueError: If the class is of another kind, or in a package that the program has not imported.
     """
     module_name, _, name = path.rpartition(".")
     own = any(f"{module_name}.".startswith(f"{room}.") for room in ROOMS)
@@ -104,7 +104,9 @@ def resolve(path: str) -> Any:
     if own and isinstance(found, FunctionType):
         allowed = any(f"{found.__module__}.".startswith(f"{room}.") for room in ROOMS)
     if not allowed:
-        raise ValueError(f"the checkpoint names {path}, which is no network, attack, objective, optimizer or schedule")
+        raise ValueError(
+            f"the checkpoint names {path}, which is not a network, attack, objective, optimizer or schedule"
+        )
     return found
 
 
@@ -120,7 +122,7 @@ def _import_path(value: Any) -> str:
 
 
 def _describe_module(module: nn.Module) -> dict[str, Any]:
-    """Describe a network or a loss that has no arguments, stores them in ``init_args``, or is torch's."""
+    """Describe a module that has no arguments, stores them in ``init_args``, or is a class of torch."""
     kind = type(module)
     path = _import_path(kind)
     if type(module) is nn.Sequential and list(module._modules) == [str(i) for i in range(len(module))]:
@@ -147,7 +149,7 @@ def _describe_module(module: nn.Module) -> dict[str, Any]:
 
 
 def describe_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of a module as plain values; ``{"unknown": CLASS}`` for those without a description."""
+    """Return arguments of a module as plain values; ``{"unknown": CLASS}`` for an object that has no description."""
     settings: dict[str, Any] = {}
     for name, value in given.items():
         try:

@@ -7,7 +7,7 @@ from rampart.objectives import Objective
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Refuse a precision in which images themselves are rounded.
+    """Refuse a precision that rounds the images.
 
     Raises:
         ValueError: If the trainer's precision is ``16-true``, ``bf16-true`` or a transformer engine's.

@@ -67,8 +67,8 @@ def test_a_file_of_the_users_is_suggested_first(tmp_path: Path) -> None:
     ("arguments", "line"),
     [
         (["fit", "-c", "fast"],
-         "error: there is no fast; did you mean configs/mnist/fast.yaml? `python cli.py configs` lists all\n"),
-        (["test", "--config=zzz"], "error: there is no zzz; `python cli.py configs` lists all\n"),
+         "error: there is no fast; did you mean configs/mnist/fast.yaml? `python cli.py configs` lists all configs\n"),
+        (["test", "--config=zzz"], "error: there is no zzz; `python cli.py configs` lists all configs\n"),
         (["configs", "mnist"], "error: configs takes no arguments, got mnist\n"),
         (["confgs"], "error: no command is called 'confgs'; did you mean configs?\n"),
     ],

@@ -174,7 +174,7 @@ def test_an_unknown_command_suggests_the_nearest(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ramp: {phase: []}", "ramp.phase in the config is no option of fit; did you mean --ramp.phases?"),
+        ("ramp: {phase: []}", "ramp.phase in the config is not an option of fit; did you mean --ramp.phases?"),
         ("fit: {name: a}", "a config holds the options themselves, without the command: leave out `fit:`"),
     ],
 )

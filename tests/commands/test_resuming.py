@@ -117,7 +117,7 @@ def test_a_twice_resumed_run_keeps_the_best_checkpoint_of_a_deleted_first_run(wh
 def test_a_missing_best_checkpoint_is_reported_in_one_line(whole: Path, tmp_path: Path, caplog: Any) -> None:
     shutil.copy(whole / "checkpoints/epoch2-step6.ckpt", tmp_path / "alone.ckpt")
     run = fit(tmp_path, f"--ckpt_path={tmp_path / 'alone.ckpt'}")
-    assert "The best checkpoint so far, epoch1-step4.ckpt (val/score 0.9000), is not beside" in caplog.text
+    assert "The best checkpoint so far, epoch1-step4.ckpt (val/score 0.9000), is not in the folder of" in caplog.text
     state = state_of(read_checkpoint(run / "checkpoints/last.ckpt"))
     assert Path(state["best_model_path"]).name == "epoch3-step8.ckpt"
 

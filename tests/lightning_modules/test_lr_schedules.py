@@ -220,9 +220,9 @@ PLATEAU = partial(ReduceLROnPlateau, mode="max")
         (PLATEAU, {"lr_monitor": "val/robust_acc"}, {"limit_val_batches": 0}, "but the run has no validation"),
         ((PLATEAU, ONE_CYCLE), {"lr_milestones": (5,)}, {}, "SequentialLR does not support `ReduceLROnPlateau`"),
         ((ONE_CYCLE, ONE_CYCLE), {"lr_milestones": (5, 7)}, {}, r"one fewer than the schedules in .*, 2; got 2"),
-        ((ONE_CYCLE,) * 3, {"lr_milestones": (7, 5)}, {}, "must rise: .* got 7, 5"),
-        ((ONE_CYCLE,) * 2, {"lr_milestones": (0,)}, {}, "must rise: .* got 0"),
-        ((ONE_CYCLE,) * 2, {"lr_milestones": (2.5,)}, {}, "must rise: .* got 2.5"),
+        ((ONE_CYCLE,) * 3, {"lr_milestones": (7, 5)}, {}, "must increase: .* got 7, 5"),
+        ((ONE_CYCLE,) * 2, {"lr_milestones": (0,)}, {}, "must increase: .* got 0"),
+        ((ONE_CYCLE,) * 2, {"lr_milestones": (2.5,)}, {}, "must increase: .* got 2.5"),
         (
             partial(ONE_CYCLE, total_steps=11),
             {},
