@@ -41,7 +41,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(file: Path) -> list[str]:
-    """Find the words after cli.py in a page, or in a config's header."""
+    """Find the words after cli.py in a page, or in a config's header; a bare mention of an option is no command."""
     text = file.read_text()
     if file.suffix == ".yaml":
         text = re.sub(r"^# *", "", text, flags=re.MULTILINE)
@@ -49,7 +49,7 @@ def commands(file: Path) -> list[str]:
     return [
         found
         for found in re.findall(rf"cli\.py +((?:{'|'.join(LIGHTNING)})\b[^`\n&|]*)", text)
-        if " --" in found and "--help" not in found
+        if re.search(r" --(?!help)\S+[ =]\S", found)
     ]
 
 
