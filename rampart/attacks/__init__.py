@@ -9,8 +9,10 @@ An attack is immutable settings; its call returns adversarial images::
 
 from rampart.attacks.apgd import APGD
 from rampart.attacks.attack import Attack, NamedAttack, attack_active
-from rampart.attacks.eps import Eps, parse_eps
+from rampart.attacks.context import Model
+from rampart.attacks.eps import Eps, NormName, parse_eps
 from rampart.attacks.fab import FAB
+from rampart.attacks.losses import AttackLoss, LossName
 from rampart.attacks.norms import L2, NORMS, Linf, Norm
 from rampart.attacks.pgd import PGD
 from rampart.attacks.square import Square
@@ -24,11 +26,15 @@ __all__ = [
     "PGD",
     "AtImage",
     "Attack",
+    "AttackLoss",
     "Eps",
     "Level",
     "Linf",
+    "LossName",
+    "Model",
     "NamedAttack",
     "Norm",
+    "NormName",
     "Square",
     "Start",
     "Uniform",

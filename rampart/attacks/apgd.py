@@ -35,8 +35,8 @@ class APGD(Search):
         steps: Gradient steps per run.
         restarts: Number of runs, each from a new random point; with targets, the number per target.
         loss: The loss to maximise, a name or a function ``(logits, labels) -> (N,)``. Don't set it with targets.
-        targets: Number of target classes, the likeliest wrong ones, attacked in turn with the targeted DLR loss
-            (section 4.2 and eq. 7). Capped at the number of wrong classes. None for an untargeted attack.
+        targets: Number of target classes: the most likely wrong ones, attacked in turn with the targeted DLR loss
+            (section 4.2 and eq. 7), at most all wrong classes. None for an untargeted attack.
 
     Raises:
         ValueError: If a setting is out of its range; when called, if the model has fewer classes than the loss needs.
@@ -113,51 +113,70 @@ class APGD(Search):
         start = norm.random_start(images, eps, generator)[active]
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
         images, labels = images[active], labels[active]
-        aims = labels
+        target_class = labels
         if self.targets is not None:
             logits = predict(model, images)
             rank = run // self.restarts
             if rank >= logits.shape[1] - 1:
                 return None
-            aims = ranked_class(logits, labels, rank)
-        now = _Climb.begin(active, images, labels, aims, start, 2 * eps)
+            target_class = ranked_class(logits, labels, rank)
+        state = _State.begin(active, images, labels, target_class, start, 2 * eps)
         for step in range(self.steps + 1):
-            logits, loss, grad = loss_gradient(model, now.adv, partial(self._loss, labels=now.labels, aims=now.aims))
-            now.update(loss, grad)
-            fooled = misclassified(logits, now.labels)
+            loss_function = partial(self._loss, labels=state.labels, target_class=state.target_class)
+            logits, loss, grad = loss_gradient(model, state.adv, loss_function)
+            state.update(loss, grad)
+            fooled = misclassified(logits, state.labels)
             if bool(fooled.any()):
-                found.adv[now.index[fooled]] = now.adv[fooled]
-                found.fooled[now.index[fooled]] = True
-                now = now.select(~fooled)
-                if len(now.index) == 0:
+                found.adv[state.index[fooled]] = state.adv[fooled]
+                found.fooled[state.index[fooled]] = True
+                state = state.select(~fooled)
+                if len(state.index) == 0:
                     return found
             if step == self.steps:
                 break
             if step > 0 and step in checkpoints:
-                now.shorten(interval=step - checkpoints[checkpoints.index(step) - 1])
-            step_taken = norm.steepest_step(now.grad, 1.0).mul_(now.length)
-            adv = norm.project(step_taken.add_(now.adv), now.images, eps)
+                state.halve_step_sizes(interval=step - checkpoints[checkpoints.index(step) - 1])
+            step_taken = norm.steepest_step(state.grad, 1.0).mul_(state.step_size)
+            adv = norm.project(step_taken.add_(state.adv), state.images, eps)
             if step > 0:
-                mixed = now.adv + (1 - MOMENTUM) * (adv - now.adv) + MOMENTUM * (now.adv - now.previous)
-                adv = norm.project(mixed, now.images, eps)
-            now.previous, now.adv = now.adv, adv
-        found.adv[now.index] = now.best
+                mixed = state.adv + (1 - MOMENTUM) * (adv - state.adv) + MOMENTUM * (state.adv - state.previous)
+                adv = norm.project(mixed, state.images, eps)
+            state.previous, state.adv = state.adv, adv
+        found.adv[state.index] = state.best
         return found
 
-    def _loss(self, logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, target_class: Tensor) -> Tensor:
         if self.targets is not None:
-            return targeted_dlr(logits, labels, aims)
+            return targeted_dlr(logits, labels, target_class)
         return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(logits, labels)
 
 
 @dataclass
-class _Climb:
-    """State of each image's search. The first dimension of every tensor is that of the images."""
+class _State:
+    """State of each image's search. The first dimension of every tensor has one entry per image.
+
+    Attributes:
+        index: ``(M,)``, int64, index of each image in the batch.
+        images: ``(M, ...)``, the clean images.
+        labels: ``(M,)``, int64.
+        target_class: ``(M,)``, int64, the target classes; the labels of an untargeted attack.
+        adv: ``(M, ...)``, the current points.
+        previous: ``(M, ...)``, the points before the last step.
+        grad: ``(M, ...)``, gradient of the loss at ``adv``.
+        loss: ``(M,)``, loss at ``adv``.
+        best: ``(M, ...)``, the points with the highest loss so far.
+        best_grad: ``(M, ...)``, gradient at ``best``.
+        best_loss: ``(M,)``, loss at ``best``.
+        step_size: ``(M, 1, ..., 1)``, pixel scale.
+        rises: ``(M,)``, int64, number of steps since the last checkpoint that raised the loss.
+        best_at_checkpoint: ``(M,)``, ``best_loss`` at the last checkpoint.
+        was_halved: ``(M,)``, bool, True if the step size was halved at the last checkpoint.
+    """
 
     index: Tensor
     images: Tensor
     labels: Tensor
-    aims: Tensor
+    target_class: Tensor
     adv: Tensor
     previous: Tensor
     grad: Tensor
@@ -165,26 +184,28 @@ class _Climb:
     best: Tensor
     best_grad: Tensor
     best_loss: Tensor
-    length: Tensor
+    step_size: Tensor
     rises: Tensor
     best_at_checkpoint: Tensor
-    was_shortened: Tensor
+    was_halved: Tensor
 
     @classmethod
-    def begin(cls, index: Tensor, images: Tensor, labels: Tensor, aims: Tensor, adv: Tensor, length: float) -> "_Climb":
+    def begin(
+        cls, index: Tensor, images: Tensor, labels: Tensor, target_class: Tensor, adv: Tensor, step_size: float
+    ) -> "_State":
         """Return the state before the first forward pass."""
         lowest = images.new_full((len(images),), -torch.inf)
         return cls(
-            index, images, labels, aims, adv, previous=adv, grad=torch.zeros_like(adv), loss=-lowest, best=adv.clone(),
-            best_grad=torch.zeros_like(adv), best_loss=lowest.clone(),
-            length=images.new_full((len(images), *[1] * (images.ndim - 1)), length),
+            index, images, labels, target_class, adv, previous=adv, grad=torch.zeros_like(adv), loss=-lowest,
+            best=adv.clone(), best_grad=torch.zeros_like(adv), best_loss=lowest.clone(),
+            step_size=images.new_full((len(images), *[1] * (images.ndim - 1)), step_size),
             rises=torch.zeros_like(labels), best_at_checkpoint=lowest,
-            was_shortened=torch.ones_like(labels, dtype=torch.bool),  # no condition 2 at the first checkpoint
+            was_halved=torch.ones_like(labels, dtype=torch.bool),  # no condition 2 at the first checkpoint
         )  # fmt: skip
 
-    def select(self, rows: Tensor) -> "_Climb":
+    def select(self, rows: Tensor) -> "_State":
         """Return the state of some images."""
-        return _Climb(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return _State(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def update(self, loss: Tensor, grad: Tensor) -> None:
         """Update the best point and the number of rises with the loss and gradient at ``adv``."""
@@ -194,17 +215,19 @@ class _Climb:
         better = loss > self.best_loss
         self.best[better], self.best_grad[better], self.best_loss[better] = self.adv[better], grad[better], loss[better]
 
-    def shorten(self, interval: int) -> None:
-        """Return images with too few rises (condition 1) or no new best (condition 2) to their best; halve their steps.
+    def halve_step_sizes(self, interval: int) -> None:
+        """Halve the step size of images with too few rises (condition 1) or no new best loss (condition 2).
+
+        They continue from their best point.
 
         Args:
             interval: Number of steps since the last checkpoint.
         """
-        seldom = self.rises <= RISES * interval
-        not_at_all = ~self.was_shortened & (self.best_at_checkpoint >= self.best_loss)
-        stuck = seldom | not_at_all
-        self.length[stuck] /= 2
-        self.adv = torch.where(stuck.view_as(self.length), self.best, self.adv)
-        self.grad = torch.where(stuck.view_as(self.length), self.best_grad, self.grad)
-        self.was_shortened, self.best_at_checkpoint = stuck, self.best_loss.clone()
+        few_rises = self.rises <= RISES * interval
+        no_new_best = ~self.was_halved & (self.best_at_checkpoint >= self.best_loss)
+        stuck = few_rises | no_new_best
+        self.step_size[stuck] /= 2
+        self.adv = torch.where(stuck.view_as(self.step_size), self.best, self.adv)
+        self.grad = torch.where(stuck.view_as(self.step_size), self.best_grad, self.grad)
+        self.was_halved, self.best_at_checkpoint = stuck, self.best_loss.clone()
         self.rises = torch.zeros_like(self.rises)

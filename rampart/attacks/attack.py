@@ -19,8 +19,8 @@ AnyAttack = TypeVar("AnyAttack", bound="Attack")
 class Attack(ABC):
     """Interface of attacks: immutable settings with a call that returns adversarial images.
 
-    :func:`attack_active` attacks only some images of a batch. The attacks of this package have its ``active`` as a
-    further argument of the call; a custom attack does not need it.
+    :func:`attack_active` attacks only some images of a batch. For it, the calls of this package's attacks have a
+    further argument ``active``; a custom attack does not need one.
     """
 
     norm: NormName
@@ -32,12 +32,12 @@ class Attack(ABC):
 
     @property
     def starts_at_images(self) -> bool:
-        """True if the first loss is that of the clean images. A divergence from them has no gradient there."""
+        """True if the first step starts at the clean images, where a divergence from them has no gradient."""
         return False
 
     @property
     def drops_fooled_images(self) -> bool:
-        """True if later losses are those of the images that are not yet fooled, instead of the whole batch."""
+        """True if the attack stops computing the loss of images once they are fooled."""
         return False
 
     def settings(self) -> dict[str, Any]:
@@ -51,11 +51,11 @@ class Attack(ABC):
     def with_settings(
         self: AnyAttack, steps: int | Literal["paper"] | None = None, step_size: Eps | None = None
     ) -> AnyAttack:
-        """Return the same attack with another number or length of steps; None keeps a setting.
+        """Return the same attack with another number or length of steps.
 
         Args:
-            steps: Number of gradient steps.
-            step_size: Step length on the pixel scale. It replaces a relative step size.
+            steps: Number of gradient steps; unchanged if None.
+            step_size: Step length on the pixel scale, which replaces a relative step size; unchanged if None.
 
         Raises:
             TypeError: If the attack has no such setting.
@@ -109,9 +109,9 @@ class Attack(ABC):
         """
 
 
-def _plain_fields(thing: Any) -> dict[str, Any]:
-    names = [field.name for field in fields(thing)] if is_dataclass(thing) else list(getattr(thing, "__dict__", {}))
-    return {name: _plain(getattr(thing, name)) for name in names}
+def _plain_fields(value: Any) -> dict[str, Any]:
+    names = [field.name for field in fields(value)] if is_dataclass(value) else list(getattr(value, "__dict__", {}))
+    return {name: _plain(getattr(value, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:
@@ -149,21 +149,26 @@ def attack_active(
         active: ``(N,)``, bool, the images to attack; all if None.
 
     Raises:
-        ValueError: If ``active`` has another shape, dtype or device, or the attack raises it.
+        ValueError: If ``active`` has another shape, dtype or device. The attack may raise further errors.
     """
     given, labels = images.clone(), labels.clone()  # A custom attack may work in place.
     if active is None:
         return attack(model, given, labels, eps, generator=generator)
     check_active(active, images)
-    parameters = inspect.signature(attack).parameters.values()
-    if any(parameter.name == "active" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        chosen: Any = attack
-        adv: Tensor = chosen(model, given, labels, eps, generator=generator, active=active)
+    if accepts_active(attack):
+        accepting: Any = attack
+        adv: Tensor = accepting(model, given, labels, eps, generator=generator, active=active)
         return adv
     if not bool(active.any()):
         return images
     adv = attack(model, given, labels, eps, generator=generator)
     return keep_active(adv, images, active)
+
+
+def accepts_active(attack: Attack) -> bool:
+    """Return True if the attack's call has the argument ``active``, or any keyword arguments."""
+    parameters = inspect.signature(attack).parameters.values()
+    return any(parameter.name == "active" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def keep_active(adv: Tensor, images: Tensor, active: Tensor) -> Tensor:

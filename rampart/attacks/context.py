@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
+"""A network, or any function of a batch of images ``(N, ...)`` that returns logits ``(N, C)``."""
+
 BatchNormMode: TypeAlias = Literal["eval", "train", "train_and_update"]
 
 
 @contextmanager
 def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> Iterator[None]:
-    """Prepare a model for an attack, and restore it afterwards, also after an exception.
+    """Prepare a model for an attack, and restore it afterwards, even after an exception.
 
     Inside, gradients are enabled (also under ``no_grad`` or ``inference_mode``), the model is in eval mode and its
     parameters are frozen. Afterwards, every submodule's ``training`` flag and every parameter's ``requires_grad`` has
@@ -36,7 +38,7 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
         if _casts_to_float16(device_type):
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if isinstance(model, nn.Module):
-            stack.enter_context(_untouched(model))
+            stack.enter_context(_restored_flags(model))
             training = model.training
             for module in model.modules():
                 frozen = training and not module.training
@@ -58,7 +60,8 @@ def _casts_to_float16(device_type: str) -> bool:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def _restored_flags(model: nn.Module) -> Iterator[None]:
+    """Restore the modes, ``track_running_stats`` and ``requires_grad`` of all parts of a model afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     tracking = [(module, module.track_running_stats) for module in model.modules() if isinstance(module, _BatchNorm)]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]

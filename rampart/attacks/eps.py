@@ -5,6 +5,8 @@ from fractions import Fraction
 from typing import Literal, TypeAlias
 
 NormName: TypeAlias = Literal["Linf", "L2"]
+"""Name of a norm: the largest change of a pixel, or the Euclidean length of the change."""
+
 Eps: TypeAlias = float | str
 """A size on the pixel scale [0, 1]: a number, or a fraction such as ``"8/255"``."""
 
@@ -52,7 +54,7 @@ def parse_eps(value: Eps, norm: NormName = "Linf", name: str = "eps") -> float:
     return eps
 
 
-def exact(value: float) -> Fraction:
+def to_fraction(value: float) -> Fraction:
     """Return the simplest fraction near a float: 0.18 gives 9/50, 8/255 gives 8/255.
 
     Users type eps as a decimal or a multiple of 1/255. In float arithmetic a rounding error may change a truncated

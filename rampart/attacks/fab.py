@@ -29,8 +29,7 @@ class FAB(Search):
 
     Attributes:
         steps: Steps per run.
-        targets: Number of target classes, the likeliest wrong ones, attacked in turn. Capped at the number of wrong
-            classes.
+        targets: Number of target classes: the most likely wrong ones, attacked in turn, at most all wrong classes.
         restarts: Runs per target. The first starts at the image, the others at a random point at most eps / 2 away.
         norm: The ball's norm.
 
@@ -79,7 +78,7 @@ class FAB(Search):
         logits, rank = predict(model, images), run // self.restarts
         if rank >= logits.shape[1] - 1:
             return None
-        aims = ranked_class(logits, labels, rank)
+        target_class = ranked_class(logits, labels, rank)
         for step in range(self.steps + 1):
             # The first run starts at the images, whose logits are known.
             known = step == 0 and run % self.restarts == 0
@@ -88,8 +87,8 @@ class FAB(Search):
                 fooled = across & (norm.length(adv - images) <= norm.safe_radius(images, eps))
                 found.adv[index[fooled]] = adv[fooled]
                 found.fooled[index[fooled]] = True
-                index, images, labels, aims, adv, across = (
-                    x[~fooled] for x in (index, images, labels, aims, adv, across)
+                index, images, labels, target_class, adv, across = (
+                    x[~fooled] for x in (index, images, labels, target_class, adv, across)
                 )
                 if len(index) == 0:
                     break
@@ -97,8 +96,9 @@ class FAB(Search):
                 adv[across] = images[across] + BACKWARD * (adv[across] - images[across])
             if step == self.steps:
                 break
-            _, lead, grad = loss_gradient(model, adv, partial(_lead, labels=labels, aims=aims))
-            from_adv, from_image = (_onto_boundary(x, adv, lead, grad, self.norm) for x in (adv, images))
+            loss = partial(_logit_difference, labels=labels, target_class=target_class)
+            _, difference, grad = loss_gradient(model, adv, loss)
+            from_adv, from_image = (_step_to_boundary(x, adv, difference, grad, self.norm) for x in (adv, images))
             length, radius = (norm.length(x).clamp_min(1e-8) for x in (from_adv, from_image))
             pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
             adv = (1 - pull) * (adv + OVERSHOOT * from_adv) + pull * (images + OVERSHOOT * from_image)
@@ -107,25 +107,25 @@ class FAB(Search):
         return found
 
 
-def _lead(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
-    """Return the target class's logit minus the right class's."""
-    right, aim = logits.gather(1, torch.stack([labels, aims], 1)).unbind(1)
-    return aim - right
+def _logit_difference(logits: Tensor, labels: Tensor, target_class: Tensor) -> Tensor:
+    """Return the target class's logit minus the label's, ``(N,)``."""
+    right, target = logits.gather(1, torch.stack([labels, target_class], 1)).unbind(1)
+    return target - right
 
 
-def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: NormName) -> Tensor:
-    """Return the smallest change inside the box that brings a linear lead to zero (section 2.1).
+def _step_to_boundary(start: Tensor, at: Tensor, difference: Tensor, grad: Tensor, norm: NormName) -> Tensor:
+    """Return the smallest change inside the box that brings a linear logit difference to zero (section 2.1).
 
-    Every pixel moves in the direction that closes the gap between the lead and zero: by the same amount in l-inf, in
-    proportion to its slope in L2, and no further than the bound of the box. The closed gap is a piecewise linear
+    Every pixel moves in the direction that closes the gap between the difference and zero: by the same amount in l-inf,
+    in proportion to its slope in L2, and no further than the bound of the box. The closed gap is a piecewise linear
     function of the amount, with a kink wherever a pixel reaches its bound; the amount that closes the whole gap is
     interpolated between two kinks. If it can't be closed inside the box, all pixels move to their bounds.
 
     Args:
         start: ``(N, ...)``, the points to move.
-        at: ``(N, ...)``, the points at which the lead was linearised.
-        lead: ``(N,)``, the lead at these points.
-        grad: ``(N, ...)``, the lead's gradient at these points.
+        at: ``(N, ...)``, the points at which the difference was linearised.
+        difference: ``(N,)``, the logit difference at these points.
+        grad: ``(N, ...)``, the difference's gradient at these points.
         norm: Norm in which the change is smallest.
 
     Returns:
@@ -134,8 +134,8 @@ def _onto_boundary(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: 
     slopes = grad.flatten(1)
     steepest = slopes.abs().amax(1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
     # A confident network may have tiny slopes only. Scaling them does not change the result.
-    slopes, lead = slopes / steepest, lead / steepest.squeeze(1)
-    gap = -(lead + (slopes * (start - at).flatten(1)).sum(1))  # (N,): amount that the change must add to the lead
+    slopes, difference = slopes / steepest, difference / steepest.squeeze(1)
+    gap = -(difference + (slopes * (start - at).flatten(1)).sum(1))  # (N,): what the change must add
     direction = slopes.sign() * torch.where(gap >= 0, 1, -1)[:, None]
     points = start.flatten(1)
     room = torch.where(direction > 0, 1 - points, points)  # (N, D): distance to the bound

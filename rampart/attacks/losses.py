@@ -8,23 +8,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AttackLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A loss to maximise: a function ``(logits (N, C), labels (N,)) -> (N,)``."""
+
 LossName: TypeAlias = Literal["cross_entropy", "margin", "dlr"]
+"""Name of a loss of this package."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, as in Madry et al. 2018."""
+    """Return the cross-entropy, as in Madry et al. 2018."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest wrong logit minus the right one: positive where fooled (Carlini & Wagner 2017, f6)."""
+    """Return the largest wrong logit minus the right one: positive where fooled (Carlini & Wagner 2017, f6)."""
     right = logits.gather(1, labels[:, None])  # (N, 1)
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.amax(1) - right[:, 0]
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, independent of the logits' scale (Croce & Hein 2020, eq. 6).
+    """Return the difference of logits ratio, independent of the logits' scale (Croce & Hein 2020, eq. 6).
 
     Raises:
         ValueError: If there are fewer than three classes, which the denominator needs.
@@ -37,7 +40,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted difference of logits ratio, independent of the logits' scale (Croce & Hein 2020, eq. 7).
+    """Return the targeted difference of logits ratio, independent of the logits' scale (Croce & Hein 2020, eq. 7).
 
     Args:
         logits: ``(N, C)``.

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from rampart.attacks.attack import Attack, keep_active
 from rampart.attacks.context import BatchNormMode, Model, attack_context
-from rampart.attacks.eps import Eps, NormName, exact, parse_number
+from rampart.attacks.eps import Eps, NormName, parse_number, to_fraction
 from rampart.attacks.input_gradient import loss_gradient, loss_gradient_of_weights, misclassified, predict
 from rampart.attacks.losses import LOSSES, AttackLoss, LossName
 from rampart.attacks.norms import NORMS
 from rampart.attacks.starts import AtImage, Start, Uniform
 from rampart.attacks.steps import Step, StepSchedule, plan_steps
 from rampart.attacks.validation import check_choice, check_labels, read_inputs
-from rampart.attacks.worst_iterate import Worst
+from rampart.attacks.worst_iterate import WorstIterate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class PGD(Attack):
             the other images of the batch. For evaluations: it gives the robust accuracy of ``iterate="best"`` at a
             lower cost. Each step waits for the device. Needs ``batchnorm="eval"``.
         loss: The loss to maximise, a name or a function ``(logits, labels) -> (N,)``.
-        batchnorm: How BatchNorm behaves while attacking; see :func:`rampart.attacks.context.attack_context`.
+        batchnorm: Mode of BatchNorm during the attack; see :func:`rampart.attacks.context.attack_context`.
 
     Raises:
         ValueError: If a setting is out of its range or two settings exclude each other.
@@ -110,8 +110,8 @@ class PGD(Attack):
         """Return the number of gradient steps per run at this eps."""
         if self.steps != "paper":
             return self.steps
-        step_size = exact(self.step_size_at(eps))
-        return int(exact(2.5) * exact(eps) / step_size) if step_size else 0
+        step_size = to_fraction(self.step_size_at(eps))
+        return int(to_fraction(2.5) * to_fraction(eps) / step_size) if step_size else 0
 
     def step_size_at(self, eps: float) -> float:
         """Return the length of the first step at this eps, on the pixel scale; with constant steps, of every step."""
@@ -155,7 +155,7 @@ class PGD(Attack):
             labels: ``(N,)``, int64, in [0, C).
             eps: Radius on the pixel scale.
             generator: Source of random numbers, on the images' device; the global one if None.
-            initial: Start every run at these points instead, like ``images`` in shape.
+            initial: Points at which every run starts, of the shape of ``images``; ``start`` chooses them if None.
             active: ``(N,)``, bool, the images to attack; see :func:`rampart.attacks.attack_active`. If ``batchnorm`` is
                 not ``"eval"``, images depend on one another: all are attacked, and the active results are returned.
 
@@ -192,12 +192,12 @@ class PGD(Attack):
         The adversarial images and the number of forward passes are those of :meth:`__call__`.
 
         Args:
-            model: See :meth:`__call__`, also for images, labels, eps and generator.
-            images: ``(N, ...)``.
-            labels: ``(N,)``.
+            model: Maps images to logits ``(N, C)``.
+            images: ``(N, ...)``, float32 or float64, in [0, 1].
+            labels: ``(N,)``, int64, in [0, C).
             eps: Radius on the pixel scale.
             weights: Parameters of the model.
-            generator: Source of random numbers.
+            generator: Source of random numbers, on the images' device; the global one if None.
 
         Returns:
             The adversarial images, and for each weight the gradient of the mean loss at the last but one iterate; None
@@ -259,8 +259,8 @@ class PGD(Attack):
         adv: Tensor,
         generator: torch.Generator | None,
         steps: Sequence[Step],
-    ) -> Worst:
-        worst = Worst.begin(adv)
+    ) -> WorstIterate:
+        worst = WorstIterate.begin(adv)
         active = torch.arange(len(images), device=images.device)
         for step in steps:
             logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=step.number == 0))

@@ -1,4 +1,4 @@
-"""Random generators that depend on their purpose and the run's seed, and not on global state."""
+"""Random generators seeded by their purpose, independent of global state, and the seed of a run."""
 
 import hashlib
 from typing import Any
@@ -27,7 +27,7 @@ def seed_torch(device: torch.device, *purpose: str | int | float) -> None:
     """
     seed = make_generator("cpu", *purpose).initial_seed()
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":  # torch.manual_seed is slow, since it looks for all kinds of devices
+    if device.type == "cuda":  # torch.manual_seed is slow: it searches all kinds of devices
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
@@ -44,7 +44,7 @@ def agree_on_run_seed(trainer: Any) -> None:
     Later changes of torch's seed by user code do not change it.
 
     Args:
-        trainer: A Lightning trainer whose processes are connected, as in the hook ``setup``. All processes must call.
+        trainer: A Lightning trainer whose processes are connected, as in the hook ``setup``. All must call this.
     """
     trainer.run_seed = trainer.strategy.broadcast(run_seed(trainer))
 

@@ -29,7 +29,7 @@ class Found(NamedTuple):
 class Search(Attack):
     """Sequential runs; each attacks only the images that earlier runs did not fool.
 
-    For evaluations: each fooled image makes the rest cheaper. Misclassified clean images are returned unchanged. The
+    For evaluations: the cost falls with every fooled image. Misclassified clean images are returned unchanged. The
     model is attacked in eval mode and random numbers are drawn for the whole batch, so no image's result depends on
     which others are fooled.
     """
@@ -54,7 +54,7 @@ class Search(Attack):
         run: int,
         generator: torch.Generator | None,
     ) -> Found | None:
-        """Make one run. None ends the search, as when there are no more target classes.
+        """Make one run. Return None to end the search, as when there are no more target classes.
 
         Args:
             model: In eval mode, its parameters frozen; gradients are on.

@@ -22,11 +22,11 @@ class Square(Search):
     """Square (Andriushchenko et al. 2020, algorithms 1 to 3), the last member of AutoAttack.
 
     It uses no gradients, so gradient masking does not affect it. In l-inf it starts at vertical stripes of -eps and
-    eps; each query changes one square in each channel to -eps or eps, and the change is kept if it lowers the right
-    class's lead. In L2 it starts at a grid of bumps, and each query moves length from one square to another; see
+    eps; each query changes one square in each channel to -eps or eps, and the change is kept if it raises the margin
+    loss. In L2 it starts at a grid of bumps, and each query moves length from one square to another; see
     :class:`rampart.attacks.square_windows.L2Windows`. As in AutoAttack, the squares shrink after fixed numbers of
     queries, whatever ``queries`` is. Departures from the published code, which uses the same square for all images of
-    a batch and never the last row and column: here each image has its own square, at any place.
+    a batch and never the last row and column: here each image has a different square, at any place.
 
     Attributes:
         queries: Number of forward passes per run, including that of the starting point.
@@ -81,7 +81,7 @@ class Square(Search):
         labels: Tensor,
         active: Tensor,
         eps: float,
-        run: int,  # noqa: ARG002 - all runs are alike
+        run: int,  # noqa: ARG002 - runs differ only in their random numbers
         generator: torch.Generator | None,
     ) -> Found:
         """See :meth:`rampart.attacks.search.Search.run`. Images are ``(N, C, H, W)``."""
@@ -92,19 +92,21 @@ class Square(Search):
         found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
         images, labels = images[active], labels[active]
         adv = trial = windows.start(images, eps, random)
-        lead = torch.full_like(labels, -torch.inf, dtype=images.dtype)
+        best_loss = torch.full_like(labels, -torch.inf, dtype=images.dtype)
         for query in range(self.queries):
             logits = predict(model, trial)
             fooled = misclassified(logits, labels)
-            loss = margin(logits, labels).to(lead.dtype)
-            better = (loss > lead) | fooled
-            lead = torch.where(better, loss, lead)
+            loss = margin(logits, labels).to(best_loss.dtype)
+            better = (loss > best_loss) | fooled
+            best_loss = torch.where(better, loss, best_loss)
             adv = torch.where(better.view(-1, 1, 1, 1), trial, adv)
             if bool(fooled.any()):
                 found.adv[random.active[fooled]] = adv[fooled]
                 found.fooled[random.active[fooled]] = True
                 left = ~fooled
-                random.active, images, labels, adv, lead = (x[left] for x in (random.active, images, labels, adv, lead))
+                random.active, images, labels, adv, best_loss = (
+                    x[left] for x in (random.active, images, labels, adv, best_loss)
+                )
                 if len(images) == 0:
                     return found
             if query + 1 < self.queries:

@@ -105,7 +105,7 @@ class LinfWindows(Windows):
 
 
 class L2Windows(Windows):
-    """Start at tiles of two bumps; propose windows that get another window's length (the same paper, algorithm 3).
+    """Start at tiles of two bumps; move length from one window to another (the same paper, algorithm 3).
 
     A proposal adds two bumps of opposite signs to one window of the perturbation, scales it to the length that this
     window, a second one and the unused part of eps have together, and sets the second window to zero.
@@ -120,7 +120,7 @@ class L2Windows(Windows):
             for column in range(left, width - side + 1, side):
                 tile = random.signs(channels, 1, 1) * _bumps(side, images, random)
                 delta[:, :, row : row + side, column : column + side] = tile
-        return self._full_length(delta, images, eps)
+        return self._scale_to_eps(delta, images, eps)
 
     def side(self, share: float, height: int, width: int) -> int:
         return min(max(round(math.sqrt(share * height * width)), 3) | 1, height, width)
@@ -136,10 +136,11 @@ class L2Windows(Windows):
         length = (unused + (delta * (filled.inside | emptied.inside)).square().sum((2, 3), keepdim=True)).sqrt()
         new = new / _lengths(new).clamp_min(1e-12) * length
         delta = torch.where(filled.inside, new, torch.where(emptied.inside, 0, delta))
-        return self._full_length(delta, images, eps)
+        return self._scale_to_eps(delta, images, eps)
 
     @staticmethod
-    def _full_length(delta: Tensor, images: Tensor, eps: float) -> Tensor:
+    def _scale_to_eps(delta: Tensor, images: Tensor, eps: float) -> Tensor:
+        """Return the images plus the change, scaled to the length eps and clipped to the box."""
         norm = NORMS["L2"]
         return norm.project(norm.steepest_step(delta, eps).add_(images), images, eps)
 

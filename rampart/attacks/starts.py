@@ -10,7 +10,7 @@ from rampart.attacks.norms import Norm
 
 
 class Start(ABC):
-    """A rule for the point at which each image's run starts."""
+    """Interface of starting points."""
 
     @abstractmethod
     def point(self, images: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
@@ -53,8 +53,8 @@ class AtImage(Start):
 class Level(Start):
     """Start at the point of the ball nearest to a constant image, whose random level is drawn per image.
 
-    Training at a large eps turns a first layer into thresholds: one just above the brightest value that a black pixel
-    can reach, one just below the darkest value that a white pixel can reach. Only pixels near a threshold have a
+    Training at a large eps turns a first layer into thresholds: one just above the largest value that a black pixel
+    can reach, one just below the smallest value that a white pixel can reach. Only pixels near a threshold have a
     gradient. At a random point of the ball most pixels are far from them; at mid-gray, every pixel that the attack may
     change has a gradient. Use short steps, about a tenth of eps.
 

@@ -23,7 +23,7 @@ def plan_steps(count: int, length: float, schedule: StepSchedule) -> list[Step]:
     Args:
         count: Number of steps.
         length: Length of the first step.
-        schedule: ``"linear"`` shrinks them.
+        schedule: ``"constant"``, or ``"linear"`` for shrinking steps.
     """
     linear = schedule == "linear"
     return [Step(number, length * (1 - number / count) if linear else length) for number in range(count)]

@@ -21,7 +21,7 @@ def read_inputs(
     generator: torch.Generator | None,
     active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Check an attack's arguments, and copy the tensors.
+    """Check an attack's arguments and copy the tensors.
 
     Autograd works on the copies even if the arguments were created in inference mode.
 
@@ -36,11 +36,11 @@ def read_inputs(
     check_images(images, labels)
     device = images.device
     if isinstance(model, nn.Module):
-        places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-        if places and device not in places:
-            raise ValueError(f"the network is on {places.pop()}, the images on {device}: move one with .to(...)")
+        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        if devices and device not in devices:
+            raise ValueError(f"the network is on {devices.pop()}, the images on {device}: move one with .to(...)")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {_kind(generator)}")
+        raise TypeError(f"generator must be a torch.Generator or None, got {_type_name(generator)}")
     if generator is not None and generator.device.type != device.type:
         raise ValueError(f"generator must be on {device}, where the images are, got one on {generator.device}")
     if active is not None:
@@ -60,7 +60,7 @@ def check_images(images: Tensor, labels: Tensor) -> None:
     for name, values in (("images", images), ("labels", labels)):
         if not isinstance(values, Tensor):
             raise TypeError(
-                f"{name} must be a torch.Tensor, got {_kind(values)}: convert it with torch.as_tensor({name})"
+                f"{name} must be a torch.Tensor, got {_type_name(values)}: convert it with torch.as_tensor({name})"
             )
     if images.dtype not in (torch.float32, torch.float64):
         remedy = "a coarser dtype rounds by more than a small eps; use autocast (trainer.precision bf16-mixed) instead"
@@ -80,7 +80,7 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels must be on {images.device}, where the images are, got {labels.device}")
     if images.numel():
         low, high = torch.aminmax(images.detach())
-        _require(
+        require(
             (low >= -ROUNDING) & (high <= 1 + ROUNDING),
             "images must be in [0, 1] without NaN{}: scale them to [0, 1] and put normalisation into the network "
             "(rampart.networks.Normalize)",
@@ -88,7 +88,7 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         )
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     return f"{kind} of {value.dtype}" if hasattr(value, "dtype") else kind
 
@@ -101,7 +101,7 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
             device's asynchronous assertion instead.
     """
     if labels.numel():
-        _require(
+        require(
             ((labels >= 0) & (labels < logits.shape[1])).all(),
             f"labels must be in [0, {logits.shape[1]}), the network's classes{{}}: match the network's num_classes to "
             "the data",
@@ -116,11 +116,11 @@ def check_active(active: Tensor, images: Tensor) -> None:
         ValueError: If it is not bool, of shape ``(N,)`` and on the images' device.
     """
     if not isinstance(active, Tensor):
-        raise ValueError(f"active must be a bool tensor of shape ({len(images)},), got {_kind(active)}")
+        raise ValueError(f"active must be a bool tensor of shape ({len(images)},), got {_type_name(active)}")
     if active.dtype != torch.bool or active.shape != images.shape[:1] or active.device != images.device:
         raise ValueError(
             f"active must be bool of shape ({len(images)},) on {images.device}, one for each image, got "
-            f"{_dtype(active)} of shape {tuple(active.shape)} on {active.device}"
+            f"{active.dtype} of shape {tuple(active.shape)} on {active.device}"
         )
 
 
@@ -147,21 +147,26 @@ def check_finite(logits: Tensor, where: str) -> None:
         raise ValueError(f"{problem} for {count} of {len(logits)} images: {remedy}")
 
 
-def _dtype(values: Tensor) -> str:
-    return str(values.dtype).removeprefix("torch.")
-
-
-def _require(condition: Tensor, message: str, values: Tensor) -> None:
-    """Raise ValueError with the range of the values in the message; on an accelerator, assert without waiting for it.
+def require(condition: Tensor, message: str, values: Tensor | None = None) -> None:
+    """Raise a ValueError if a condition does not hold; on an accelerator, assert without waiting for it.
 
     Reading the condition there would make the host wait for the device at every step. The device's own assertion has
     the message without the values.
+
+    Args:
+        condition: Scalar, bool.
+        message: Text of the error, with ``{}`` where the range of the values is inserted.
+        values: Values whose range the message gives; none if None.
+
+    Raises:
+        ValueError: If the condition is False, on the CPU.
     """
-    if values.device.type != "cpu":
-        torch._assert_async(condition, message.format(""))
+    if condition.device.type != "cpu":
+        torch._assert_async(condition, message if values is None else message.format(""))
     elif not bool(condition):
-        low, high = values.min().item(), values.max().item()
-        raise ValueError(message.format(f", got {low:.8g} to {high:.8g}"))
+        if values is not None:
+            message = message.format(f", got {values.min().item():.8g} to {values.max().item():.8g}")
+        raise ValueError(message)
 
 
 def check_choice(name: str, value: object, allowed: list[str]) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 @dataclass
-class Worst:
-    """Worst point so far for each image: one that fools the model, or else the one with the highest loss.
+class WorstIterate:
+    """Worst iterate of each image so far: one that fools the model, or else the one with the highest loss.
 
     Attributes:
         adv: ``(N, ...)``, the points.
@@ -21,7 +21,7 @@ class Worst:
     loss: Tensor
 
     @classmethod
-    def begin(cls, adv: Tensor) -> "Worst":
+    def begin(cls, adv: Tensor) -> "WorstIterate":
         """Return ``adv`` as the points, before the model has seen them."""
         n = len(adv)
         dtype = torch.promote_types(adv.dtype, torch.float32)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rampart.attacks.eps import Eps, exact, parse_eps, parse_number
+from rampart.attacks.eps import Eps, parse_eps, parse_number, to_fraction
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training run, and its eps.
+    """A part of a training run with its own eps.
 
     The first optimizer step of a phase has ``start_eps`` and the last has ``end_eps``. With ``interval: epoch`` all
     steps of an epoch share one eps, from ``start_eps`` in the first epoch to ``end_eps`` in the last.
@@ -57,7 +57,7 @@ class Phase:
 
     @property
     def length(self) -> int:
-        """Length in epochs or optimizer steps, as it was given."""
+        """Length in epochs or, if ``train_steps`` is given, in optimizer steps."""
         length = self.train_steps if self.epochs is None else self.epochs
         assert length is not None
         return length
@@ -81,7 +81,7 @@ class Phase:
         if self.shape == "cosine":
             return start + (end - start) * (1 - math.cos(math.pi * update / (updates - 1))) / 2
         # In fractions, so that 0.01 x (epoch + 1) is 0.07 and 0.35, not 0.07000000000000001.
-        return float(exact(start) + (exact(end) - exact(start)) * update / (updates - 1))
+        return float(to_fraction(start) + (to_fraction(end) - to_fraction(start)) * update / (updates - 1))
 
     def _ends(self) -> tuple[float, float]:
         # The upper bound depends on the norm, which only the attack knows: EpsilonRampCallback checks it.

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, NamedAttack, Square, attack_active
-from rampart.attacks.eps import Eps
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Eps, Level, NamedAttack, Square, attack_active
 from tests.conftest import small_network
 
 SIZE = 12

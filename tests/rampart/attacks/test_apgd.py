@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, NORMS
-from rampart.attacks.eps import NormName
+from rampart.attacks import APGD, NORMS, NormName
 from rampart.attacks.losses import targeted_dlr
 from rampart.networks import MNISTCNN
 

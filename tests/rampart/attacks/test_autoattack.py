@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, FAB, PGD, Attack, Square
-from rampart.attacks.eps import NormName
+from rampart.attacks import APGD, FAB, PGD, Attack, NormName, Square
 from rampart.attacks.square_windows import BatchRandom, Window
 
 IMAGES, FAB_STEPS, QUERIES = 60, 15, 300

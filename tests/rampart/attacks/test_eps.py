@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from rampart.attacks.eps import NormName, exact, parse_eps, parse_number
+from rampart.attacks.eps import NormName, parse_eps, parse_number, to_fraction
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_range_depends_on_the_norm(value: float, norm: NormName) -> None:
     assert parse_eps(value, norm) == value
 
 
-def test_exact_recovers_the_typed_fraction() -> None:
-    assert exact(0.18) == Fraction(18, 100)
-    assert exact(0.01 * 35) == Fraction(35, 100)
-    assert exact(parse_number("8/255", "eps")) == Fraction(8, 255)
+def test_a_float_becomes_the_fraction_that_was_typed() -> None:
+    assert to_fraction(0.18) == Fraction(18, 100)
+    assert to_fraction(0.01 * 35) == Fraction(35, 100)
+    assert to_fraction(parse_number("8/255", "eps")) == Fraction(8, 255)

@@ -7,15 +7,14 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from rampart.attacks import FAB
-from rampart.attacks.eps import NormName
-from rampart.attacks.fab import _onto_boundary
+from rampart.attacks import FAB, NormName
+from rampart.attacks.fab import _step_to_boundary
 from rampart.networks import MNISTCNN
 
 
-def by_bisection(start: Tensor, at: Tensor, lead: Tensor, grad: Tensor, norm: NormName) -> Tensor:
+def by_bisection(start: Tensor, at: Tensor, difference: Tensor, grad: Tensor, norm: NormName) -> Tensor:
     """Compute the change of one point by bisection of its amount."""
-    gap = -(lead + (grad * (start - at)).sum())
+    gap = -(difference + (grad * (start - at)).sum())
     direction = (grad.sign() if norm == "Linf" else grad) * (1 if gap >= 0 else -1)
 
     def change(amount: float) -> Tensor:
@@ -36,10 +35,10 @@ def test_the_step_onto_the_boundary_is_the_smallest_inside_the_box(norm: NormNam
     start, at, grad = torch.rand(200, 1, 5, 5).double(), torch.rand(200, 1, 5, 5).double(), torch.randn(200, 1, 5, 5)
     start[:50] = start[:50].round()
     grad[50:80, :, 0] = 0
-    lead, grad = 3 * torch.randn(200).double(), grad.double()
-    changes = _onto_boundary(start, at, scale * lead, scale * grad, norm)
+    difference, grad = 3 * torch.randn(200).double(), grad.double()
+    changes = _step_to_boundary(start, at, scale * difference, scale * grad, norm)
     for i in range(0, 200, 5):
-        expected = by_bisection(start[i], at[i], lead[i], grad[i], norm)
+        expected = by_bisection(start[i], at[i], difference[i], grad[i], norm)
         torch.testing.assert_close(changes[i], expected, atol=1e-9, rtol=0)
 
 
@@ -48,10 +47,13 @@ def test_no_change_is_shorter_than_the_step_in_l2() -> None:
     generator = np.random.default_rng(0)
     for _ in range(10):
         start, grad = generator.random(6), generator.standard_normal(6)
-        lead = -0.7 * np.maximum(grad * (1 - start), -grad * start).sum()  # can be closed inside the box
+        difference = -0.7 * np.maximum(grad * (1 - start), -grad * start).sum()  # can be closed inside the box
         point, slopes = torch.tensor(start[None]), torch.tensor(grad[None])
-        step = _onto_boundary(point, point, torch.tensor([lead]), slopes, "L2")[0].numpy()
-        on_the_boundary = {"type": "eq", "fun": lambda change, lead=lead, grad=grad: lead + grad @ change}
+        step = _step_to_boundary(point, point, torch.tensor([difference]), slopes, "L2")[0].numpy()
+        on_the_boundary = {
+            "type": "eq",
+            "fun": lambda change, difference=difference, grad=grad: difference + grad @ change,
+        }
         bounds = list(zip(-start, 1 - start, strict=True))
         best = minimize(
             lambda change: change @ change, 0 * start, bounds=bounds, constraints=[on_the_boundary], tol=1e-14
@@ -63,7 +65,7 @@ def test_no_change_is_shorter_than_the_step_in_l2() -> None:
 def test_a_gap_that_cannot_be_closed_moves_all_pixels_to_their_bounds(norm: NormName) -> None:
     start, grad = torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3)
     grad[1] = 0  # no point is better than the image
-    change = _onto_boundary(start, start, torch.tensor([-100.0, -100.0]), grad, norm)
+    change = _step_to_boundary(start, start, torch.tensor([-100.0, -100.0]), grad, norm)
     torch.testing.assert_close(start[0] + change[0], torch.ones(1, 3, 3))
     assert not change[1].any()
 
@@ -88,9 +90,9 @@ def test_untrained_networks_are_fooled_near_the_boundary(images: Tensor, norm: N
 
 @pytest.mark.parametrize(("norm", "published"), [("Linf", projection_linf), ("L2", projection_l2)])
 def test_the_step_equals_that_of_the_published_code(norm: NormName, published: Any) -> None:
-    start, grad, lead = torch.rand(99, 49).double(), torch.randn(99, 49).double(), torch.randn(99).double()
-    expected = published(start, grad, (grad * start).sum(1) - lead)
-    torch.testing.assert_close(_onto_boundary(start, start, lead, grad, norm), expected, rtol=0, atol=1e-12)
+    start, grad, difference = torch.rand(99, 49).double(), torch.randn(99, 49).double(), torch.randn(99).double()
+    expected = published(start, grad, (grad * start).sum(1) - difference)
+    torch.testing.assert_close(_step_to_boundary(start, start, difference, grad, norm), expected, rtol=0, atol=1e-12)
 
 
 def test_names() -> None:

@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rampart.attacks import NORMS
-from rampart.attacks.eps import NormName
+from rampart.attacks import NORMS, NormName
 
 NAMES: list[NormName] = ["Linf", "L2"]
 SHAPES = [(3, 1, 28, 28), (2, 3, 8, 8), (4, 5)]

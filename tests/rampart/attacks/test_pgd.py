@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rampart.attacks import PGD, AtImage, Level, NamedAttack, Uniform
-from rampart.attacks.eps import NormName
+from rampart.attacks import PGD, AtImage, Level, NamedAttack, NormName, Uniform
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel, small_network
 
 FGSM = PGD(steps=1, relative_step_size=1.0, start=AtImage())
 
 
-class Stubborn(nn.Module):
+class NonFinite(nn.Module):
     """Returns NaN, inf and -inf for every image."""
 
     def __init__(self, num_classes: int = 3) -> None:
@@ -43,14 +42,14 @@ class Stubborn(nn.Module):
     loss=st.sampled_from(["cross_entropy", "margin", "dlr"]),
     step_schedule=st.sampled_from(["constant", "linear"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-    stubborn=st.booleans(),
+    non_finite=st.booleans(),
 )
 def test_result_is_inside_ball_and_box_for_any_setting(
-    norm: NormName, eps: float, dtype: torch.dtype, stubborn: bool, relative: float, **fields: Any
+    norm: NormName, eps: float, dtype: torch.dtype, non_finite: bool, relative: float, **fields: Any
 ) -> None:
     images = torch.rand(5, 1, 28, 28, dtype=dtype)
     images[0] = images[0].round()
-    model = Stubborn() if stubborn else small_network(3).to(dtype)
+    model = NonFinite() if non_finite else small_network(3).to(dtype)
     attack = PGD(norm=norm, relative_step_size=relative, **fields)
     adv = attack(model, images, torch.arange(5) % 3, eps=eps)
     delta = adv.double() - images.double()

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rampart.attacks import APGD, FAB, PGD, Attack, Square
-from rampart.attacks.eps import NormName
+from rampart.attacks import APGD, FAB, PGD, Attack, NormName, Square
 from rampart.attacks.search import Search, ranked_class
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel, small_network
-from tests.rampart.attacks.test_pgd import Stubborn
+from tests.rampart.attacks.test_pgd import NonFinite
 
 SEARCHES = [
     APGD(steps=12),
@@ -38,13 +37,13 @@ def id_of(search: Search) -> str:
 @given(
     share=st.one_of(st.floats(0, 1), st.sampled_from([1e-8, 8 / 255, 0.4])),
     double=st.booleans(),
-    stubborn=st.booleans(),
+    non_finite=st.booleans(),
 )
-def test_result_is_inside_ball_and_box(search: Search, share: float, double: bool, stubborn: bool) -> None:
+def test_result_is_inside_ball_and_box(search: Search, share: float, double: bool, non_finite: bool) -> None:
     eps = share if search.norm == "Linf" else 20 * share
     images = torch.rand(5, 1, 28, 28, dtype=torch.double if double else torch.float)
     images[0] = images[0].round()
-    model = Stubborn(4) if stubborn else small_network(5).to(images.dtype)
+    model = NonFinite(4) if non_finite else small_network(5).to(images.dtype)
     adv = search(model, images, torch.arange(5) % 3, eps=eps)
     delta = (adv.double() - images.double()).flatten(1)
     assert adv.dtype == images.dtype

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import APGD, FAB, PGD, Attack, Square
-from rampart.attacks.eps import Eps
+from rampart.attacks import APGD, FAB, PGD, Attack, Eps, Square
 from rampart.attacks.losses import margin
 
 

@@ -6,8 +6,7 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from rampart.attacks import PGD, AtImage, Square
-from rampart.attacks.eps import NormName
+from rampart.attacks import PGD, AtImage, NormName, Square
 from rampart.attacks.square_windows import BatchRandom, L2Windows, Window, _bump
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel
@@ -123,8 +122,8 @@ class Quantised(nn.Module):
 def test_fools_a_model_without_gradients(images: Tensor) -> None:
     model = Quantised()
     labels = model(images).argmax(1)
-    stubborn = PGD(steps=20, start=AtImage())(model, images, labels, eps=0.3)
-    assert (model(stubborn).argmax(1) == labels).all()
+    by_gradient = PGD(steps=20, start=AtImage())(model, images, labels, eps=0.3)
+    assert (model(by_gradient).argmax(1) == labels).all()
     adv = Square(queries=300)(model, images, labels, eps=0.3)
     assert (model(adv).argmax(1) != labels).sum() >= len(images) // 2
 

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import PGD, AtImage, Level, Start, Uniform
-from rampart.attacks.eps import NormName
-from rampart.attacks.norms import NORMS
+from rampart.attacks import NORMS, PGD, AtImage, Level, NormName, Start, Uniform
 
 
 class Gate(nn.Module):
