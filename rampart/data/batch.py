@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rampart.attacks.validation import ROUNDING
+from rampart.attacks.validation import ROUNDING, require
 
 IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "input", "inputs", "x", "data")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
@@ -20,12 +20,12 @@ _FORM = (
 
 
 class Batch(NamedTuple):
-    """A batch in the form that all of Rampart uses.
+    """A batch in the common form.
 
     Attributes:
         images: ``(N, ...)``, float32 or float64, in [0, 1].
         labels: ``(N,)``, int64; None if the batch has none.
-        index: ``(N,)``, int64, each image's position in its set; None if the batch has none.
+        index: ``(N,)``, int64, zero-based index of each image in its data set; None if the batch has none.
     """
 
     images: Tensor
@@ -36,24 +36,24 @@ class Batch(NamedTuple):
 def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.float32) -> Batch:
     """Convert a data loader's batch to float images in [0, 1] and int64 labels ``(N,)``.
 
-    Accepted are tuples, lists, named tuples, dataclasses, mappings, and images alone; tensors and NumPy arrays. Images
-    may be uint8, bool, or float; float values outside [0, 1] by a rounding error are clipped. Labels may be whole
-    numbers of any dtype, ``(N,)`` or ``(N, 1)``, or one-hot ``(N, classes)``.
+    The batch may be a tuple, list, named tuple, dataclass or mapping of tensors or NumPy arrays, or images alone.
+    Images may be uint8, bool, or float; float values outside [0, 1] by a rounding error are clipped. Labels may be
+    whole numbers of any dtype, ``(N,)`` or ``(N, 1)``, or one-hot ``(N, classes)``.
 
     Args:
         batch: Batch that the loader yielded.
-        labelled: True if the batch must have labels.
+        labelled: Raise an error if the batch has no labels.
         dtype: Dtype of the returned images: float32, or float64 for a float64 network.
 
     Returns:
-        The batch. A third item that is no index, such as file names, is left out.
+        The batch, without a third item that is no index, such as file names.
 
     Raises:
-        ValueError: If the batch has another form; in one line that describes it. On an accelerator, wrong values fail
-            a device-side assertion instead.
+        ValueError: If the batch has another form; the message describes it in one line. On an accelerator, wrong values
+            raise the device's asynchronous assertion instead.
     """
-    images, labels, index = _parts(batch)
-    images = _tensor(images, None)
+    images, labels, index = _split_batch(batch)
+    images = _as_tensor(images, None)
     if images is None or (labels is None and labelled):
         raise ValueError(f"{_FORM}; got {_describe(batch)}")
     images = _read_images(images, dtype)
@@ -62,19 +62,19 @@ def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.flo
     return Batch(images, labels, _read_index(index, images))
 
 
-def _parts(batch: Any) -> tuple[Any, Any, Any]:
+def _split_batch(batch: Any) -> tuple[Any, Any, Any]:
     if isinstance(batch, Tensor) or hasattr(batch, "__array__"):
         return batch, None, None
     if not isinstance(batch, Mapping):
-        named = _named_parts(batch)
+        named = _named_fields(batch)
         if named is None:
             items = [*batch[:3], None, None, None] if isinstance(batch, Sequence) and not isinstance(batch, str) else []
             return (items[0], items[1], items[2]) if items else (None, None, None)
         batch = named
-    return _value(batch, IMAGE_KEYS), _value(batch, LABEL_KEYS), _value(batch, INDEX_KEYS)
+    return _find_value(batch, IMAGE_KEYS), _find_value(batch, LABEL_KEYS), _find_value(batch, INDEX_KEYS)
 
 
-def _named_parts(batch: Any) -> dict[str, Any] | None:
+def _named_fields(batch: Any) -> dict[str, Any] | None:
     """Return the fields of a named tuple or dataclass; None if none of them has a name for images."""
     fields: dict[str, Any] = {}
     if hasattr(batch, "_asdict"):
@@ -84,7 +84,7 @@ def _named_parts(batch: Any) -> dict[str, Any] | None:
     return fields if any(name in fields for name in IMAGE_KEYS) else None
 
 
-def _value(batch: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
+def _find_value(batch: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
     found = [key for key in keys if key in batch]
     if len(found) > 1:
         raise ValueError(f"a batch must have one of the keys {', '.join(keys)}; got {' and '.join(found)}")
@@ -116,7 +116,7 @@ def _read_images(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _read_labels(values: Any, images: Tensor) -> Tensor:
-    labels = _tensor(values, images.device)
+    labels = _as_tensor(values, images.device)
     if labels is None:
         raise ValueError(f"labels must be (N,), whole numbers, one for each image; got {_describe(values, 1)}")
     shape = f"shape {tuple(labels.shape)}, {labels.dtype}"
@@ -126,29 +126,30 @@ def _read_labels(values: Any, images: Tensor) -> Tensor:
         raise ValueError(f"labels must be (N,), one for each of {len(images)} images, or one-hot; got {shape}")
     if labels.ndim == 2:
         one_hot = (((labels == 0) | (labels == 1)).all(1) & ((labels == 1).sum(1) == 1)).all()
-        _require(one_hot, f"labels must be (N,), whole numbers, or one-hot, not soft or several; got {shape}")
+        require(one_hot, f"labels must be (N,), whole numbers, or one-hot, not soft or several; got {shape}")
         return (labels == 1).to(torch.uint8).argmax(1)
     if labels.is_floating_point():
-        _require((labels == labels.round()).all(), f"labels must be whole numbers, the classes; got {shape}")
+        require((labels == labels.round()).all(), f"labels must be whole numbers, the classes; got {shape}")
     return labels.to(torch.int64)
 
 
-def _require(condition: Tensor, message: str) -> None:
-    if condition.device.type != "cpu":
-        torch._assert_async(condition, message)
-    elif not bool(condition):
-        raise ValueError(message)
-
-
 def _read_index(values: Any, images: Tensor) -> Tensor | None:
-    index = None if values is None else _tensor(values, images.device)
+    index = None if values is None else _as_tensor(values, images.device)
     if index is None or index.shape != images.shape[:1] or index.is_floating_point() or index.is_complex():
         return None
     return index.to(torch.int64)
 
 
-def _tensor(values: Any, device: torch.device | None) -> Tensor | None:
-    """Return values as a tensor; None if they are not numbers, or, for images (no device), not an array."""
+def _as_tensor(values: Any, device: torch.device | None) -> Tensor | None:
+    """Convert values to a tensor.
+
+    Args:
+        values: Tensor, NumPy array or sequence of numbers.
+        device: Device of the result. If None, only tensors and arrays are converted.
+
+    Returns:
+        The tensor; None if the values can't be converted.
+    """
     if isinstance(values, Tensor):
         return values
     if device is None and not hasattr(values, "__array__"):
@@ -160,7 +161,7 @@ def _tensor(values: Any, device: torch.device | None) -> Tensor | None:
 
 
 def _describe(value: Any, depth: int = 0) -> str:
-    """Describe a batch's form, such as ``a tuple of (tensor (16, 1, 28, 28) float32, list of 16 str)``."""
+    """Describe the form of a batch, such as ``a tuple of (tensor (16, 1, 28, 28) float32, list of 16 str)``."""
     kind = type(value).__name__
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return f"{kind} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

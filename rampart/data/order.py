@@ -1,4 +1,4 @@
-"""Order of a set's images in each epoch, shared between processes and resumable."""
+"""Order of a data set's images in each epoch, shared between processes and resumable."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,13 +11,14 @@ from rampart.attacks.random import make_generator
 
 
 class EpochOrder:
-    """Batches of indices into a set of images: an epoch's order, this rank's shard and the position within it.
+    """Iterable of batches of indices into a data set: this rank's share of each epoch's order, resumable.
 
-    The order depends on seed and epoch alone. When shuffling, as for training, all ranks have the same number of images
-    and up to ``world_size - 1`` images are left out; in order, as for evaluation, each image is on exactly one rank.
+    The order depends on seed and epoch alone. With ``shuffle``, as for training, all ranks have the same number of
+    images, and up to ``world_size - 1`` images are left out. Without, as for evaluation, each image is on exactly one
+    rank.
 
     Args:
-        size: Number of images in the set.
+        size: Number of images in the data set.
         batch_size: Images per batch and rank; the last batch may be smaller.
         shuffle: Choose a new random order for each epoch.
         drop_last: Leave out a smaller last batch.
@@ -62,7 +63,7 @@ class EpochOrder:
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the zero-based epoch of the next pass."""
+        """Set the zero-based epoch of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -93,14 +94,14 @@ class EpochOrder:
         return make_generator("cpu", purpose, seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the zero-based epoch, and how many of its batches have been yielded (``done``)."""
+        """Return ``epoch``, zero-based, and ``done``, the number of its batches that have been yielded."""
         return {"epoch": self.epoch, "done": self._done if self._done_in == self.epoch else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the next pass after the batches that were yielded before, if it is a pass of the same epoch.
+        """Resume an epoch: the next pass, if it is of the same epoch, skips the batches that were yielded before.
 
         Raises:
-            ValueError: If the state is not one that :meth:`state_dict` returns.
+            ValueError: If the state is not of the form that :meth:`state_dict` returns.
         """
         epoch, done = state.get("epoch"), state.get("done")
         if type(epoch) is not int or type(done) is not int or min(epoch, done) < 0:

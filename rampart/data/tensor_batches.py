@@ -1,4 +1,4 @@
-"""Batches of an image set that is held in memory, by tensor indexing."""
+"""Batches of a data set in memory, by tensor indexing."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,12 +10,12 @@ from rampart.data.order import EpochOrder
 
 
 class TensorBatches:
-    """An iterable of batches ``(images, labels, index)``, without worker processes or per-image Python.
+    """Iterable of batches ``(images, labels, index)``, without worker processes or Python code per image.
 
-    Images are ``(N, C, H, W)``, float32, in [0, 1]; labels ``(N,)``, int64; ``index`` is each image's position in the
-    set, ``(N,)``, int64. A drop-in for DataLoader in Lightning that shards itself across ranks: in training all ranks
-    have the same number of batches, in evaluation each image is on exactly one rank. The order of an epoch depends on
-    seed and epoch alone, and a run that is resumed within an epoch continues with the next batch.
+    Images are ``(N, C, H, W)``, float32, in [0, 1]; labels ``(N,)``, int64; ``index`` is the zero-based index of each
+    image in the data set, ``(N,)``, int64. A drop-in for DataLoader in Lightning that shards itself across ranks: in
+    training all ranks have the same number of batches, in evaluation each image is on exactly one rank. The order of an
+    epoch depends on seed and epoch alone, and a run that is resumed within an epoch continues with the next batch.
 
     Args:
         images: ``(N, C, H, W)``, uint8.
@@ -70,7 +70,7 @@ class TensorBatches:
         return self.order.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the zero-based epoch of the next pass."""
+        """Set the zero-based epoch of the next pass."""
         self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -86,13 +86,13 @@ class TensorBatches:
             yield images.float().div_(255), self.labels[index], index
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the zero-based epoch, and how many of its batches have been yielded (``done``)."""
+        """Return ``epoch``, zero-based, and ``done``, the number of its batches that have been yielded."""
         return self.order.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the next pass after the batches that were yielded before, if it is a pass of the same epoch.
+        """Resume an epoch: the next pass, if it is of the same epoch, skips the batches that were yielded before.
 
         Raises:
-            ValueError: If the state is not one that :meth:`state_dict` returns.
+            ValueError: If the state is not of the form that :meth:`state_dict` returns.
         """
         self.order.load_state_dict(state)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.data.batch import read_batch
+from rampart.data import read_batch
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([3, 0, 9, 1])

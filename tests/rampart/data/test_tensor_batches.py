@@ -2,7 +2,7 @@ from typing import Any
 
 import torch
 
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 
 
 def make(n: int = 23, **settings: Any) -> TensorBatches:
