@@ -14,7 +14,7 @@ class ResultCache:
     """A folder of named tensor files. Files are written atomically, with the permissions that the umask allows.
 
     Args:
-        folder: Created if needed. None caches nothing.
+        folder: Folder of the files, created if needed. If None, nothing is cached.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -27,7 +27,7 @@ class ResultCache:
 
         Args:
             batch: Zero-based number of the batch.
-            wait: Wait until no other process holds the lock. If False, return None where another process holds it.
+            wait: Wait while another process holds the lock. If False, return None instead.
         """
         if self.folder is None:
             return contextlib.nullcontext()
@@ -57,7 +57,7 @@ class ResultCache:
             unfinished.replace(path)
 
     def _metadata(self, name: str) -> dict[str, str]:
-        """Return a file's metadata: a copied file is not read, since one without fooled images could not be checked."""
+        """Return the metadata that identify a file: copies of other files must not be read as this one."""
         assert self.folder is not None
         return {"search": self.folder.name, "name": name}
 

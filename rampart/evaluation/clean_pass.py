@@ -41,7 +41,7 @@ class CleanPass:
         hashes: Hash of each batch's images and labels.
         predictions: Fingerprint of the network: a hash of its predictions for the first batch, and the mean absolute
             logit, rounded so that floating-point differences between machines do not change it.
-        probe: Some correctly classified images.
+        probe: The first correctly classified images.
     """
 
     labels: Tensor
@@ -62,8 +62,8 @@ def run_clean_pass(
     """Check and classify all images once.
 
     Args:
-        network: Maps images to logits ``(N, C)``; in eval mode.
-        source: Passes on the images.
+        network: A network in eval mode that maps images to logits ``(N, C)``.
+        source: Source of images ``(N, ...)``, float, in [0, 1], and labels ``(N,)``, int64, in [0, C).
         batch_size: Images per batch.
         num_images: Number of images, from the first on; all if None.
         on_progress: Called with the number of images seen so far, after each batch.
@@ -111,7 +111,7 @@ def _join(probes: list[Probe]) -> Probe:
 
 def _checked_logits(network: nn.Module, batch: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
     with _naming_batch_in_errors(batch):
-        # On the host: an accelerator would refuse them without naming the values.
+        # On the CPU, since the error on an accelerator would not name the values.
         check_images(images.cpu(), labels.cpu())
     logits = finite_logits(network, images, indices, f"on the clean images of batch {batch + 1}")
     with _naming_batch_in_errors(batch):

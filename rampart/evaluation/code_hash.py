@@ -8,16 +8,21 @@ from typing import Any
 
 from rampart.attacks import Attack
 
+_EVALUATION_MODULES = ("clean_pass", "image_source", "network_checks", "run_attack", "worst_case")
+_LIBRARIES = {*sys.stdlib_module_names, "torch"}  # packages whose code the hash leaves out
+
 
 def hash_code(attacks: Sequence[Attack]) -> str:
-    """Return the SHA-256 of the code that decides which images are fooled, so that changed code reads no old results.
+    """Return the SHA-256 of the code that decides which images are fooled, as part of the cache's key.
+
+    It covers Rampart's own files, the files of custom attacks' classes, and those of the functions and attacks among
+    their settings.
 
     Args:
-        attacks: The attacks. Beside Rampart's own files, the hash covers the files of custom attacks' classes, and of
-            the functions and attacks among their settings.
+        attacks: The attacks of the search.
     """
     files = rampart_files()
-    modules = {sys.modules.get(name) for name in _modules(list(attacks)) if name.split(".")[0] not in _FIXED}
+    modules = {sys.modules.get(name) for name in _modules(list(attacks)) if name.split(".")[0] not in _LIBRARIES}
     custom = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
     unseen = sorted(file for file in custom.difference(files) if file.is_file())
     return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, *unseen])).hexdigest()
@@ -27,11 +32,7 @@ def rampart_files() -> list[Path]:
     """Return Rampart's own files that decide which images are fooled, sorted."""
     here = Path(__file__).resolve().parent
     rooms = (file for room in ("attacks", "networks", "kernels") for file in (here.parent / room).glob("*.py"))
-    return sorted([*rooms, *(here / f"{name}.py" for name in _OWN)])
-
-
-_OWN = ("clean_pass", "image_source", "network_checks", "run_attack", "worst_case")
-_FIXED = {*sys.stdlib_module_names, "torch"}
+    return sorted([*rooms, *(here / f"{name}.py" for name in _EVALUATION_MODULES)])
 
 
 def _modules(value: Any) -> Iterator[str]:

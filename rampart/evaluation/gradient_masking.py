@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from rampart.attacks import PGD
 from rampart.attacks.context import attack_context
-from rampart.attacks.input_gradient import loss_gradient
-from rampart.attacks.logits import compute_logits
+from rampart.attacks.input_gradient import loss_gradient, predict
 from rampart.attacks.random import make_generator
 from rampart.evaluation.clean_pass import Probe
 from rampart.evaluation.results import WorstCase
@@ -38,10 +37,10 @@ def find_masking_signs(model: nn.Module, probe: Probe, found: WorstCase, attacks
     """Look for signs of masked gradients and of models that attacks can't handle (Carlini et al. 2019).
 
     Args:
-        model: The evaluated model, in the mode in which it was evaluated. Maps images to logits ``(N, C)``.
-        probe: The images to check.
+        model: The evaluated model, in the mode of the evaluation. Maps images to logits ``(N, C)``.
+        probe: Correctly classified images, with which the model is checked.
         found: Results for all images.
-        attacks: Names of the attacks, which ``found.attack`` numbers.
+        attacks: Names of the attacks, in the order of the numbers in ``found.attack``.
     """
     images, labels, index = probe
     if signs := _check_mode(model):
@@ -57,11 +56,6 @@ def find_masking_signs(model: nn.Module, probe: Probe, found: WorstCase, attacks
     return signs + _check_gradient_free(found, attacks)
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return compute_logits(model, images)
-
-
 def _check_mode(model: nn.Module) -> list[Sign]:
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if not training:
@@ -70,7 +64,7 @@ def _check_mode(model: nn.Module) -> list[Sign]:
 
 
 def _check_outputs(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
-    first, again = _logits(model, images), _logits(model, images)
+    first, again = predict(model, images), predict(model, images)
     signs = []
     differ = (first - again).abs().amax(1) > 1e-4 * first.abs().amax(1).clamp_min(1e-12)
     if bool(differ.any()):
@@ -88,8 +82,8 @@ def _check_outputs(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign
 def _check_batch_dependence(model: nn.Module, images: Tensor, index: Tensor) -> list[Sign]:
     if len(index) < 2:
         return []
-    whole = _logits(model, images).argmax(1)
-    parts = torch.cat([_logits(model, images[start::2]).argmax(1) for start in (0, 1)])
+    whole = predict(model, images).argmax(1)
+    parts = torch.cat([predict(model, images[start::2]).argmax(1) for start in (0, 1)])
     other = whole != parts[torch.cat([torch.arange(len(index))[start::2] for start in (0, 1)]).argsort()]
     if not bool(other.any()):
         return []
@@ -129,9 +123,9 @@ def _check_unbounded_eps(model: nn.Module, images: Tensor, labels: Tensor, index
     attack = PGD(steps=40, loss="margin", iterate="best", stop_when_fooled=True)
     try:
         adv = attack(model, images, labels, 1.0, generator=make_generator(images.device, "unbounded"))
-    except ValueError as error:  # Such as logits that are not finite, so far from the images.
+    except ValueError as error:  # For example, logits so far from the images may not be finite.
         return [Sign("unbounded eps", f"PGD fails where every pixel may take any value: {error}")]
-    robust = _logits(model, adv).argmax(1) == labels
+    robust = predict(model, adv).argmax(1) == labels
     if robust.float().mean() < MIN_SHARE:
         return []
     message = (

@@ -16,7 +16,7 @@ CAPTIONS = {
 
 
 def render_html(report: dict[str, Any], pictures: Mapping[str, bytes], title: str = "") -> str:
-    """Return the report as an HTML page with its figures embedded, which a browser shows offline.
+    """Render a report as one HTML page with embedded figures, which a browser shows offline.
 
     Args:
         report: From :func:`rampart.evaluation.report.build_report`.

@@ -1,4 +1,4 @@
-"""Images of an evaluation, passed on batch by batch, so that memory holds one batch and not the whole data set."""
+"""Sources of an evaluation's images, batch by batch, so that memory holds one batch and not the whole data set."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 Visitor: TypeAlias = Callable[[Tensor, Tensor], None]
-"""Called with images ``(N, ...)``, float, and labels ``(N,)``, int64; raises StopIteration to end the pass."""
+"""A function of images ``(N, ...)``, float, and labels ``(N,)``, int64; it raises StopIteration to end the pass."""
 
 Source: TypeAlias = Callable[[Visitor], None]
-"""Calls a visitor with every batch of a data set; each call passes the same batches in the same order."""
+"""A function that calls a visitor with every batch of a data set: in each pass the same batches in the same order."""
 
 
 def in_memory(images: Tensor, labels: Tensor) -> Source:
-    """Return a source of one batch that is in memory."""
+    """Return a source of one batch: images ``(N, ...)``, float, in [0, 1], and labels ``(N,)``, int64."""
 
     def source(visit: Visitor) -> None:
         with contextlib.suppress(StopIteration):
@@ -27,12 +27,12 @@ def in_memory(images: Tensor, labels: Tensor) -> Source:
 def visit_batches(
     source: Source, visit: Callable[[int, Tensor, Tensor], None], batch_size: int, num_images: int | None = None
 ) -> None:
-    """Visit a source's images in batches of ``batch_size``, whatever the size of the source's own batches.
+    """Call a function with a source's images in batches of ``batch_size``, independent of the source's batch sizes.
 
-    An image whose shape differs from those before it starts a new batch.
+    A change of the images' shape starts a new batch.
 
     Args:
-        source: Passes on the images.
+        source: Source of the images.
         visit: Called with each batch: its zero-based number, images and labels.
         batch_size: Images per batch; the last batch, and the last one before a change of shape, may be smaller.
         num_images: Number of images to visit, from the first on; all if None.

@@ -1,14 +1,13 @@
 """Checks of the network under evaluation: its weights, and the logits that it returns."""
 
-import torch
 from torch import Tensor, nn
 
-from rampart.attacks.logits import compute_logits
+from rampart.attacks.input_gradient import predict
 from rampart.files.finite import first_nonfinite
 
 
 def check_weights(network: nn.Module) -> None:
-    """Refuse a network whose weights are NaN or infinite.
+    """Check that a network's weights are finite.
 
     Raises:
         ValueError: If a parameter is NaN or infinite, or a buffer NaN; the message names the first.
@@ -21,20 +20,19 @@ def check_weights(network: nn.Module) -> None:
 
 
 def finite_logits(network: nn.Module, images: Tensor, indices: Tensor, where: str) -> Tensor:
-    """Return the logits ``(N, C)`` of images, in float32 or float64, and refuse any that are not finite.
+    """Return the logits ``(N, C)`` of images, in float32 or float64, and check that they are finite.
 
     Args:
         network: Maps images to logits.
         images: ``(N, ...)``.
         indices: ``(N,)``, int64: zero-based index of each image in the data set, for the error.
-        where: Names the images in the error, such as ``"after PGD-40 at eps 0.3 on batch 2"``.
+        where: Description of the images for the error, such as ``"after PGD-40 at eps 0.3 on batch 2"``.
 
     Raises:
         ValueError: If the network fails, returns anything but logits, or a logit that is NaN or infinite.
     """
     try:
-        with torch.no_grad():
-            logits = compute_logits(network, images)
+        logits = predict(network, images)
     except ValueError:
         raise
     except Exception as error:  # The network may be any code. The text of a KeyError is the key alone.

@@ -2,8 +2,7 @@
 
 from typing import Literal, TypeAlias
 
-from rampart.attacks import APGD, FAB, PGD, Attack, Square
-from rampart.attacks.eps import NormName
+from rampart.attacks import APGD, FAB, PGD, Attack, NormName, Square
 
 Preset: TypeAlias = Literal["quick", "paper", "pgd", "autoattack"]
 
@@ -12,13 +11,13 @@ def preset_attacks(preset: Preset, norm: NormName = "Linf") -> tuple[Attack, ...
     """Return the attacks of a named evaluation.
 
     Args:
-        preset: ``quick`` takes seconds, and its numbers are not to be quoted; ``paper`` is PGD with 200 steps and the
+        preset: ``quick`` takes seconds, and its numbers should not be quoted; ``paper`` is PGD with 200 steps and the
             last iterate (Shaeiri et al. 2020 on MNIST); ``pgd`` is PGD with ten restarts and each image's worst
             iterate; ``autoattack`` is the standard version of AutoAttack (Croce and Hein 2020).
         norm: Norm of the attacks, and of eps.
 
     Raises:
-        ValueError: If the preset is not defined in this norm.
+        ValueError: If the preset is not defined for this norm.
     """
     if preset == "paper" and norm != "Linf":
         raise ValueError(

@@ -4,7 +4,7 @@ from rampart.evaluation.results import WorstCase
 
 
 class ProgressListener:
-    """Hooks that a search calls as it proceeds; here they do nothing."""
+    """Base class of progress displays. A search calls its hooks, which do nothing here."""
 
     def on_images_checked(self, images: int) -> None:
         """Called during the first pass, before any attack.
@@ -20,7 +20,7 @@ class ProgressListener:
             batch: Zero-based number of the batch.
             attack: Zero-based number of the attack.
             eps: Pixel scale.
-            robust: Number of images that are still correctly classified, which are attacked.
+            robust: Number of images to attack: those that are still correctly classified.
             size: Number of images in the batch.
         """
 
@@ -33,8 +33,8 @@ class ProgressListener:
         """
 
     def on_wait_for_others(self, batches: int) -> None:
-        """Called once if other processes are computing all batches that are left.
+        """Called once if other processes are computing all remaining batches.
 
         Args:
-            batches: Number of these batches.
+            batches: Number of remaining batches.
         """

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rampart.attacks.eps import NormName
+from rampart.attacks import NormName
 from rampart.evaluation.gradient_masking import Sign
 from rampart.evaluation.results import Stage, WorstCase
 from rampart.evaluation.worst_case import WorstCaseSearch
-from rampart.files.provenance import provenance
+from rampart.files import provenance
 
 FORMAT = 2
 """Number of the format of ``report.json``; reports of earlier versions have none."""
@@ -42,10 +42,10 @@ def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) 
 
 
 def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean: int) -> list[str]:
-    """Find contradictions between attacks that were each run on all images, beyond what chance explains.
+    """Find contradictions between attacks that were each run on all images, larger than chance explains.
 
-    A stronger attack leaves no more robust images than a weaker one: a larger eps, more restarts, more steps, and any
-    attack compared with none.
+    An attack must leave no more robust images than there are correctly classified clean images, or than the same attack
+    leaves with a smaller eps or with fewer steps, restarts, queries or targets.
 
     Args:
         rows: For each attack its settings (:meth:`rampart.attacks.Attack.settings`), eps, and number of robust images.
@@ -58,9 +58,9 @@ def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean
     for settings, eps, robust in rows:
         if robust > clean:
             attack = f"{settings['class']} at eps {eps:g}"
-            problems.append(f"{robust} images are robust under {attack}, but {clean} are correct clean")
+            problems.append(f"{robust} images are robust under {attack}, but only {clean} are correctly classified")
         if eps == 0 and robust != clean:
-            problems.append(f"{robust} images are robust at eps 0, but {clean} are correct clean")
+            problems.append(f"{robust} images are robust at eps 0, but {clean} are correctly classified")
     for one, eps, robust in rows:
         for other, larger, more in rows:
             if more <= robust + 3 * math.sqrt(max(min(robust, clean - robust), 1)):
@@ -96,7 +96,7 @@ def build_report(
     """Return the content of ``report.json``. Only ``timings`` and ``made_on`` differ from run to run.
 
     Args:
-        search: The search, after its run, without autocast or TF32.
+        search: The search, after it was run without autocast or TF32.
         found: Its result.
         signs: Signs of an unreliable evaluation.
         trainer_precision: Precision of the command's trainer, which the search does not use; it is only recorded.

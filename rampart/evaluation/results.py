@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-MAX_EXAMPLES = 10  # of the first fooled images, and of the last
+MAX_EXAMPLES = 10  # kept both of the first fooled images and of the last
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class WorstCase:
 
     @classmethod
     def join(cls, parts: Sequence["WorstCase"]) -> "WorstCase":
-        """Join the results of several batches under the same attacks."""
+        """Concatenate the results of several batches under the same attacks."""
         names = ("labels", "clean_class", "eps", "attack", "adv_class")
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         stages = [
@@ -93,6 +93,6 @@ class WorstCase:
 
 
 def choose_examples(examples: Iterable[Example]) -> list[Example]:
-    """Return the first and the last :data:`MAX_EXAMPLES`, in the order of eps, attack and index."""
+    """Return the first and the last :data:`MAX_EXAMPLES` examples, in the order of eps, attack and index."""
     ordered = sorted(examples, key=lambda example: (example.eps, example.attack, example.index))
     return ordered[:MAX_EXAMPLES] + ordered[MAX_EXAMPLES:][-MAX_EXAMPLES:]

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from rampart.attacks import Attack, Eps
-from rampart.attacks.attack import attack_active
-from rampart.attacks.context import Model
-from rampart.attacks.logits import compute_logits
+from rampart.attacks import Attack, Eps, Model, attack_active
+from rampart.attacks.input_gradient import predict
 from rampart.attacks.validation import check_finite, check_labels
 
 
@@ -20,7 +18,7 @@ def robust_mask(
     active: Tensor | None = None,
     where: str | None = None,
 ) -> Tensor:
-    """Return which images are classified correctly both clean and under an attack.
+    """Return a mask of the images that are classified correctly both clean and under an attack.
 
     Misclassified clean images are not attacked. Random numbers are drawn for the whole batch, so an image's result
     does not depend on which other images are attacked. The model is called under ``no_grad``, in the mode it is in.
@@ -32,16 +30,17 @@ def robust_mask(
         attack: Any attack.
         eps: Radius on the pixel scale.
         generator: Source of the attack's random numbers, on the images' device; the global one if None.
-        active: ``(N,)``, bool: the images to attack, where the caller knows it already; the others count as not robust.
-            If None, the model classifies the clean images first.
-        where: Names the attacked images in an error, such as ``"under PGD-40 @ 0.3 on batch 2"``; the attack's name and
-            eps if None.
+        active: ``(N,)``, bool, the correctly classified clean images; the others count as not robust. If None, the
+            model classifies the clean images first.
+        where: Description of the attacked images for an error, such as ``"under PGD-40 @ 0.3 on batch 2"``; the
+            attack's name and eps if None.
 
     Returns:
         ``(N,)``, bool.
 
     Raises:
-        ValueError: If a label is no class of the model, a logit is NaN or infinite, or for the attack's own reasons.
+        ValueError: If a label is no class of the model or a logit is NaN or infinite. The attack may raise further
+            errors.
     """
     if active is None:
         logits = _logits(model, images, "on clean images")
@@ -55,7 +54,6 @@ def robust_mask(
 
 
 def _logits(model: Model, images: Tensor, where: str) -> Tensor:
-    with torch.no_grad():
-        logits = compute_logits(model, images)
+    logits = predict(model, images)
     check_finite(logits, where)
     return logits

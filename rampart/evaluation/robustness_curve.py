@@ -6,8 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rampart.attacks import Attack
-from rampart.attacks.context import Model
+from rampart.attacks import Attack, Model
 from rampart.evaluation.robust_mask import robust_mask
 
 
@@ -30,7 +29,8 @@ def fooling_eps(
         labels: ``(N,)``, int64.
         attack: The attack to run at each eps.
         eps_grid: Radii on the pixel scale, rising.
-        generator: Returns the source of the attack's random numbers at an eps; None for torch's global one.
+        generator: Function that returns the source of the attack's random numbers at an eps, or None for torch's global
+            one.
 
     Returns:
         ``(N,)``, float64: an eps of the grid, or infinity if the image is robust at every eps of the grid.

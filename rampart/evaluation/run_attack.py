@@ -1,6 +1,5 @@
 """Run an attack on a part of a batch, and check its result."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
@@ -9,22 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import Attack
-from rampart.attacks.attack import attack_active
-from rampart.attacks.eps import NormName
-from rampart.attacks.logits import compute_logits
+from rampart.attacks import Attack, NormName, attack_active
+from rampart.attacks.attack import accepts_active
+from rampart.attacks.input_gradient import predict
 from rampart.attacks.random import make_generator
 
 ROUNDING = 1e-4
-"""Largest gap, relative to the largest absolute logit, between the largest logit and that of a cached image's class:
-other batch sizes and machines round differently."""
+"""Largest allowed gap between the largest logit and that of a cached image's class, relative to the largest absolute
+logit, since other batch sizes and machines round differently."""
 
 
 def check_attack_runs(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> None:
-    """Run an attack for one step, so that one that fails on such images or networks is refused before any long run.
+    """Run an attack for one step, to find before a long search that it fails on such images or networks.
 
     Args:
-        attack: Checked if it is a dataclass with a number of steps or queries, like Rampart's attacks.
+        attack: Any attack. It is only run if it is a dataclass with a number of steps or queries, like Rampart's.
         model: Maps images to logits ``(N, C)``.
         images: ``(N, ...)``; a few suffice.
         labels: ``(N,)``, int64.
@@ -56,12 +54,12 @@ def attack_subset(
     """Attack some images of a batch.
 
     Args:
-        attack: Any attack. One that takes ``active`` gets the whole batch, so that an image's random numbers do not
-            depend on which other images are left; another gets only the images to attack.
+        attack: Any attack. With an argument ``active`` it gets the whole batch, so an image's random numbers do not
+            depend on which other images are attacked; without, it gets only the images to attack.
         model: Maps images to logits ``(N, C)``.
         images: ``(N, ...)``, the batch.
         labels: ``(N,)``, int64.
-        index: ``(M,)``, int64: the images to attack, by their index in the batch.
+        index: ``(M,)``, int64: zero-based indices of the images to attack in the batch.
         eps: Pixel scale.
         seed: Seed of all random numbers, including torch's global ones, which an attack or a network may use.
 
@@ -70,8 +68,7 @@ def attack_subset(
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     with isolated_random_state(seed, images.device):
-        parameters = inspect.signature(attack).parameters.values()
-        if any(parameter.name == "active" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        if accepts_active(attack):
             active = torch.zeros_like(labels, dtype=torch.bool).index_fill_(0, index, True)
             adv = attack_active(attack, model, images, labels, eps, generator, active)
             return adv[index] if isinstance(adv, Tensor) else adv
@@ -79,7 +76,7 @@ def attack_subset(
 
 
 def check_adversarial(adv: Tensor, images: Tensor, eps: float, attack: Attack) -> None:
-    """Refuse an attack's output that is not a set of valid adversarial images.
+    """Check that an attack's output is valid: inside ball and box, with the images' shape, dtype and device.
 
     Raises:
         ValueError: If an image is NaN, or outside the ball or the box by more than rounding, or if the output is no
@@ -109,11 +106,11 @@ def is_valid_result(
     """Return True if a cached result is valid: each image was attacked, is inside ball and box, and fools the model.
 
     Args:
-        found: Tensors of the file: ``index``, ``adv``, ``adv_class``, ``seconds``.
+        found: Tensors of the cached file: ``index``, ``adv``, ``adv_class``, ``seconds``.
         model: Maps images to logits ``(N, C)``.
         images: ``(N, ...)``, the batch.
         labels: ``(N,)``, int64.
-        attacked: ``(M,)``, int64, rising: index in the batch of each image that was attacked.
+        attacked: ``(M,)``, int64, rising: zero-based indices of the attacked images in the batch.
         eps: Pixel scale.
         norm: Norm of the ball.
     """
@@ -134,8 +131,7 @@ def is_valid_result(
         return True
     if not bool(_inside(adv, images[index], eps, norm).all()):
         return False
-    with torch.no_grad():
-        logits = compute_logits(model, adv)
+    logits = predict(model, adv)
     if not bool(((classes >= 0) & (classes < logits.shape[1]) & (classes != labels[index])).all()):
         return False
     gap = logits.amax(1) - logits.gather(1, classes[:, None]).squeeze(1)

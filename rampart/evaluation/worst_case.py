@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rampart.attacks import Attack, Eps, parse_eps
-from rampart.attacks.logits import compute_logits
+from rampart.attacks.input_gradient import predict
 from rampart.attacks.random import make_generator
 from rampart.evaluation.cache import ResultCache
 from rampart.evaluation.clean_pass import CleanPass, run_clean_pass
@@ -59,10 +59,10 @@ class WorstCaseSearch:
 
     Args:
         model: Maps images to logits ``(N, C)``; in eval mode.
-        source: Passes on images ``(N, ...)``, float, in [0, 1], with labels ``(N,)``, int64.
+        source: Source of images ``(N, ...)``, float, in [0, 1], and labels ``(N,)``, int64.
         attacks: The attacks in the order of the runs, the cheapest first.
         eps: Radii on the pixel scale, above 0, rising.
-        cache_dir: Folder of cached results, shared by all searches; created if needed. None caches nothing.
+        cache_dir: Folder of cached results, shared by all searches; created if needed. If None, nothing is cached.
         batch_size: Images per batch.
         seed: Seed of the random numbers.
         num_images: Number of images, from the first on; all if None.
@@ -111,9 +111,8 @@ class WorstCaseSearch:
         clean_pass = run_clean_pass(
             self.model, self.source, self.batch_size, self.num_images, self._listener.on_images_checked
         )
-        if len(clean_pass.probe.indices):  # Attacks shrink a batch to the images that are left, in the end to one.
-            with torch.no_grad():
-                compute_logits(self.model, clean_pass.probe.images[:1])
+        if len(clean_pass.probe.indices):  # Attacks shrink a batch, in the end to one image.
+            predict(self.model, clean_pass.probe.images[:1])
         for attack in self.attacks:
             check_attack_runs(attack, self.model, clean_pass.probe.images[:8], clean_pass.probe.labels[:8], self.eps[0])
         return clean_pass
@@ -155,7 +154,7 @@ class WorstCaseSearch:
         """Compute all results that are not cached, and wait for batches that other processes are computing.
 
         Args:
-            listener: Called as the search proceeds.
+            listener: Hooks to call as the search proceeds; none if None.
 
         Raises:
             ValueError: If an image, a label, the weights or a logit is invalid, if the images change between passes, or
@@ -226,7 +225,7 @@ class WorstCaseSearch:
             attack: The attack.
             eps: Pixel scale.
             batch: The batch.
-            robust: ``(M,)``, int64, rising: index in the batch of each image to attack.
+            robust: ``(M,)``, int64, rising: zero-based indices of the images to attack in the batch.
 
         Returns:
             ``index``, ``adv`` and ``adv_class`` of the images that the attack fooled, and its wall time ``seconds``.

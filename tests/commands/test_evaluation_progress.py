@@ -17,7 +17,7 @@ from commands.evaluation_progress import EvaluationProgress, model_calls
 from rampart.attacks import APGD, FAB, PGD, Attack, Square
 from rampart.evaluation import WorstCaseSearch
 from tests.conftest import ROOT
-from tests.rampart.evaluation.test_worst_case import Counting, shown
+from tests.rampart.evaluation.test_worst_case import Counting, model_and_source
 
 
 class Terminal(io.StringIO):
@@ -35,7 +35,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def lines(shows: bool, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> list[str]:
     monkeypatch.setattr(sys, "stderr", stream)
     attacks = [PGD(steps=30), PGD(steps=300)]
-    search = WorstCaseSearch(*shown(), attacks, [0.1, 0.3], batch_size=10)
+    search = WorstCaseSearch(*model_and_source(), attacks, [0.1, 0.3], batch_size=10)
     with EvaluationProgress(search, shows) as progress:
         search.run(progress)
     assert not search.model._forward_pre_hooks

@@ -10,8 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rampart.attacks import PGD, Square
-from rampart.attacks.eps import NormName
+from rampart.attacks import PGD, NormName, Square
 from rampart.evaluation import WorstCaseSearch, in_memory
 from rampart.evaluation.run_attack import check_attack_runs, is_valid_result
 from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, Counting, case, same
@@ -40,7 +39,7 @@ def outside_the_box(found: dict[str, Tensor]) -> None:
     found["adv"][0, 0, 0, 0] = -5
 
 
-def no_number(found: dict[str, Tensor]) -> None:
+def nan_pixel(found: dict[str, Tensor]) -> None:
     found["adv"][0, 0, 0, 0] = torch.nan
 
 
@@ -56,7 +55,7 @@ def negative_index(found: dict[str, Tensor]) -> None:
     found["index"][0] = -1
 
 
-def twice(found: dict[str, Tensor]) -> None:
+def repeated_index(found: dict[str, Tensor]) -> None:
     found["index"][0] = found["index"][1]
 
 
@@ -80,22 +79,22 @@ def another_key(found: dict[str, Tensor]) -> None:
     found["more"] = torch.zeros(1)
 
 
-def a_key_less(found: dict[str, Tensor]) -> None:
+def missing_key(found: dict[str, Tensor]) -> None:
     del found["index"]
 
 
-def no_time(found: dict[str, Tensor]) -> None:
+def nan_seconds(found: dict[str, Tensor]) -> None:
     found["seconds"] = torch.tensor(torch.nan)
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [
-        outside_the_ball, outside_the_box, no_number, not_fooled, another_index, negative_index, twice, not_attacked,
-        another_class, another_shape, another_type, another_key, a_key_less, no_time,
+        outside_the_ball, outside_the_box, nan_pixel, not_fooled, another_index, negative_index, repeated_index,
+        not_attacked, another_class, another_shape, another_type, another_key, missing_key, nan_seconds,
     ],
 )  # fmt: skip
-def test_an_invalid_file_is_computed_again(tmp_path: Path, spoil: Callable[[dict[str, Tensor]], None]) -> None:
+def test_an_invalid_file_is_computed_again(tmp_path: Path, corrupt: Callable[[dict[str, Tensor]], None]) -> None:
     model, images, labels = case()
 
     def search() -> WorstCaseSearch:
@@ -106,7 +105,7 @@ def test_an_invalid_file_is_computed_again(tmp_path: Path, spoil: Callable[[dict
     valid = load_file(path)
     assert len(valid["index"]) >= 2
     found = {name: tensor.clone() for name, tensor in valid.items()}
-    spoil(found)
+    corrupt(found)
     with safe_open(path, "pt") as file:
         save_file(found, path, file.metadata())
     assert same(whole, search().run())

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import Attack, NamedAttack
-from rampart.attacks.context import Model
-from rampart.attacks.eps import Eps
+from rampart.attacks import Attack, Eps, Model, NamedAttack
 from rampart.evaluation import WorstCaseSearch, in_memory
 from rampart.evaluation.code_hash import hash_code
 

@@ -2,7 +2,7 @@ import base64
 from html.parser import HTMLParser
 
 from rampart.evaluation import Sign, WorstCaseSearch, build_report, render_html
-from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, shown
+from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, model_and_source
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -25,7 +25,7 @@ class Tags(HTMLParser):
 
 
 def page(signs: list[Sign], title: str = "") -> tuple[dict[str, object], str]:
-    search = WorstCaseSearch(*shown(), [WEAK, STRONG], [0.1, 0.3])
+    search = WorstCaseSearch(*model_and_source(), [WEAK, STRONG], [0.1, 0.3])
     report = build_report(search, search.run(), signs)
     return report, render_html(report, {"curve": PNG}, title)
 

@@ -42,8 +42,8 @@ PGD_20, PGD_200, PGD_20X5 = (a.settings() for a in (PGD(steps=20), PGD(steps=200
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(PGD_20, 0.1, 951)], "951 images are robust under PGD at eps 0.1, but 950 are correct clean"),
-        ([(PGD_20, 0.0, 949)], "949 images are robust at eps 0, but 950 are correct clean"),
+        ([(PGD_20, 0.1, 951)], "951 images are robust under PGD at eps 0.1, but only 950 are correctly classified"),
+        ([(PGD_20, 0.0, 949)], "949 images are robust at eps 0, but 950 are correctly classified"),
         ([(PGD_20, 0.1, 700), (PGD_20, 0.2, 900)], "900 images are robust at eps 0.2, 700 at eps 0.1"),
         ([(PGD_20, 0.1, 700), (PGD_200, 0.1, 900)], "900 images are robust with 200 steps, 700 with 20"),
         ([(PGD_20, 0.1, 700), (PGD_20X5, 0.1, 900)], "900 images are robust with 5 restarts, 700 with 1"),

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD, Eps
-from rampart.attacks.context import Model
+from rampart.attacks import PGD, Eps, Model
 from rampart.evaluation import robust_mask
 from tests.conftest import LinearModel
 

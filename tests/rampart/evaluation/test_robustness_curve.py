@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.attacks import PGD, AtImage, Attack, Eps
-from rampart.attacks.context import Model
+from rampart.attacks import PGD, AtImage, Attack, Eps, Model
 from rampart.evaluation import fooling_eps
 from tests.conftest import LinearModel
 

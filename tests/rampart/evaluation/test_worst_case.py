@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import APGD, PGD, Attack
-from rampart.attacks.context import Model
-from rampart.attacks.eps import Eps
+from rampart.attacks import APGD, PGD, Attack, Eps, Model
 from rampart.evaluation import ProgressListener, Source, WorstCase, WorstCaseSearch, in_memory
 
 WEAK, STRONG = PGD(steps=1), PGD(steps=10, restarts=2)
@@ -34,7 +32,7 @@ class Parts(ProgressListener):
         self.of[batch] = part
 
 
-def shown(n: int = 40) -> tuple[nn.Module, Source]:
+def model_and_source(n: int = 40) -> tuple[nn.Module, Source]:
     model, images, labels = case(n)
     return model, in_memory(images, labels)
 
@@ -84,14 +82,14 @@ def test_stages_count_attacked_and_robust_images() -> None:
     found = search.run(parts)
     assert list(parts.of) == list(range(search.num_batches)) == [0, 1, 2, 3, 4]
     assert same(WorstCase.join(list(parts.of.values())), found)
-    told = found.stages
-    assert [(stage.attack, stage.eps) for stage in told] == [
+    stages = found.stages
+    assert [(stage.attack, stage.eps) for stage in stages] == [
         ("PGD-1", 0.1), ("PGD-10x2", 0.1), ("PGD-1", 0.3), ("PGD-10x2", 0.3),
     ]  # fmt: skip
-    assert told[0].attacked == 39
-    assert [stage.attacked for stage in told[1:]] == [stage.robust for stage in told[:-1]]
-    assert told[1].robust == found.count_robust(0.1)
-    assert told[3].robust == found.count_robust(0.3)
+    assert stages[0].attacked == 39
+    assert [stage.attacked for stage in stages[1:]] == [stage.robust for stage in stages[:-1]]
+    assert stages[1].robust == found.count_robust(0.1)
+    assert stages[3].robust == found.count_robust(0.3)
     assert found.count_robust(0) == 39
 
 
@@ -122,8 +120,8 @@ class Killed(RuntimeError):
     pass
 
 
-class Mortal(Attack):
-    """An attack whose process dies at its n-th batch."""
+class Killable(Attack):
+    """An attack that is killed at its n-th call; never if n is 0."""
 
     norm = "Linf"
 
@@ -149,18 +147,18 @@ def test_a_killed_search_resumes_without_repeating_a_batch(tmp_path: Path, dies_
     model, images, labels = case()
     attacks, eps = [replace(WEAK, steps=2), STRONG], [0.1, 0.2]
     whole = WorstCaseSearch(model, in_memory(images, labels), attacks, eps, batch_size=8).run()
-    mortal = [Mortal(attack, dies_at) for attack in attacks]
+    killed = [Killable(attack, dies_at) for attack in attacks]
     with pytest.raises(Killed):
-        WorstCaseSearch(model, in_memory(images, labels), mortal, eps, tmp_path, batch_size=8).run()
+        WorstCaseSearch(model, in_memory(images, labels), killed, eps, tmp_path, batch_size=8).run()
     (folder,) = tmp_path.iterdir()
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
     (folder / "0.1-PGD-2-00004.unfinished").write_bytes(b"half a batch")
-    immortal = [Mortal(attack, 0) for attack in attacks]
-    resumed = WorstCaseSearch(model, in_memory(images, labels), immortal, eps, tmp_path, batch_size=8).run()
+    unkilled = [Killable(attack, 0) for attack in attacks]
+    resumed = WorstCaseSearch(model, in_memory(images, labels), unkilled, eps, tmp_path, batch_size=8).run()
     assert same(whole, resumed)
     assert all(file.stat().st_mtime_ns == at for file, at in written.items())
-    attackless = [Mortal(attack, 1) for attack in attacks]
-    assert same(whole, WorstCaseSearch(model, in_memory(images, labels), attackless, eps, tmp_path, batch_size=8).run())
+    unused = [Killable(attack, 1) for attack in attacks]
+    assert same(whole, WorstCaseSearch(model, in_memory(images, labels), unused, eps, tmp_path, batch_size=8).run())
 
 
 def test_a_search_over_more_images_repeats_no_full_batch(tmp_path: Path) -> None:
