@@ -20,9 +20,8 @@ ImageShape: TypeAlias = tuple[int, int, int]
 def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape | None = None) -> None:
     """Write a network's weights, or for ONNX the network itself, to a new file.
 
-    - ``.pth``: a plain state_dict, written by ``torch.save``. For
-      :class:`rampart.networks.MNISTCNN` this is the format of Shaeiri et al. 2020: tensors ``conv1``, ``conv2``,
-      ``fc1``, ``fc2``, which their MNIST/test.py loads.
+    - ``.pth``: a plain state_dict, written by ``torch.save``. For :class:`rampart.networks.MNISTCNN` this is the format
+      of Shaeiri et al. 2020: tensors ``conv1``, ``conv2``, ``fc1``, ``fc2``, which their MNIST/test.py loads.
     - ``.safetensors``: the same tensors, in a format that holds tensors only.
     - ``.onnx``: the network in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits``
       ``(N, classes)``, any N. A network with gates is written in its plain form (:func:`rampart.networks.plain_form`),
@@ -31,13 +30,13 @@ def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape
     Tensors have the network's names, without the prefixes of ``torch.compile`` and ``DataParallel``.
 
     Args:
-        network: Is not changed.
-        path: A new file; its suffix selects the format.
+        network: The network to write; not changed.
+        path: Path of a new file; its suffix selects the format.
         image_shape: ``(C, H, W)`` of the input images, recorded in ONNX; the network's ``image_shape`` if None.
 
     Raises:
-        ValueError: If the suffix is none of these, the weights are not finite, or the format is ONNX and the
-            images' shape is unknown.
+        ValueError: If the suffix is unknown, the weights are not finite, or the format is ONNX and the images' shape is
+            unknown.
         FileExistsError: If the file exists.
         ImportError: If the format is ONNX and its packages are not installed.
     """
@@ -54,8 +53,8 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
     """Check exports before the first file is written.
 
     Args:
-        network: Is not changed.
-        paths: The files to write.
+        network: The network to write; not changed.
+        paths: Paths of the files to write.
         image_shape: See :func:`export_network`.
 
     Raises:
@@ -78,7 +77,7 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
             )
         try:
             with _eval_mode(network), torch.no_grad():
-                network(_example(network, shape))
+                network(_example_images(network, shape))
         except RuntimeError as error:  # The exporter would report this in many lines.
             raise ValueError(f"image_shape {list(shape)} does not suit {type(network).__name__}: {error}") from error
 
@@ -90,23 +89,23 @@ def _unwrap(network: nn.Module) -> nn.Module:
     return network if inner is None else _unwrap(inner)
 
 
-def _weights(network: nn.Module) -> dict[str, Tensor]:
+def _collect_weights(network: nn.Module) -> dict[str, Tensor]:
     state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
-def _pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+def _encode_pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
     buffer = io.BytesIO()
-    torch.save(_weights(network), buffer)
+    torch.save(_collect_weights(network), buffer)
     return buffer.getvalue()
 
 
-def _safetensors(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+def _encode_safetensors(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
     # safetensors' save_file writes files that only their owner may read.
-    return save(_weights(network))
+    return save(_collect_weights(network))
 
 
-def _onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
+def _encode_onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -118,7 +117,7 @@ def _onnx(network: nn.Module, image_shape: ImageShape | None) -> bytes:
     with _eval_mode(network), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         program = torch.onnx.export(
             plain_form(network),
-            (_example(network, image_shape),),
+            (_example_images(network, image_shape),),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
@@ -139,12 +138,12 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _example(network: nn.Module, image_shape: ImageShape) -> Tensor:
+def _example_images(network: nn.Module, image_shape: ImageShape) -> Tensor:
     return torch.zeros(2, *image_shape, device=next(network.parameters()).device)
 
 
 WRITERS: dict[str, Callable[[nn.Module, ImageShape | None], bytes]] = {
-    ".pth": _pth,
-    ".safetensors": _safetensors,
-    ".onnx": _onnx,
+    ".pth": _encode_pth,
+    ".safetensors": _encode_safetensors,
+    ".onnx": _encode_onnx,
 }

@@ -13,8 +13,8 @@ def count_nonfinite(weights: nn.Module | Mapping[str, Any]) -> dict[str, int]:
     """Count the numbers that are not finite, by tensor.
 
     Args:
-        weights: A network or its state_dict. A network's buffer may be infinite, as a mask of attention is: in buffers
-            only NaN counts. A state_dict does not tell buffers from parameters.
+        weights: A network or a state_dict. In a network's buffers only NaN counts, since a buffer such as an attention
+            mask may be infinite. In a state_dict every tensor is treated as a parameter.
 
     Returns:
         Counts above 0 by the tensor's name, in the order of the state_dict.
@@ -34,11 +34,11 @@ def first_nonfinite(network: nn.Module) -> str | None:
 
 
 def check_finite_weights(weights: nn.Module | Mapping[str, Any], source: str | Path) -> None:
-    """Refuse weights that are not finite, because the predictions of such a network mean nothing.
+    """Check that weights are finite, because the predictions of a network with other weights mean nothing.
 
     Args:
         weights: See :func:`count_nonfinite`.
-        source: Their origin, for the message.
+        source: Name of the file or network, for the message.
 
     Raises:
         ValueError: If there are any; the message names the tensors and counts the numbers.

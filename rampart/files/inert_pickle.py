@@ -14,29 +14,32 @@ from typing import IO, Any, ClassVar
 
 import torch
 
-_OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, which pickle protocol 2 writes
+_PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, which pickle protocol 2 writes
 # Functions of these packages only build values. They are not called either, but a file with such a call is read.
-_VALUES = {"_codecs", "argparse", "collections", "copyreg", "datetime", "decimal", "dill", "enum", "fractions",
+_VALUE_PACKAGES = {"_codecs", "argparse", "collections", "copyreg", "datetime", "decimal", "dill", "enum", "fractions",
            "functools", "numpy", "omegaconf", "pathlib", "torch", "typing", "uuid"}  # fmt: skip
 
 
 class CallRefused(pickle.UnpicklingError):
-    """A file calls a function."""
+    """Raised for a file that calls a function."""
 
 
 class Unbuilt(dict[Any, Any]):
-    """Attributes and items, by name, of an object in a file that was not built."""
+    """Object of a file that was not built: a dictionary of its attributes and items."""
 
     origin = ""
-    dump_patches = False  # torch.load asks classes of old files
+    dump_patches = False  # torch.load reads it from the classes in old files
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Unbuilt":
         """Create an empty object: pickle sets attributes and items afterwards."""
         return super().__new__(cls)
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        # Pickle gets here when it calls a class or function, not when it restores an object.
-        if self.origin.split(".")[0] not in _VALUES and self.origin not in ("builtins.object", "builtins.complex"):
+        # Pickle calls this where the file calls a class or function, not where it restores an object.
+        if self.origin.split(".")[0] not in _VALUE_PACKAGES and self.origin not in (
+            "builtins.object",
+            "builtins.complex",
+        ):
             raise CallRefused(self.origin)
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> "Unbuilt":
@@ -98,7 +101,7 @@ class Unpickler(pickle._Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return a builder or a class of unbuilt objects; nothing is imported."""
-        name = f"{_OLD_NAMES.get(module_name, module_name)}.{global_name}"
+        name = f"{_PYTHON_2_NAMES.get(module_name, module_name)}.{global_name}"
         if name in _TYPES:
             return _TYPES[name]
         if name in _BUILDERS or name.startswith("torch.jit._pickle.build_"):

@@ -1,9 +1,9 @@
-"""Convert class paths and settings that earlier versions of Rampart wrote into today's."""
+"""Convert class paths and settings of earlier versions of Rampart to those of today."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Packages of earlier versions, their modules, and what of these a config or a checkpoint can name.
+# Packages of earlier versions, their modules, and the names in these that a config or a checkpoint can hold.
 OLD_ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
     "attacks": {
         "apgd": ("APGD",),
@@ -110,7 +110,7 @@ def _update_pgd(settings: Mapping[str, Any]) -> dict[str, Any]:
         return new
     if (levels := settings.get("start_levels")) is not None:
         if not isinstance(levels, (list, tuple)) or len(levels) != 2:
-            return dict(settings)  # for the parser to refuse
+            return dict(settings)  # The parser refuses them.
         low, high = levels
         start: dict[str, Any] = {"class_path": "rampart.attacks.Level", "init_args": {"low": low, "high": high}}
     else:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from rampart.kernels.precision import tf32_allowed
+from rampart.kernels import tf32_allowed
 
 
 def provenance(
@@ -28,7 +28,7 @@ def provenance(
 
     Args:
         device: Device of the result. If None, a GPU if there is one, else the CPU.
-        dtype: Number format of the logits.
+        dtype: Dtype of the logits.
         world_size: Number of processes; read from torch or the environment if None.
         trainer_precision: Precision setting of the trainer, if there is one.
 

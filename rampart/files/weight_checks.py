@@ -1,4 +1,4 @@
-"""Checks of weights before they are loaded: number formats, finite numbers, normalisation."""
+"""Checks of weights before they are loaded: dtypes, finite numbers, normalisation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rampart.files.finite import check_finite_weights
-from rampart.files.text import format_name, type_name
+from rampart.files.text import dtype_name, type_name
 from rampart.files.weight_names import find_normalisers
 
 _SHOWN = 12
@@ -16,15 +16,15 @@ _MOST_CHANNELS = 1024
 
 
 def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse weights whose number formats differ from the network's, or that are not finite.
+    """Check that weights have dtypes like the network's and are finite.
 
     Args:
-        network: Loads the weights.
+        network: The network to load.
         weights: Tensors by the network's names.
         source: The file's name, for the message.
 
     Raises:
-        ValueError: If there are any; the message names the tensors.
+        ValueError: If a tensor does not; the message names the tensors.
     """
     state = network.state_dict()
     problems = []
@@ -32,8 +32,8 @@ def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         own = state[name]
         ours, theirs = _number_kind(own), _number_kind(given)
         if theirs != ours and not (ours == "integer" and theirs == "float"):
-            found = theirs if "," in theirs else format_name(given.dtype)
-            problems.append(f"{name} is {found} in the file, and the network has {format_name(own.dtype)}")
+            found = theirs if "," in theirs else dtype_name(given.dtype)
+            problems.append(f"{name} is {found} in the file, and the network has {dtype_name(own.dtype)}")
     raise_problems(network, problems, source)
     # Values equal to the network's may be infinite, such as a mask of -inf.
     changed = {n: t.to(state[n].dtype) for n, t in weights.items() if not torch.equal(t.to(state[n]), state[n])}
@@ -42,23 +42,23 @@ def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str 
 
 def _number_kind(tensor: Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_meta:
-        return f"{format_name(tensor.dtype)}, {'without data' if tensor.is_meta else format_name(tensor.layout)}"
+        return f"{dtype_name(tensor.dtype)}, {'without data' if tensor.is_meta else dtype_name(tensor.layout)}"
     if tensor.is_floating_point() and tensor.itemsize > 1:
         return "float"
     kinds = (tensor.is_quantized, tensor.is_complex(), tensor.is_floating_point(), tensor.dtype == torch.bool)
-    return format_name(tensor.dtype) if any(kinds) else "integer"
+    return dtype_name(tensor.dtype) if any(kinds) else "integer"
 
 
 def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], source: str | Path) -> str:
     """Compare the normalisation that a file keeps outside the network with the network's.
 
     Args:
-        network: Loads the rest of the file.
+        network: The network to load.
         outside: Tensors of the file, by name, that do not belong to the network.
         source: The file's name, for the message.
 
     Returns:
-        A remark for the user; empty if the file has no normalisation.
+        Remark for the user; empty if the file has no normalisation.
 
     Raises:
         ValueError: If the network normalises with other numbers.

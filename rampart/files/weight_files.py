@@ -1,4 +1,4 @@
-"""Read files of weights without executing anything in them, or refuse them with the reason."""
+"""Read files of weights without executing anything in them."""
 
 import io
 import os
@@ -60,11 +60,11 @@ _FOLDERS = {
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Content of a file.
+    """Content of a file of weights.
 
     Attributes:
         content: Tensors in plain containers; objects of other classes are :class:`inert_pickle.Unbuilt`.
-        kind: How it was read; ``torch`` is a file that ``torch.load`` with ``weights_only=True`` reads too.
+        kind: Kind of file. ``torch`` is a file that ``torch.load`` with ``weights_only=True`` reads too.
     """
 
     content: Any
@@ -76,7 +76,7 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
 
     Args:
         path: The file.
-        network: The network to load: a compressed file that would unpack to much more than it needs is refused.
+        network: The network to load. A compressed file that would unpack to much more than its size is refused.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -105,7 +105,7 @@ def read_file(path: str | Path, network: nn.Module | None = None) -> WeightsFile
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file that a run can be resumed from, one that ``torch.load`` with ``weights_only=True`` reads.
+    """Read a file from which a run can be resumed; ``torch.load`` with ``weights_only=True`` must be able to read it.
 
     Args:
         path: A Lightning checkpoint, a plain state_dict or safetensors.
@@ -126,7 +126,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 class NotReadError(ValueError):
-    """The format of a file is known, and the message says why it is not read."""
+    """Raised for a file of a known format that is not read; the message gives the reason."""
 
 
 def check_readable(path: str | Path) -> Path:
@@ -134,7 +134,7 @@ def check_readable(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is a folder, an address, or not readable; the message says what to do.
+        ValueError: If it is a folder, an address, or not readable; the message gives the remedy.
     """
     if not str(path):
         raise ValueError(f"the path of the weights is empty; {ALLOWED}")

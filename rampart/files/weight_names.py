@@ -39,11 +39,11 @@ class Match:
 
     Attributes:
         prefix: Prefix of the network's names in the file, including the keys of the containers.
-        names: Names in the file, by the network's names.
+        names: The file's names of the tensors, by the network's names.
         extra: Names in the file with this prefix that the network lacks.
         outside: Names in the same dictionary of the file without the prefix.
-        wrong: Names of the network whose tensors have another shape in the file.
-        missing: Names of the network that the file lacks.
+        wrong: The network's names of tensors that have another shape in the file.
+        missing: The network's names that the file lacks.
     """
 
     prefix: str
@@ -99,15 +99,17 @@ def _module_parts(module: Unbuilt) -> dict[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Names of a network's tensors, without what wrappers add to them.
+class NetworkNames:
+    """Names of a network's tensors.
+
+    A plain name is a name without the parts that wrappers such as ``torch.compile`` add.
 
     Attributes:
         shapes: Shapes of the tensors, by plain name.
-        own: Names in the network, by plain name.
+        own: Full names in the network, by plain name.
         optional: Plain names that a file may lack: counters of batches, which old files lack, and normalisation,
             which many trainers keep outside the network.
-        unsaved: Plain names of tensors that are not in a state_dict but in TorchScript files.
+        unsaved: Plain names of tensors that TorchScript files hold and a state_dict does not.
     """
 
     shapes: dict[str, torch.Size]
@@ -116,7 +118,7 @@ class Wanted:
     unsaved: frozenset[str]
 
     @classmethod
-    def from_network(cls, network: nn.Module) -> "Wanted":
+    def from_network(cls, network: nn.Module) -> "NetworkNames":
         """Collect the names of a network.
 
         Raises:
@@ -151,7 +153,7 @@ def _strip_wrappers(name: str) -> str:
 
 
 def find_normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return pairs of names: mean and standard deviation of each normalisation."""
+    """Return the names of each normalisation's mean and standard deviation, in pairs."""
     pairs = []
     for name in names:
         layer, dot, own = name.rpartition(".")
@@ -161,15 +163,15 @@ def find_normalisers(names: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def find_matches(wanted: Wanted, tensors: Mapping[str, FileTensor]) -> list[Match]:
+def find_matches(expected: NetworkNames, tensors: Mapping[str, FileTensor]) -> list[Match]:
     """Find a network's tensors in a file, under any common prefix.
 
     Returns:
-        All matches with every name and shape; if there are none, the nearest one.
+        All complete matches, with every name and shape; if there are none, the nearest match.
     """
     nearest: list[Match] = []
-    for own_prefix in _own_prefixes(wanted.required):
-        short = {name.removeprefix(own_prefix) for name in wanted.required}
+    for own_prefix in _own_prefixes(expected.required):
+        short = {name.removeprefix(own_prefix) for name in expected.required}
         counts: Counter[str] = Counter()
         for name in tensors:
             parts = name.split(".")
@@ -177,7 +179,7 @@ def find_matches(wanted: Wanted, tensors: Mapping[str, FileTensor]) -> list[Matc
             counts.update("".join(f"{part}." for part in parts[:place]) for place in places)
         complete = [prefix for prefix, count in counts.items() if count == len(short)]
         likely = complete or [prefix for prefix, _ in counts.most_common(1)] or [_largest(tensors)]
-        matches = [_match(wanted, tensors, prefix, own_prefix) for prefix in likely]
+        matches = [_match(expected, tensors, prefix, own_prefix) for prefix in likely]
         if fitting := [match for match in matches if not match.missing and not match.wrong]:
             return fitting
         nearest += matches
@@ -199,20 +201,20 @@ def _own_prefixes(names: list[str]) -> Iterator[str]:
         yield ".".join(parts[0][:length]) + "."
 
 
-def _match(wanted: Wanted, tensors: Mapping[str, FileTensor], prefix: str, own_prefix: str) -> Match:
+def _match(expected: NetworkNames, tensors: Mapping[str, FileTensor], prefix: str, own_prefix: str) -> Match:
     match = Match(prefix)
-    for name, own in wanted.own.items():
+    for name, own in expected.own.items():
         there = prefix + name.removeprefix(own_prefix)
         if there in tensors:
             match.names[own] = there
-            if tensors[there].value.shape != wanted.shapes[name]:
+            if tensors[there].value.shape != expected.shapes[name]:
                 match.wrong.append(own)
-        elif name not in wanted.optional:
+        elif name not in expected.optional:
             match.missing.append(own)
-    taken = set(match.names.values()) | {prefix + name.removeprefix(own_prefix) for name in wanted.unsaved}
+    matched = set(match.names.values()) | {prefix + name.removeprefix(own_prefix) for name in expected.unsaved}
     roots = {tensors[name].path[: tensors[name].root] for name in match.names.values()}
     for name, tensor in tensors.items():
-        if name not in taken and (tensor.path[: tensor.root] in roots or not roots):
+        if name not in matched and (tensor.path[: tensor.root] in roots or not roots):
             (match.extra if name.startswith(prefix) else match.outside).append(name)
     return match
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rampart.files.inert_pickle import Unbuilt
-from rampart.files.text import format_name, format_shape, join_names, printable_key, type_name
+from rampart.files.text import dtype_name, format_shape, join_names, printable_key, type_name
 from rampart.files.weight_checks import check_normalisation, check_values, raise_problems
 from rampart.files.weight_files import WeightsFile, read_checkpoint, read_file
-from rampart.files.weight_names import FileTensor, Match, Wanted, choose_match, collect_tensors, find_matches
+from rampart.files.weight_names import FileTensor, Match, NetworkNames, choose_match, collect_tensors, find_matches
 
 __all__ = [
     "LIGHTNING_KEY",
@@ -42,7 +42,7 @@ class LoadedWeights:
         origin: Kind of file.
         kept: Names of the network's tensors that the file lacks and that keep their values.
         left_out: Names of tensors in the dictionary without the prefix, and of other sets of weights that would fit.
-        cast: Conversions of number formats, such as ``float16 to float32``.
+        cast: Conversions of dtypes, such as ``float16 to float32``.
         note: Remark on a normalisation outside the network, if the file has one.
     """
 
@@ -77,8 +77,8 @@ class LoadedWeights:
 def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
     """Load a file's weights into a network, all or none.
 
-    The file may hold them at any depth and under any prefix; docs/weights.md lists the layouts. Of several
-    sets that fit, equal copies count as one; weights are preferred to their average and a module's ``network`` to its
+    The file may hold them at any depth and under any prefix; docs/weights.md lists the layouts. If several sets of
+    weights fit, equal copies count as one; weights are preferred to their average, and a module's ``network`` to its
     other parts.
 
     Args:
@@ -86,18 +86,18 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
         path: A file that :func:`rampart.files.weight_files.read_file` reads.
 
     Returns:
-        What was loaded; its ``str`` is one line to print.
+        A report; its ``str`` is one line to print.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file can't be read safely or doesn't fit the network, which then is unchanged.
     """
     file = read_file(path, network)
-    tensors, match, others = _find(network, file, path)
+    tensors, match, others = _find_weights(network, file, path)
     weights = {name: tensors[there].value for name, there in match.names.items()}
     check_values(network, weights, path)
     note = check_normalisation(network, {name: tensors[name].value for name in match.outside}, path)
-    _load(network, weights, path)
+    _copy_weights(network, weights, path)
     roots = {tensors[there].path[: tensors[there].root] for there in match.names.values()}
     key = ".".join(roots.pop()) if len(roots) == 1 else ""
     state = network.state_dict()
@@ -115,22 +115,24 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
             *(f"{other.prefix}* (other weights that fit)" for other in others),
             *(name.removeprefix(f"{key}.") for name in match.outside),
         ),
-        cast=tuple(sorted(f"{format_name(given)} to {format_name(own)}" for given, own in casts)),
+        cast=tuple(sorted(f"{dtype_name(given)} to {dtype_name(own)}" for given, own in casts)),
         note=note,
     )
 
 
-def _find(network: nn.Module, file: WeightsFile, path: str | Path) -> tuple[dict[str, FileTensor], Match, list[Match]]:
+def _find_weights(
+    network: nn.Module, file: WeightsFile, path: str | Path
+) -> tuple[dict[str, FileTensor], Match, list[Match]]:
     try:
-        wanted = Wanted.from_network(network)
-        if not wanted.required:
+        expected = NetworkNames.from_network(network)
+        if not expected.required:
             raise ValueError(f"can't be loaded: {type_name(network)} has no weights")
         tensors = collect_tensors(file.content)
         if not tensors:
             raise ValueError(
                 f"holds no network's weights: expected tensors by parameter name, got {_describe_content(file)}"
             )
-        match, others = choose_match(find_matches(wanted, tensors), tensors)
+        match, others = choose_match(find_matches(expected, tensors), tensors)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
     state = network.state_dict()
@@ -145,7 +147,7 @@ def _find(network: nn.Module, file: WeightsFile, path: str | Path) -> tuple[dict
     return tensors, match, others
 
 
-def _load(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+def _copy_weights(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     own = network.state_dict()
     before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
     try:
@@ -185,7 +187,7 @@ def network_weights(checkpoint: Mapping[str, Any], source: str | Path = "checkpo
 
 
 def check_checkpoint(network: nn.Module, path: str | Path) -> None:
-    """Refuse a file that a run with this network can't be resumed from.
+    """Check that a run with this network can be resumed from a file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -216,11 +218,10 @@ def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
 
 
 def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
-    """Refuse weights that do not fit the network, tensor by tensor, or are not finite.
+    """Check that weights fit the network, tensor by tensor, and are finite.
 
     Raises:
-        ValueError: If names, shapes or number formats differ, or a number is not finite; the message names the
-            tensors.
+        ValueError: If names, shapes or dtypes differ, or a number is not finite; the message names the tensors.
     """
     expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     problems = [

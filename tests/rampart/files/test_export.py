@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
-from rampart.files import export_network
+from rampart.files import export_network, load_weights
 from rampart.files.export import check_export
-from rampart.files.weights import load_weights
 from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)

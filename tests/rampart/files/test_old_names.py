@@ -70,7 +70,7 @@ def test_attacks_of_a_mixed_attack_are_converted_too() -> None:
     assert update_settings({"class_path": "attacks.PGD", "init_args": {"block_sides": [3]}}) == blocks
 
 
-def test_gates_become_a_network_of_their_own() -> None:
+def test_mnist_cnn_with_gates_becomes_gated_mnist_cnn() -> None:
     old = {"class_path": "networks.mnist_cnn.MNISTCNN", "init_args": {"num_classes": 3, "init": "gates"}}
     assert update_settings(old) == {"class_path": "rampart.networks.GatedMNISTCNN", "init_args": {"num_classes": 3}}
     old["init_args"] = {"init": "he"}

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 
 from rampart.files import provenance
-from rampart.kernels.precision import full_float32
+from rampart.kernels import full_float32
 from tests.conftest import ROOT
 
 
@@ -53,8 +53,10 @@ def test_provenance_records_the_current_arithmetic() -> None:
     assert provenance()["tf32"]  # torch's default for convolutions
     with full_float32("cpu"):
         where = provenance("cuda:1", torch.float64, 4, "bf16-mixed")
-    told = [where[name] for name in ("device", "precision", "world_size", "trainer_precision", "tf32", "deterministic")]
-    assert told == ["cuda:1", "float64", 4, "bf16-mixed", False, False]
+    recorded = [
+        where[name] for name in ("device", "precision", "world_size", "trainer_precision", "tf32", "deterministic")
+    ]
+    assert recorded == ["cuda:1", "float64", 4, "bf16-mixed", False, False]
     torch.use_deterministic_algorithms(True)
     try:
         assert provenance()["deterministic"]

@@ -18,7 +18,7 @@ from pytorch_lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rampart.files.weights import load_weights
+from rampart.files import load_weights
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from tests.conftest import ROOT
 
@@ -207,11 +207,11 @@ def assert_loaded(network: nn.Module, expected: dict[str, Tensor], without: str 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layout", READ)
 def test_each_layout_is_read_and_reported_in_one_line(layout: str, tmp_path: Path) -> None:
-    write, told = READ[layout]
+    write, message = READ[layout]
     source, target = trained(), Net()
     write(source, tmp_path / "weights")
     line = str(load_weights(target, tmp_path / "weights"))
-    assert re.search(told, line), line
+    assert re.search(message, line), line
     assert "\n" not in line
     assert_loaded(target, source.state_dict())
 
@@ -370,11 +370,11 @@ def test_other_layouts_are_refused_in_one_line_and_change_nothing(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write, told = REFUSED[layout]
+    write, message = REFUSED[layout]
     path = write(trained(), tmp_path / "weights")
     target = Net()
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises((ValueError, FileNotFoundError), match=told) as caught:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load_weights(target, path if isinstance(path, str | Path) else tmp_path / "weights")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -408,8 +408,8 @@ def test_names_in_a_file_send_no_control_characters_to_the_terminal(tmp_path: Pa
 
 
 def test_a_small_file_cannot_allocate_any_amount_of_memory(tmp_path: Path) -> None:
-    asked = (2**40).to_bytes(8, "little")
-    (tmp_path / "weights").write_bytes(b"\x80\x05" + pickle.BYTEARRAY8 + asked + b".")
+    requested = (2**40).to_bytes(8, "little")
+    (tmp_path / "weights").write_bytes(b"\x80\x05" + pickle.BYTEARRAY8 + requested + b".")
     with pytest.raises(ValueError, match="is damaged or truncated"):
         load_weights(Net(), tmp_path / "weights")
 
