@@ -1,4 +1,4 @@
-"""Intervals, which pass through a network in place of tensors."""
+"""Intervals: lower and upper bounds that pass through a network in place of a tensor."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def _no_operator(name: str) -> Any:
 
 
 class Interval:
-    """A box of tensors, which a network takes in place of a tensor (Gowal et al. 2018, section 3).
+    """All tensors between a lower and an upper bound, as input of a network (Gowal et al. 2018, section 3).
 
     ``network(Interval(lower, upper))`` returns bounds on every logit. Each operation returns an interval that contains
     its result for any tensor in the box, by the rules of :mod:`rampart.bounds.interval_rules`. An operation without a
-    rule raises an error that names it; nothing is guessed. Bounds hold up to their dtype's rounding.
+    rule raises an error that names it. Bounds hold up to their dtype's rounding.
 
     Args:
         lower: ``(N, ...)``, float, lower bounds.
-        upper: Upper bounds, of the same shape and dtype; nowhere below ``lower``.
+        upper: Upper bounds, like ``lower`` in shape and dtype; nowhere below it.
     """
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
         self._bounds = Bounds(lower, upper)
-        # The number of in-place changes, shared by all views of the same tensors, and the number that this one saw.
+        # Number of in-place changes, shared by all views of the same tensors, and that number when this was current.
         self._changes, self._seen_changes = [0], 0
         self._last_linear: tuple[Bounds, Tensor, Tensor | None] | None = None
 

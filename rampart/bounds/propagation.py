@@ -20,9 +20,9 @@ def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
     """Return bounds on the logits of all images within eps of these and within [0, 1].
 
     Args:
-        network: Must consist of operations with a rule; see :class:`Interval`.
+        network: A network of operations with a rule; see :class:`Interval`.
         images: ``(N, ...)``, float, in [0, 1].
-        eps: l-inf radius, pixel scale, at least 0.
+        eps: Radius in l-inf on the pixel scale, at least 0.
 
     Returns:
         An interval of shape ``(N, C)``.
@@ -48,7 +48,7 @@ def check_bounded(network: nn.Module) -> None:
     sizes. If it accepts none of them, nothing is checked.
 
     Args:
-        network: Not changed.
+        network: The network to check; not changed.
 
     Raises:
         NoBoundError: If an operation has no bound; the message names the first such layer.

@@ -1,4 +1,4 @@
-"""Tests for whether a network may compute the results of its layers by a faster path, without calling them."""
+"""Checks that a network may compute its layers' results by a faster path, without calling the layers."""
 
 import torch
 from torch import nn

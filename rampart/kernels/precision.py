@@ -10,10 +10,10 @@ _OPERATIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operat
 
 @contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
-    """Context in which float32 operations are computed in float32, without autocast, TF32 or bfloat16 products.
+    """Compute float32 operations inside the context in full float32: without autocast, TF32 or bfloat16 products.
 
-    Lower precision changes logits by more than a small eps does. torch's settings hold for the process, on every
-    backend; they are restored afterwards, also after an exception. torch has an older and a newer interface to them,
+    Lower precision changes logits by more than a small eps does. torch's settings apply to the whole process, on every
+    backend; they are restored afterwards, even after an exception. torch has an older and a newer interface to them,
     and reading one after setting the other raises an error. Both are set here, so code inside may read either.
 
     Args:

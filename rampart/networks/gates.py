@@ -11,11 +11,11 @@ of the two kinds has a nonzero gradient, which attacks and training can use. Out
 zero.
 
 In the paper's network with the same weights, that zero is rounding noise of about 1e-8 instead, which attacks by the
-gradient's sign follow as a random search. Others load and attack the paper's network, so validation, test and
-evaluation attack it too: see :meth:`rampart.networks.GatedMNISTCNN.plain`.
+gradient's sign follow as a random search. Users of the weights load and attack the paper's network, so validation,
+test and evaluation attack it too: see :meth:`rampart.networks.GatedMNISTCNN.plain`.
 
-Pooling keeps the largest of four outputs. Gates for bright pixels therefore tell whether any of the four pixels is
-white. Gates for dark pixels are needed to tell whether any of them is black, as in the gap between two strokes.
+Pooling keeps the largest of four outputs. Gates for bright pixels therefore show whether any of the four pixels is
+white. Gates for dark pixels are needed to show whether any of them is black, as in the gap between two strokes.
 
 The layer is a soft form of binarising the input, is not trained, and presumes images that are mostly black and white.
 Binarisation is known to help on MNIST (Schott et al. 2019). Hard thresholds hide gradients from attacks; these gates
@@ -142,7 +142,7 @@ class GateConv2d(nn.Conv2d):
 def _reduce_squares(pixels: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the brightest or darkest pixel of each 2x2 square, ``(N, 1, H + 1, W + 1)`` to ``(N, 4, H / 2, W / 2)``.
 
-    The channels are the squares' positions: at even rows and columns, one to the right, one down, and both.
+    The four channels are the squares that start at even rows and columns, one to the right, one down, and both.
     """
     down = extreme(pixels[:, :, :-1], pixels[:, :, 1:])
     return F.pixel_unshuffle(extreme(down[..., :-1], down[..., 1:]), 2)

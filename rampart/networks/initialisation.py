@@ -11,7 +11,7 @@ def initialise(network: nn.Module, scheme: Initialisation) -> None:
     """Draw new random weights for all convolutions and linear layers, and set their biases to zero.
 
     Args:
-        network: Changed in place.
+        network: The network to initialise, in place.
         scheme: ``"xavier"`` is the normal distribution of Glorot and Bengio 2010 (eq. 12's variance), ``"he"`` that of
             He et al. 2015 (eq. 10) for ReLU; ``"default"`` keeps torch's own weights and biases.
 

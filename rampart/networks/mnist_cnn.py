@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.kernels.convolution import can_use_pooled_convolution, pooled_convolution
+from rampart.kernels import can_use_pooled_convolution, pooled_convolution
 from rampart.networks.initialisation import Initialisation, initialise
 
 

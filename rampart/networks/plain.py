@@ -9,12 +9,13 @@ from torch import nn
 def plain_form(network: nn.Module) -> nn.Module:
     """Return the form of a network that validation, test, evaluation and export use.
 
-    A network whose training form differs from the one that others will load and attack has a method ``plain``, which
-    returns the latter: see :meth:`rampart.networks.GatedMNISTCNN.plain`. Such networks are also found inside other
-    modules (``nn.Sequential``, ``nn.DataParallel``); inside ``torch.compile``, their plain form is not compiled.
+    A network whose training form differs from the form that users of its weights load and attack has a method
+    ``plain``, which returns that form: see :meth:`rampart.networks.GatedMNISTCNN.plain`. Such networks are also found
+    inside other modules (``nn.Sequential``, ``nn.DataParallel``); inside ``torch.compile``, their plain form is not
+    compiled.
 
     Args:
-        network: Not changed.
+        network: Any network; not changed.
 
     Returns:
         The network itself if neither it nor a part of it has such a method. Otherwise a copy that shares parameters,

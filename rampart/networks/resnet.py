@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rampart.kernels.fast_path import can_skip_calls
+from rampart.kernels import can_skip_calls
 from rampart.networks.normalize import Normalize
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)

@@ -19,7 +19,7 @@ class ObjectiveOutput(NamedTuple):
 
     Attributes:
         loss: Scalar to minimise, with its graph.
-        logits: ``(N, C)``, of the adversarial images, for the training accuracy.
+        logits: ``(N, C)``, logits of the adversarial images, for the training accuracy.
         parts: Further scalars to log, by name. If ``loss`` is not the adversarial loss, they include it as
             ``adv_loss``.
     """
@@ -42,10 +42,10 @@ class Objective(ABC):
 
         Args:
             attack: The inner maximisation of training.
-            network: The network that will be trained, in the mode it will be trained in; not changed.
+            network: The network to train, in the mode of training; not changed.
 
         Raises:
-            TypeError: If the objective can't use an attack or a layer of this kind.
+            TypeError: If the objective can't use this class of attack or a layer of the network.
             ValueError: If it can't use one of their settings.
         """
 
@@ -85,8 +85,8 @@ class AdversarialTraining(Objective):
             the gradient comes from the backward pass of the attack's last step, so it costs no further pass.
 
     Raises:
-        TypeError: By ``check`` and on the first batch, if ``leftover_gradient`` is set and the attack or the loss is
-            not of this kind.
+        TypeError: Raised by ``check`` and on the first batch if ``leftover_gradient`` is set and the attack or the loss
+            is unsuitable.
     """
 
     loss: nn.Module | None = None

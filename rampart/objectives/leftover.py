@@ -1,4 +1,4 @@
-"""The leftover gradient: the weights' gradient of the attack's last step, which the published code adds to updates."""
+"""The leftover gradient: that of the weights in the attack's last step, which the published code adds to updates."""
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def attack_with_leftover(
     """Attack, and return the weights' gradient from the backward pass of the last step.
 
     Args:
-        attack: Checked by :func:`check_leftover`.
+        attack: An attack that :func:`check_leftover` accepts.
         network: In train mode.
         images: ``(N, ...)``, float, in [0, 1].
         labels: ``(N,)``, int64, in [0, C).

@@ -26,9 +26,9 @@ class MTLIBP(Objective):
         adversarial: The adversarial loss.
 
     Raises:
-        ValueError: If the weight is outside [0, 1]. By ``check`` and on the first batch, if the attack's norm is not
-            Linf.
-        TypeError: By ``check`` or on the first batch, if the network has an operation without an interval bound.
+        ValueError: If the weight is outside [0, 1]. Raised by ``check`` and on the first batch if the attack's norm is
+            not Linf.
+        TypeError: Raised by ``check`` or on the first batch if the network has an operation without an interval bound.
     """
 
     weight: float = 0.02

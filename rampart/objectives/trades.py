@@ -44,9 +44,9 @@ class TRADES(Objective):
         beta: Weight of the second term, 1 / lambda in the paper; 6 in its CIFAR-10 experiments.
 
     Raises:
-        ValueError: If beta is negative. By ``check`` and on the first batch, if the attack starts at the clean images
-            or leaves fooled images out.
-        TypeError: By ``check`` and on the first batch, if the attack's loss can't be replaced.
+        ValueError: If beta is negative. Raised by ``check`` and on the first batch if the attack starts at the clean
+            images or leaves fooled images out.
+        TypeError: Raised by ``check`` and on the first batch if the attack's loss can't be replaced.
     """
 
     beta: float = 6.0

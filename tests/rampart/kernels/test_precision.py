@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from rampart.kernels.precision import full_float32
+from rampart.kernels import full_float32
 
 backends: Any = torch.backends
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, Square
 from rampart.attacks.losses import cross_entropy
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
 from tests.rampart.objectives.attacks import Flipped, OneOf
@@ -78,7 +78,7 @@ def test_check_raises_one_line_and_changes_nothing(case: str) -> None:
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_check_accepts_what_works() -> None:
+def test_check_accepts_suitable_attacks_and_networks() -> None:
     network = MNISTCNN()
     for attack in (PGD(), PGD(start=Level(0.5, 0.5)), OneOf((PGD(),))):
         TRADES().check(attack, network)
