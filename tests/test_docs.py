@@ -138,6 +138,19 @@ def exists(name: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("folder", ["rampart", "lightning_modules", "datamodules", "callbacks", "commands"])
+def test_names_in_docstrings_and_messages_exist(folder: str) -> None:
+    missing = []
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        text, module = file.read_text(), ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        missing += [f"{module}: {name}" for name in re.findall(r"\brampart(?:\.\w+)+", text) if not exists(name)]
+        classes = [f"{module}.{name}" for name in re.findall(r"^class (\w+)", text, re.MULTILINE)]
+        for name in re.findall(r":(?:class|data|exc|func|meth|mod):`([\w.]+)`", text):
+            full = [name, *(f"{place}.{name}" for place in (module, module.rpartition(".")[0], *classes))]
+            missing += [] if any(map(exists, full)) else [f"{module}: {name}"]
+    assert not missing
+
+
 def test_weights_load_in_python_as_readme_says() -> None:
     (block,) = blocks(ROOT / "README.md", "python")
     names: dict[str, Any] = {"images": torch.rand(2, 1, 28, 28), "labels": torch.tensor([0, 1])}
