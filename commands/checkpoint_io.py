@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import _is_local_file_protocol
 
-from rampart.files.weights import read_checkpoint
+from rampart.files.weight_files import read_checkpoint
 
 
 class WholeFileIO(TorchCheckpointIO):

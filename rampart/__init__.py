@@ -1,6 +1,6 @@
 """Robust image classifiers with torch alone: attacks, networks, objectives, bounds and evaluation.
 
-Import ``rampart`` and use its rooms by name, such as ``rampart.attacks.PGD``; each is imported when it is first used.
+Import ``rampart`` and use its subpackages by name, as in ``rampart.attacks.PGD``; each is imported when first used.
 """
 
 import importlib

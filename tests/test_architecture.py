@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-LIGHTNING_ROOMS = {"lightning_modules", "datamodules", "callbacks"}
-TORCH_ROOMS = sorted(file.parent.name for file in (ROOT / "rampart").glob("*/__init__.py"))
-# The rooms of rampart that each room may import.
+LIGHTNING_PACKAGES = {"lightning_modules", "datamodules", "callbacks"}
+TORCH_PACKAGES = sorted(file.parent.name for file in (ROOT / "rampart").glob("*/__init__.py"))
+# The subpackages of rampart that each of them may import.
 MAY_IMPORT = {
     "attacks": set(),
     "kernels": set(),
@@ -42,40 +42,40 @@ def imported(file: Path) -> set[str]:
     return {module.split(".")[0] for module in imported_modules(file)}
 
 
-@pytest.mark.parametrize("room", sorted(LIGHTNING_ROOMS))
-def test_the_lightning_packages_do_not_import_one_another(room: str) -> None:
-    files = list((ROOT / room).glob("*.py"))
+@pytest.mark.parametrize("package", sorted(LIGHTNING_PACKAGES))
+def test_the_lightning_packages_do_not_import_one_another(package: str) -> None:
+    files = list((ROOT / package).glob("*.py"))
     assert files
     for file in files:
-        assert not imported(file) & (LIGHTNING_ROOMS - {room} | {"cli", "commands", "experiments"}), file
+        assert not imported(file) & (LIGHTNING_PACKAGES - {package} | {"cli", "commands", "experiments"}), file
 
 
 def test_rampart_imports_nothing_of_lightning() -> None:
     block = "import sys; sys.modules['pytorch_lightning'] = sys.modules['lightning'] = None"
-    rooms = ", ".join(f"rampart.{room}" for room in TORCH_ROOMS)
-    command = [sys.executable, "-c", f"{block}; import rampart; {rooms}"]
+    packages = ", ".join(f"rampart.{package}" for package in TORCH_PACKAGES)
+    command = [sys.executable, "-c", f"{block}; import rampart; {packages}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     for file in (ROOT / "rampart").rglob("*.py"):
-        assert not imported(file) & (LIGHTNING_ROOMS | {"cli", "commands", "experiments", "pytorch_lightning"}), file
+        assert not imported(file) & (LIGHTNING_PACKAGES | {"cli", "commands", "experiments", "pytorch_lightning"}), file
 
 
-def test_imports_between_rooms_of_rampart_form_no_circle() -> None:
-    assert set(MAY_IMPORT) == set(TORCH_ROOMS)
+def test_imports_between_subpackages_form_no_circle() -> None:
+    assert set(MAY_IMPORT) == set(TORCH_PACKAGES)
     TopologicalSorter(MAY_IMPORT).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("room", TORCH_ROOMS)
-def test_a_room_of_rampart_imports_only_rooms_below_it(room: str) -> None:
-    for file in (ROOT / "rampart" / room).rglob("*.py"):
+@pytest.mark.parametrize("package", TORCH_PACKAGES)
+def test_a_subpackage_imports_only_those_below_it(package: str) -> None:
+    for file in (ROOT / "rampart" / package).rglob("*.py"):
         for module in imported_modules(file):
-            package, _, rest = module.partition(".")
-            if package == "rampart":
-                assert rest.split(".")[0] in MAY_IMPORT[room] | {room}, f"{file} imports {module}"
+            top, _, rest = module.partition(".")
+            if top == "rampart":
+                assert rest.split(".")[0] in MAY_IMPORT[package] | {package}, f"{file} imports {module}"
 
 
 def test_files_stay_small() -> None:
-    for room in LIGHTNING_ROOMS | {"rampart", "commands"}:
-        for file in (ROOT / room).rglob("*.py"):
+    for package in LIGHTNING_PACKAGES | {"rampart", "commands"}:
+        for file in (ROOT / package).rglob("*.py"):
             assert len(file.read_text().splitlines()) <= 300, file
 
 

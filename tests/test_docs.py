@@ -116,18 +116,20 @@ def test_names_in_pages_exist(page: Path) -> None:
     assert not missing
 
 
-def test_the_architecture_page_shows_the_imports_between_rooms() -> None:
-    rooms = {file.parent.name for file in (ROOT / "rampart").glob("*/__init__.py")}
-    imports: dict[str, set[str]] = {room: set() for room in rooms}
-    for room in rooms:
-        for file in (ROOT / "rampart" / room).glob("*.py"):
+def test_the_architecture_page_shows_the_imports_between_subpackages() -> None:
+    packages = {file.parent.name for file in (ROOT / "rampart").glob("*/__init__.py")}
+    imports: dict[str, set[str]] = {package: set() for package in packages}
+    for package in packages:
+        for file in (ROOT / "rampart" / package).glob("*.py"):
             found = re.findall(r"^\s*(?:from|import) rampart\.(\w+)", file.read_text(), re.MULTILINE)
-            imports[room] |= set(found) - {room}
+            imports[package] |= set(found) - {package}
     page = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| `rampart/(\w+)` \|.*\| ?([\w, ]*) \|$", page, re.MULTILINE)
-    assert {room: set(re.findall(r"\w+", names)) for room, names in rows} == imports
+    assert {package: set(re.findall(r"\w+", names)) for package, names in rows} == imports
     arrows = re.findall(r'id="(\w+)-(\w+)"', (ROOT / "docs/architecture.svg").read_text())
-    assert {arrow for arrow in arrows if arrow[0] in rooms} == {(room, to) for room in rooms for to in imports[room]}
+    assert {arrow for arrow in arrows if arrow[0] in packages} == {
+        (package, to) for package in packages for to in imports[package]
+    }
 
 
 def exists(name: str) -> bool:

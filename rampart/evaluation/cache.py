@@ -37,7 +37,7 @@ class ResultCache:
             return None
 
     def read(self, name: str, device: str) -> dict[str, Tensor] | None:
-        """Return the tensors of that name; None if there are none, or their file is damaged or a copy of another."""
+        """Return the tensors stored under a name; None if the file is missing, damaged or a copy of another file."""
         if self.folder is not None and (path := self._path(name)).is_file():
             with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt", device=device) as file:
                 if file.metadata() == self._metadata(name):

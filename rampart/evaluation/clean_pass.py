@@ -22,7 +22,7 @@ class Probe(NamedTuple):
     Attributes:
         images: ``(M, ...)``, on the network's device.
         labels: ``(M,)``, int64, on the network's device.
-        indices: ``(M,)``, int64: their zero-based indices in the data set.
+        indices: ``(M,)``, int64: zero-based indices of the images in the data set.
     """
 
     images: Tensor
@@ -90,8 +90,8 @@ def run_clean_pass(
         clean_of.append(clean.cpu())
         hashes.append(fingerprint(images, labels)[:16])
         starts.append(starts[-1] + len(labels))
-        if (room := MAX_PROBED - sum(len(probe.labels) for probe in probes)) > 0:
-            correct = (clean == labels).nonzero().squeeze(1)[:room]
+        if (missing := MAX_PROBED - sum(len(probe.labels) for probe in probes)) > 0:
+            correct = (clean == labels).nonzero().squeeze(1)[:missing]
             probes.append(Probe(images[correct].clone(), labels[correct].clone(), indices[correct.cpu()]))
         on_progress(starts[-1])
 
@@ -105,8 +105,8 @@ def run_clean_pass(
 
 
 def _join(probes: list[Probe]) -> Probe:
-    alike = [probe for probe in probes if probe.images.shape[1:] == probes[0].images.shape[1:]]
-    return Probe(*(torch.cat(tensors) for tensors in zip(*alike, strict=True)))
+    same_shape = [probe for probe in probes if probe.images.shape[1:] == probes[0].images.shape[1:]]
+    return Probe(*(torch.cat(tensors) for tensors in zip(*same_shape, strict=True)))
 
 
 def _checked_logits(network: nn.Module, batch: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:

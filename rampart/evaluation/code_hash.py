@@ -31,8 +31,9 @@ def hash_code(attacks: Sequence[Attack]) -> str:
 def rampart_files() -> list[Path]:
     """Return Rampart's own files that decide which images are fooled, sorted."""
     here = Path(__file__).resolve().parent
-    rooms = (file for room in ("attacks", "networks", "kernels") for file in (here.parent / room).glob("*.py"))
-    return sorted([*rooms, *(here / f"{name}.py" for name in _EVALUATION_MODULES)])
+    packages = ("attacks", "networks", "kernels")
+    files = (file for package in packages for file in (here.parent / package).glob("*.py"))
+    return sorted([*files, *(here / f"{name}.py" for name in _EVALUATION_MODULES)])
 
 
 def _modules(value: Any) -> Iterator[str]:

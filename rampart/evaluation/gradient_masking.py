@@ -14,7 +14,7 @@ from rampart.attacks.random import make_generator
 from rampart.evaluation.clean_pass import Probe
 from rampart.evaluation.results import WorstCase
 
-GRADIENT_FREE = ("Square",)
+GRADIENT_FREE = ("Square",)  # beginnings of the names of attacks that use no gradients
 MIN_SHARE = 0.1  # share of images at which a sign is reported
 
 

@@ -20,7 +20,7 @@ class ProgressListener:
             batch: Zero-based number of the batch.
             attack: Zero-based number of the attack.
             eps: Pixel scale.
-            robust: Number of images to attack: those that are still correctly classified.
+            robust: Number of images to attack, which are still correctly classified.
             size: Number of images in the batch.
         """
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # Packages of earlier versions, their modules, and the names in these that a config or a checkpoint can hold.
-OLD_ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
+OLD_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "attacks": {
         "apgd": ("APGD",),
         "attack": ("NamedAttack",),
@@ -26,12 +26,12 @@ NEW_PATHS = {
     "commands.any_network.AnyNetwork": "lightning_modules.AdversarialClassifier",
     "commands.any_network.AnyLightningModule": "lightning_modules.AdversarialClassifier",
 }
-for _room, _modules in OLD_ROOMS.items():
+for _package, _modules in OLD_PACKAGES.items():
     for _module, _names in _modules.items():
         for _name in _names:
-            NEW_PATHS[f"{_room}.{_module}.{_name}"] = f"rampart.{_room}.{_module}.{_name}"
+            NEW_PATHS[f"{_package}.{_module}.{_name}"] = f"rampart.{_package}.{_module}.{_name}"
             if _module != "losses":
-                NEW_PATHS[f"{_room}.{_name}"] = f"rampart.{_room}.{_name}"
+                NEW_PATHS[f"{_package}.{_name}"] = f"rampart.{_package}.{_name}"
 
 # Settings that PGD had, and how they are written today.
 RETIRED_SETTINGS = {
@@ -44,12 +44,12 @@ PGD_PATHS = ("PGD", "rampart.attacks.PGD", "rampart.attacks.pgd.PGD")
 MNIST_CNN_PATHS = ("MNISTCNN", "rampart.networks.MNISTCNN", "rampart.networks.mnist_cnn.MNISTCNN")
 
 
-def no_package(_name: str) -> bool:
-    """Return False: no module takes precedence over an old name."""
+def never_foreign(_name: str) -> bool:
+    """Return False: treat no module as the user's code."""
     return False
 
 
-def update_path(path: str, is_foreign: Callable[[str], bool] = no_package) -> str:
+def update_path(path: str, is_foreign: Callable[[str], bool] = never_foreign) -> str:
     """Return the class path of today for one of an earlier version; other strings are returned unchanged.
 
     Args:
@@ -60,10 +60,10 @@ def update_path(path: str, is_foreign: Callable[[str], bool] = no_package) -> st
     if path not in NEW_PATHS:
         return path
     module = path.rpartition(".")[0]
-    return path if module.split(".")[0] in OLD_ROOMS and is_foreign(module) else NEW_PATHS[path]
+    return path if module.split(".")[0] in OLD_PACKAGES and is_foreign(module) else NEW_PATHS[path]
 
 
-def update_settings(value: Any, is_foreign: Callable[[str], bool] = no_package) -> Any:
+def update_settings(value: Any, is_foreign: Callable[[str], bool] = never_foreign) -> Any:
     """Return the settings of a config or a checkpoint with the class paths and arguments of today.
 
     Args:

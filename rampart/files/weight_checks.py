@@ -75,7 +75,7 @@ def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], sourc
         if not any(a.shape == numbers.shape and torch.allclose(a, numbers, atol=1e-4) for a in ours):
             raise ValueError(
                 f"{source} was trained with images normalised by {_describe(numbers)}, and {type_name(network)} "
-                f"normalises by {_describe(ours[0])}: build it with the file's"
+                f"normalises by {_describe(ours[0])}: build it with the file's mean and std"
             )
     return "; the file's normalisation is the network's"
 

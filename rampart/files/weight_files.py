@@ -167,7 +167,7 @@ def _read(path: Path, needed: int) -> WeightsFile:
         return _read_zip(path, needed)
     if tarfile.is_tarfile(path):
         # torch.load would unpack it to disk.
-        raise NotReadError("is a tar archive: refused; unpack it, or save it anew if torch.save of 2016 wrote it")
+        raise NotReadError("is a tar archive: refused; unpack it, or save it again if torch.save of 2016 wrote it")
     if start.startswith(b"\x80") and not start.startswith(_OLD_TORCH):
         with path.open("rb") as file:
             return WeightsFile(inert_pickle.load(file), "objects")

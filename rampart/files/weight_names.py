@@ -238,8 +238,8 @@ def choose_match(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tup
     if rivals:
         names = ", ".join(f"{prefix}*" for prefix in (chosen.prefix, *rivals))
         raise ValueError(
-            f"holds {len(rivals) + 1} different sets of weights that fit ({names}): save the one that is meant as a "
-            "state_dict of its own"
+            f"holds {len(rivals) + 1} different sets of weights that fit ({names}): save one of them as a "
+            "separate state_dict"
         )
     return chosen, others
 

@@ -14,17 +14,6 @@ from rampart.files.weight_checks import check_normalisation, check_values, raise
 from rampart.files.weight_files import WeightsFile, read_checkpoint, read_file
 from rampart.files.weight_names import FileTensor, Match, NetworkNames, choose_match, collect_tensors, find_matches
 
-__all__ = [
-    "LIGHTNING_KEY",
-    "LoadedWeights",
-    "check_checkpoint",
-    "check_match",
-    "is_checkpoint_of",
-    "load_weights",
-    "network_weights",
-    "read_checkpoint",
-]
-
 LIGHTNING_KEY = "pytorch-lightning_version"
 
 

@@ -146,7 +146,7 @@ def _block_slices(n: int) -> list[slice]:
 
 
 def _allocate_scratch(windows: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
-    """Allocate one block's windows and products, which all blocks share: allocating anew costs more than the work."""
+    """Allocate the windows and products that all blocks share: allocating them per block costs more than the work."""
     rows = len(windows[:BLOCK]) * windows.shape[1] * windows.shape[2]
     return windows.new_empty(rows, shifted.shape[0]), windows.new_empty(rows, shifted.shape[1])
 

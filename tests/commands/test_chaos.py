@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cli import main
 from datamodules import DigitsDataModule
-from rampart.files.weights import read_checkpoint
+from rampart.files.weight_files import read_checkpoint
 
 KILLS = int(os.environ.get("RAMPART_KILLS", "2"))
 SEED = int(os.environ.get("RAMPART_CHAOS_SEED", "0"))

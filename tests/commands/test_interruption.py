@@ -14,7 +14,7 @@ from pytorch_lightning import Callback
 
 from cli import main
 from commands.interruption import Interrupted, interruptible, signals
-from rampart.files.weights import read_checkpoint
+from rampart.files.weight_files import read_checkpoint
 from tests.commands.test_chaos import COMMON, assert_equal, read_last
 from tests.conftest import ROOT
 

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback
 
 from cli import main
 from commands.checkpoint_io import WholeFileIO, newest_readable
-from rampart.files.weights import read_checkpoint
+from rampart.files.weight_files import read_checkpoint
 from tests.commands.test_chaos import COMMON
 
 SCORES = [0.3, 0.9, 0.2, 0.4, 0.1]

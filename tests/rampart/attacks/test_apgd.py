@@ -16,7 +16,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
     assert APGD(steps=100).checkpoints() == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
-def test_names() -> None:
+def test_name_has_the_kind_of_loss_and_restarts() -> None:
     assert [a.name for a in (APGD(), APGD(targets=9), APGD(loss="dlr", restarts=5))] == [
         "APGD-CE", "APGD-T", "APGD-DLRx5",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def test_the_model_is_restored_after_an_exception(images: Tensor, labels: Tensor
     assert_same_state(model, before)
 
 
-def test_batchnorm_modes(images: Tensor, labels: Tensor) -> None:
+def test_batchnorm_mode_selects_the_statistics(images: Tensor, labels: Tensor) -> None:
     model = small_network().train()
     images = images * 0.3
     # Off-centre running statistics, so that the two kinds of statistics differ.
@@ -103,7 +103,7 @@ def test_no_gradient_of_the_weights_is_computed(images: Tensor, labels: Tensor) 
 
 
 @pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_works_in_every_gradient_mode(images: Tensor, labels: Tensor, surroundings: Any) -> None:
+def test_attacks_work_in_every_gradient_mode(images: Tensor, labels: Tensor, surroundings: Any) -> None:
     model = MNISTCNN()
     expected = PGD(steps=4, start=AtImage())(model, images, labels, eps=0.3)
     with surroundings():
@@ -114,7 +114,7 @@ def test_works_in_every_gradient_mode(images: Tensor, labels: Tensor, surroundin
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_works_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+def test_attacks_work_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
     model = MNISTCNN()
     with torch.no_grad():
         # So confident that the float16 gradients of most images would round to 0.

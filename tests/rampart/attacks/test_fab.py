@@ -95,7 +95,7 @@ def test_the_step_equals_that_of_the_published_code(norm: NormName, published: A
     torch.testing.assert_close(_step_to_boundary(start, start, difference, grad, norm), expected, rtol=0, atol=1e-12)
 
 
-def test_names() -> None:
+def test_name_has_norm_and_restarts() -> None:
     assert [attack.name for attack in (FAB(), FAB(restarts=3), FAB(norm="L2"))] == ["FAB-T", "FAB-Tx3", "FAB-L2-T"]
     with pytest.raises(ValueError, match="norm must be one of Linf, L2, got 'L1'"):
         FAB(norm="L1")  # type: ignore[arg-type]

@@ -179,7 +179,7 @@ def test_a_fooling_point_is_worse_than_one_with_a_higher_loss() -> None:
     assert loss_of(TwoWays(), adv, labels) < loss_of(TwoWays(), torch.zeros_like(images), labels)
 
 
-def test_works_on_any_function_of_images(images: Tensor) -> None:
+def test_pgd_attacks_any_function_of_images(images: Tensor) -> None:
     labels = torch.zeros(len(images), dtype=torch.long)
     adv = FGSM(lambda x: torch.stack([-x.sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1), images, labels, eps=0.1)
     torch.testing.assert_close(adv, (images + 0.1).clamp(max=1), rtol=0, atol=1e-6)
@@ -196,7 +196,7 @@ def test_the_papers_rule_is_exact_in_255ths(n: int, step: int) -> None:
     assert PGD(steps="paper", step_size=f"{step}/255").steps_at(n / 255) == 5 * n // (2 * step)
 
 
-def test_step_sizes() -> None:
+def test_step_size_is_absolute_relative_or_derived_from_eps_and_steps() -> None:
     assert PGD(step_size="2/255").step_size_at(0.3) == 2 / 255
     assert PGD(relative_step_size=0.25).step_size_at(0.4) == pytest.approx(0.1)
     assert PGD(steps=10).step_size_at(0.4) == pytest.approx(0.1)
@@ -261,7 +261,7 @@ def test_attacks_are_immutable() -> None:
         PGD().steps = 3  # type: ignore[misc]
 
 
-def test_names() -> None:
+def test_name_has_norm_steps_restarts_and_eps() -> None:
     pgd = PGD(steps=200, step_size=0.005)
     assert NamedAttack(pgd, 0.3).name == "PGD-200 @ 0.3"
     assert NamedAttack(replace(pgd, norm="L2", restarts=10), "8/255").name == "PGD-L2-200x10 @ 8/255"

@@ -94,7 +94,7 @@ def test_small_images_can_be_attacked(norm: NormName, shape: tuple[int, ...]) ->
     assert (adv != images).flatten(1).any(1).all()
 
 
-def test_names() -> None:
+def test_name_has_norm_queries_and_restarts() -> None:
     assert [attack.name for attack in (Square(), Square(norm="L2"), Square(queries=9, restarts=2, norm="L2"))] == [
         "Square-5000", "Square-L2-5000", "Square-L2-9x2",
     ]  # fmt: skip
@@ -119,7 +119,7 @@ class Quantised(nn.Module):
         return logits
 
 
-def test_fools_a_model_without_gradients(images: Tensor) -> None:
+def test_square_fools_a_model_without_gradients(images: Tensor) -> None:
     model = Quantised()
     labels = model(images).argmax(1)
     by_gradient = PGD(steps=20, start=AtImage())(model, images, labels, eps=0.3)

@@ -76,11 +76,11 @@ def test_an_epoch_resumes_after_the_batches_that_were_yielded() -> None:
     assert indices(resumed) == expected
 
 
-@pytest.mark.parametrize("taken", [2, 5])
-def test_the_epoch_after_a_saved_one_is_whole(taken: int) -> None:
+@pytest.mark.parametrize("num_read", [2, 5])
+def test_the_epoch_after_a_saved_one_is_whole(num_read: int) -> None:
     """An epoch may end early (limit_train_batches); the next one is not shortened by what was left out."""
     saved = make(shuffle=True)
-    for _ in zip(range(taken), saved, strict=False):
+    for _ in zip(range(num_read), saved, strict=False):
         pass
     resumed = make(shuffle=True)
     resumed.load_state_dict(saved.state_dict())

@@ -45,7 +45,7 @@ def trained() -> Net:
 
 
 class TheirModule(LightningModule):
-    """A foreign LightningModule, whose network is `self.model` beside other layers."""
+    """A user's LightningModule with its network in ``self.model`` and other layers."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rampart.files.weights import load_weights, read_checkpoint
+from rampart.files import load_weights
+from rampart.files.weight_files import read_checkpoint
 from rampart.networks import MNISTCNN
 
 

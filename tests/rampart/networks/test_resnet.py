@@ -91,7 +91,7 @@ def test_parameter_names_are_those_of_published_weights(network: Any) -> None:
 
 
 @pytest.mark.parametrize("batchnorm", ["eval", "train"])
-def test_can_be_attacked_and_trained(batchnorm: Any) -> None:
+def test_resnet_can_be_attacked_and_trained(batchnorm: Any) -> None:
     network = ResNet18(num_classes=4)
     images, labels = torch.rand(2, 3, 32, 32), torch.arange(2)
     adv = PGD(steps=2, batchnorm=batchnorm)(network, images, labels, eps="8/255")
