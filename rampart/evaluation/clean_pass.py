@@ -17,7 +17,7 @@ MAX_PROBED = 200
 
 
 class Probe(NamedTuple):
-    """The first correctly classified images, at most :data:`MAX_PROBED`, for checks of the network and the attacks.
+    """The first correctly classified images, at most ``MAX_PROBED``, for checks of the network and the attacks.
 
     Attributes:
         images: ``(M, ...)``, on the network's device.

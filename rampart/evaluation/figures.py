@@ -126,7 +126,7 @@ def worst_case_figures(
 
     Returns:
         Figures by name: ``curve``, ``radii`` and ``confusion``; if images ``(N, 1 or 3, H, W)`` were fooled, also
-        ``easiest``, and ``hardest`` if more than :data:`MAX_EXAMPLES` were.
+        ``easiest``, and ``hardest`` if more than ``MAX_EXAMPLES`` were.
     """
     grid = [0.0, *eps_grid]
     images = len(found.labels)

@@ -59,7 +59,7 @@ class WorstCase:
         attack: ``(N,)``, int64: zero-based number of the attack that succeeded; -1 if none did or none was needed.
         adv_class: ``(N,)``, int64: predictions for the adversarial images; for the clean image if no attack succeeded.
         stages: Counts per attack and eps, in the order of the runs.
-        examples: The first and the last :data:`MAX_EXAMPLES` fooled images, in the order of eps, attack and index.
+        examples: The first and the last ``MAX_EXAMPLES`` fooled images, in the order of eps, attack and index.
     """
 
     labels: Tensor
@@ -93,6 +93,6 @@ class WorstCase:
 
 
 def choose_examples(examples: Iterable[Example]) -> list[Example]:
-    """Return the first and the last :data:`MAX_EXAMPLES` examples, in the order of eps, attack and index."""
+    """Return the first and the last ``MAX_EXAMPLES`` examples, in the order of eps, attack and index."""
     ordered = sorted(examples, key=lambda example: (example.eps, example.attack, example.index))
     return ordered[:MAX_EXAMPLES] + ordered[MAX_EXAMPLES:][-MAX_EXAMPLES:]
