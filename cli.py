@@ -21,9 +21,9 @@ def main(args: list[str] | None = None) -> None:
     with one_line_errors(full_trace):
         command, *options = (sys.argv[1:] if args is None else args) or [""]
         if command == "--version":
-            from commands.help import version_line
+            from commands.help import format_versions
 
-            print(version_line())
+            print(format_versions())
             return
         if command == "configs":
             from commands.config_listing import list_configs

@@ -36,7 +36,7 @@ class AdversarialImagesCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self._examples: tuple[Tensor, Tensor] | None = None
         self._drawn_at = -1
-        self._said_so = False
+        self._reported = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the images of an earlier run."""
@@ -48,12 +48,12 @@ class AdversarialImagesCallback(Callback):
     ) -> None:
         """Keep the first validation images."""
         if trainer.state.fn == "fit" and batch_idx == 0:
-            self._take(batch, pl_module)
+            self._keep_examples(batch, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the first training images if there is no validation set."""
         if self._examples is None:
-            self._take(batch, pl_module)
+            self._keep_examples(batch, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw a figure every ``every_n_epochs`` epochs."""
@@ -65,7 +65,7 @@ class AdversarialImagesCallback(Callback):
         if trainer.global_step != self._drawn_at:
             self._draw(trainer, pl_module, trainer.current_epoch)
 
-    def _take(self, batch: Any, module: Any) -> None:
+    def _keep_examples(self, batch: Any, module: Any) -> None:
         images, labels, _ = read_batch(batch, dtype=module.image_dtype)
         assert labels is not None
         self._examples = images[: self.num_images], labels[: self.num_images]
@@ -77,11 +77,11 @@ class AdversarialImagesCallback(Callback):
         module: Any = pl_module
         images, labels = self._examples
         if not can_be_drawn(images):
-            if not self._said_so:
+            if not self._reported:
                 print(
                     f"Adversarial images are not drawn: shape {tuple(images.shape[1:])} does not have 1 or 3 channels."
                 )
-            self._said_so = True
+            self._reported = True
             return
         with warn_if_not_drawn("the adversarial images"), full_float32(images.device.type):
             generator = make_generator(images.device, "adversarial images")

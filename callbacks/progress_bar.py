@@ -46,7 +46,7 @@ class RampartProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Start the bar of all epochs."""
         super().on_train_start()
-        self.train_progress_bar.total = batches_of_run(trainer)
+        self.train_progress_bar.total = count_run_batches(trainer)
         self._started = False
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -78,7 +78,7 @@ class RampartProgressBar(TQDMProgressBar):
         layers = [layer for layer in plain if not list(layer.children())]
         if layers and not self.test_progress_bar.disable:
             self._counter = layers[-1].register_forward_pre_hook(self._count)
-        expected = 1 + sum(_steps(named.attack.settings()) for named in module.test_attacks)
+        expected = 1 + sum(_estimate_passes(named.attack.settings()) for named in module.test_attacks)
         batches = sum(trainer.num_test_batches)
         self.test_progress_bar.total = expected * int(batches) if math.isfinite(batches) else None
         self._per_batch = 0
@@ -129,7 +129,7 @@ class RampartProgressBar(TQDMProgressBar):
             self._counter = None
 
 
-def batches_of_run(trainer: Trainer) -> int | None:
+def count_run_batches(trainer: Trainer) -> int | None:
     """Return the number of training batches of the whole run; None if it has no known end."""
     limits = []
     if trainer.max_steps != -1:
@@ -140,6 +140,6 @@ def batches_of_run(trainer: Trainer) -> int | None:
     return min(known) if known else None
 
 
-def _steps(settings: dict[str, Any]) -> int:
+def _estimate_passes(settings: dict[str, Any]) -> int:
     numbers = [settings.get(name, 1) for name in ("steps", "queries", "restarts")]
     return math.prod(number for number in numbers if isinstance(number, int)) + 1

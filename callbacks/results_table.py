@@ -28,7 +28,7 @@ class ResultsTableCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training time so far in seconds, including the earlier parts of a resumed run."""
-        return {"fit_seconds": self._seconds_of_fit()}
+        return {"fit_seconds": self._measure_fit_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add the training time of the resumed run, unless this run is already training."""
@@ -43,7 +43,7 @@ class ResultsTableCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the training clock."""
-        self._fit_seconds = self._seconds_of_fit()
+        self._fit_seconds = self._measure_fit_seconds()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the metrics and start the clock."""
@@ -63,7 +63,7 @@ class ResultsTableCallback(Callback):
         """
         module: Any = pl_module
         if trainer.is_global_zero:
-            images = _number_of_images(trainer.test_dataloaders, trainer.limit_test_batches)
+            images = _count_images(trainer.test_dataloaders, trainer.limit_test_batches)
             self._report(trainer, pl_module, "test", module.test_attacks, images)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +82,7 @@ class ResultsTableCallback(Callback):
         """Print the table and write ``validate.json``, but not for a validation during training."""
         module: Any = pl_module
         if trainer.state.fn == "validate" and trainer.is_global_zero:
-            images = _number_of_images(trainer.val_dataloaders, trainer.limit_val_batches)
+            images = _count_images(trainer.val_dataloaders, trainer.limit_val_batches)
             named = NamedAttack(module.val_attack, module.target_eps)
             self._report(trainer, pl_module, "validate", [named], images)
 
@@ -94,7 +94,7 @@ class ResultsTableCallback(Callback):
     def _finish(self, *metrics: Metric) -> None:
         self._accuracies = [float(metric.compute()) for metric in metrics]
 
-    def _seconds_of_fit(self) -> float | None:
+    def _measure_fit_seconds(self) -> float | None:
         if self._fit_seconds is not None or self._fit_start is None:
             return self._fit_seconds or self._earlier_seconds
         return round((self._earlier_seconds or 0.0) + time.monotonic() - self._fit_start, 1)
@@ -118,7 +118,7 @@ class ResultsTableCallback(Callback):
             "images": images,
             "results": rows,
             "seed": classifier.run_seed,
-            "fit_seconds": self._seconds_of_fit(),
+            "fit_seconds": self._measure_fit_seconds(),
             f"{command}_seconds": round(time.monotonic() - self._start, 1),
             **origin,
         }
@@ -148,7 +148,7 @@ def _check_consistency(attacks: list[NamedAttack], rows: list[dict[str, Any]], i
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
 
 
-def _number_of_images(loaders: Any, limit: float) -> int | None:
+def _count_images(loaders: Any, limit: float) -> int | None:
     loaders = loaders if isinstance(loaders, list) else [loaders]
     sets: list[Any] = [getattr(loader, "labels", getattr(loader, "dataset", None)) for loader in loaders]
     try:

@@ -118,7 +118,7 @@ class RunCheckpoint(ModelCheckpoint):
             self.best_model_path = str(resumed)
             return
         state = _find_state(checkpoint, self.monitor, self.mode)
-        kept = self._carry_over(resumed, checkpoint, state) if trainer.is_global_zero else {}
+        kept = self._link_best(resumed, checkpoint, state) if trainer.is_global_zero else {}
         kept = trainer.strategy.broadcast(kept)
         if not kept:
             return
@@ -129,9 +129,9 @@ class RunCheckpoint(ModelCheckpoint):
         self.kth_value = self.best_k_models[ranked[-1]]
         self._best_step = state.get("best_step")
 
-    def _carry_over(self, resumed: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
+    def _link_best(self, resumed: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
         """Link the resumed run's best files into this run's folder, and return their scores by path."""
-        scores = _scores(state)
+        scores = _read_scores(state)
         names = sorted(scores, key=lambda name: scores[name], reverse=self.mode == "max")
         kept: dict[str, float] = {}
         for name in names[: max(self.save_top_k, 1)] if self.save_top_k else []:
@@ -251,7 +251,7 @@ def _find_state(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[
     return {}
 
 
-def _scores(state: Mapping[str, Any]) -> dict[str, float]:
+def _read_scores(state: Mapping[str, Any]) -> dict[str, float]:
     """Return the saved scores by path, without NaN."""
     found = state.get("best_k_models")
     pairs = list(found.items()) if isinstance(found, Mapping) else []

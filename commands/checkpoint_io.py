@@ -78,7 +78,7 @@ def remove_leftovers(folder: Path) -> None:
                 file.unlink()
 
 
-def newest_readable(files: Iterable[Path]) -> Path | None:
+def find_newest_readable(files: Iterable[Path]) -> Path | None:
     """Return the readable checkpoint with the most training steps; None if no file is readable."""
     reached: list[tuple[int, float, Path]] = []
     for file in files:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
-from commands.checkpoint_io import newest_readable
+from commands.checkpoint_io import find_newest_readable
 from rampart.files.weight_files import check_readable
 
 KEYWORDS = ("best", "last", "hpc", "registry")
@@ -39,7 +39,7 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
             "such as runs/NAME/fit-0/checkpoints/last.ckpt"
         )
     if Path(text).is_dir():
-        found = newest_readable(Path(text).rglob("*.ckpt"))
+        found = find_newest_readable(Path(text).rglob("*.ckpt"))
         if found:
             raise ValueError(f"ckpt_path must be a file, got the folder {text}, such as {shlex.quote(str(found))}")
     return str(check_readable(text))
@@ -49,7 +49,7 @@ def check_init_from(init_from: str | None, ckpt_path: str, typed: Sequence[str])
     """Log that a resumed run does not use ``ramp.init_from``; refuse a command line that holds both options.
 
     Raises:
-        ValueError: If ``--ramp.init_from`` is on the command line; in a config it says how the resumed run began.
+        ValueError: If ``--ramp.init_from`` is on the command line; in a config it describes the resumed run's start.
     """
     if init_from is None:
         return
@@ -72,7 +72,9 @@ def suggest_readable_checkpoint(path: str | None) -> Iterator[None]:
         yield
     except ValueError as error:
         broken = any(word in str(error) for word in ("damaged or truncated", "is empty"))
-        other = newest_readable(Path(path).parent.glob("*.ckpt")) if path and broken and Path(path).is_file() else None
+        other = (
+            find_newest_readable(Path(path).parent.glob("*.ckpt")) if path and broken and Path(path).is_file() else None
+        )
         if other is None:
             raise
         raise ValueError(

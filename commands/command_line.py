@@ -19,12 +19,18 @@ from commands.interruption_callback import InterruptionCallback
 from commands.loader_connector import LoaderConnector
 from commands.messages import command_line, silence_warnings
 from commands.parsing import ParsingCLI
-from commands.requeue import checkpoint_of_job, record_job
+from commands.requeue import find_job_checkpoint, record_job
 from commands.resuming import make_resumable
-from commands.run_folder import RunFolderCallback, new_run_folder, starts_run
-from commands.tensorboard_records import copy_curves, hyper_parameters, log_results
+from commands.run_folder import RunFolderCallback, create_run_folder, starts_run
+from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results
 from commands.trainer import RampartTrainer
-from commands.trainer_settings import check_images, check_loaders, check_settings, complete_settings, naming_settings
+from commands.trainer_settings import (
+    check_images,
+    check_loaders,
+    check_settings,
+    complete_settings,
+    name_settings_in_errors,
+)
 from lightning_modules import AdversarialClassifier
 from rampart.files.weights import check_checkpoint, is_checkpoint_of, load_weights
 
@@ -58,7 +64,7 @@ class RampartCLI(ParsingCLI):
         config = self.config_init[self.subcommand]
         check_settings(str(self.subcommand), config.trainer, config.test_after_fit)
         check_loaders(str(self.subcommand), self.datamodule)
-        self.folder = new_run_folder(config.runs_dir, config.name, str(self.subcommand))
+        self.folder = create_run_folder(config.runs_dir, config.name, str(self.subcommand))
         self.results_table = ResultsTableCallback()
         configured = [config[key] for key in self._parser(self.subcommand).callback_keys]
         callbacks = [
@@ -69,7 +75,7 @@ class RampartCLI(ParsingCLI):
             self.results_table,
             PredictionWriterCallback(),
         ]
-        with naming_settings(config.trainer):
+        with name_settings_in_errors(config.trainer):
             trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, callbacks), **kwargs)
         trainer.run_folder = self.folder
         trainer._data_connector = LoaderConnector(trainer)
@@ -78,8 +84,8 @@ class RampartCLI(ParsingCLI):
             record_job(self.folder)
             parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)
             self._dump_config()
-            for logger in _tensorboards(trainer):
-                logger.hparams.update(hyper_parameters(self.config_dump))
+            for logger in _tensorboard_loggers(trainer):
+                logger.hparams.update(collect_hyper_parameters(self.config_dump))
         # Set before user code can change torch's seed. Without a seed, a training run gets one from rank 0. Other
         # commands use 0, because processes that share or resume an evaluation do not communicate.
         given = config.seed_everything
@@ -100,7 +106,7 @@ class RampartCLI(ParsingCLI):
         path = arguments["ckpt_path"] = check_ckpt_path(arguments.get("ckpt_path"), arguments.get("weights_only"))
         if path is None and subcommand not in ("fit", "evaluate", "export"):
             print(f"No --ckpt_path: {subcommand} uses the weights that the network was built with.")
-        if path is None and subcommand == "fit" and (found := checkpoint_of_job(self.folder)):
+        if path is None and subcommand == "fit" and (found := find_job_checkpoint(self.folder)):
             path = arguments["ckpt_path"] = str(found)
             rank_zero_info(f"This job was restarted: it resumes from {path}")
         if path is None or subcommand in ("evaluate", "export"):
@@ -108,7 +114,9 @@ class RampartCLI(ParsingCLI):
         if subcommand == "fit":
             check_checkpoint(self.model.network, path)
             check_init_from(self.config_init.fit.ramp.init_from, path, self.typed)
-            if starts_run() and any(Path(logger.log_dir) == self.folder for logger in _tensorboards(self.trainer)):
+            if starts_run() and any(
+                Path(logger.log_dir) == self.folder for logger in _tensorboard_loggers(self.trainer)
+            ):
                 copy_curves(path, self.folder)
         elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))
@@ -150,7 +158,7 @@ class RampartCLI(ParsingCLI):
         trainer = self.trainer
         if trainer.is_global_zero and best:
             print(f"\nCheckpoint: {best}\n\nNext:")
-            for logger in _tensorboards(trainer):
+            for logger in _tensorboard_loggers(trainer):
                 print(f"  {shlex.join(['tensorboard', '--logdir', logger.root_dir])}")
             saved, holder = str(run_folder(trainer) / "config.yaml"), self.datamodule or self.model
             for command in ("predict", "test"):
@@ -160,9 +168,9 @@ class RampartCLI(ParsingCLI):
 
     def _log_results(self, metrics: Mapping[str, Any]) -> None:
         if self.trainer.is_global_zero:
-            for logger in _tensorboards(self.trainer):
+            for logger in _tensorboard_loggers(self.trainer):
                 log_results(logger, self.config_dump, metrics)
 
 
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -55,24 +55,24 @@ def check_configs(arguments: Sequence[str]) -> None:
         ValueError: If a file does not exist, is not a YAML mapping of text, or its aliases expand to more than a
             million values.
     """
-    for given in _paths(arguments):
+    for given in _find_paths(arguments):
         path = Path(given)
         if path.is_file():
-            _check(path)
+            _check_file(path)
         elif given and not path.exists() and not set(given) & set("{:\n"):  # else options in place of a file
             nearest = suggest_config(given)
             hint = f"did you mean {nearest}? " if nearest else ""
             raise ValueError(f"there is no {given}; {hint}`{command_line('configs')}` lists all configs")
 
 
-def _paths(arguments: Sequence[str]) -> Iterator[str]:
+def _find_paths(arguments: Sequence[str]) -> Iterator[str]:
     for word, after in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, _, value = word.partition("=")
         if flag in ("--config", "-c"):
             yield value or after
 
 
-def _check(path: Path) -> None:
+def _check_file(path: Path) -> None:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (UnicodeDecodeError, yaml.reader.ReaderError):
@@ -90,7 +90,7 @@ def _check(path: Path) -> None:
     if not isinstance(root, yaml.MappingNode):
         got = {yaml.SequenceNode: "a list", type(None): "nothing"}.get(type(root), "a single value")
         raise ValueError(f"config {path} must hold options, such as `trainer: {{max_epochs: 3}}`, got {got}")
-    if _size(root, {}) > LARGEST:
+    if _count_values(root, {}) > LARGEST:
         raise ValueError(f"config {path} expands to more than {LARGEST:,} values through its aliases: refused")
     try:
         yaml.SafeLoader("").construct_document(root)
@@ -98,11 +98,11 @@ def _check(path: Path) -> None:
         raise ValueError(f"config {path} has a value that is not plain: {error.problem}") from None
 
 
-def _size(node: yaml.Node, known: dict[int, float]) -> float:
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
     """Count the values that a node expands to; infinite for a node that contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
-        known[id(node)] = 1 + sum(_size(child, known) for child in flat)
+        known[id(node)] = 1 + sum(_count_values(child, known) for child in flat)
     return known[id(node)]

@@ -42,7 +42,7 @@ class _LightningNetworkClassifier(AdversarialClassifier):
         return self.network.on_after_batch_transfer(batch, dataloader_idx)
 
 
-def with_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
+def add_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
     """Return a classifier that calls the network's hooks if the network is a LightningModule; else the model itself.
 
     A custom subclass of AdversarialClassifier is returned unchanged too: it has its own hooks.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from callbacks.outputs import run_folder, save_figure, warn_if_not_drawn
-from commands.custom_network import may_be_trained, with_network_hooks
+from commands.custom_network import add_network_hooks, may_be_trained
 from commands.evaluation_progress import EvaluationProgress
 from commands.interruption import Interrupted
 from commands.lightning_batches import run_on_test_batches
@@ -66,7 +66,7 @@ def evaluate(
     """
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
-    model = with_network_hooks(model)
+    model = add_network_hooks(model)
     device, seed = trainer.strategy.root_device, run_seed(trainer)
     model.eval()
     searches = run_folder(trainer).parent / "searches"
@@ -137,7 +137,7 @@ def _check_test_data(model: AdversarialClassifier, datamodule: LightningDataModu
 
 
 def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str:
-    """Load the weights, if there is a file of them, and return a sentence that says which weights are evaluated."""
+    """Load the weights from a file, if one is given, and return a sentence that names the evaluated weights."""
     if not isinstance(model.network, nn.Module):
         kind = type(model.network).__name__
         raise ValueError(

@@ -52,7 +52,7 @@ class EvaluationProgress(ProgressListener):
     def __enter__(self) -> "EvaluationProgress":
         if self._shown:
             with contextlib.suppress(RuntimeError):  # TorchScript modules accept no hooks.
-                self._hook = self._search.model.register_forward_pre_hook(self._called)
+                self._hook = self._search.model.register_forward_pre_hook(self._on_forward)
             if self._terminal:
                 self._bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False)
         return self
@@ -65,7 +65,7 @@ class EvaluationProgress(ProgressListener):
 
     def on_images_checked(self, images: int) -> None:
         """Show the number of images that have been checked."""
-        self._say(f"checking the test images: {images:,}")
+        self._print(f"checking the test images: {images:,}")
 
     def on_stage_start(self, batch: int, attack: int, eps: float, robust: int, size: int) -> None:
         """Record the start of a stage, and the time of the one before."""
@@ -74,9 +74,9 @@ class EvaluationProgress(ProgressListener):
             seconds, images = self._spent.get(before.attack, (0.0, 0))
             self._spent[before.attack] = seconds + now - before.began, images + before.robust
         if self._stage is None:
-            self._begin()
+            self._print_plan()
         self._stage, self._calls = _Stage(batch, attack, eps, robust, size, now), 0
-        self._show()
+        self._print_stage()
 
     def on_batch_end(self, batch: int, part: WorstCase) -> None:
         """Record each attack's time, also from the cache of an earlier run, and show the number of robust images."""
@@ -92,63 +92,65 @@ class EvaluationProgress(ProgressListener):
         robust = ", ".join(f"{part.count_robust(eps)} @ {eps:g}" for eps in self._search.eps)
         done = f"batch {batch + 1}/{self._search.num_batches}: robust of {len(part.labels)}: {robust}"
         if not self._terminal:
-            self._say(f"{done}{self._left_text(self._of_later_batches(batch))}", always=True)
+            self._print(f"{done}{self._format_time_left(self._estimate_later_batches(batch))}", always=True)
 
     def on_wait_for_others(self, batches: int) -> None:
         """Show that other processes compute the remaining batches."""
-        self._say(f"waiting for other processes, which compute {batches} batches", always=True)
+        self._print(f"waiting for other processes, which compute {batches} batches", always=True)
 
-    def _begin(self) -> None:
+    def _print_plan(self) -> None:
         clean_pass = self._search.clean_pass
         correct = int((clean_pass.clean_class == clean_pass.labels).sum())
         total = len(clean_pass.labels)
         if self._shown and not self._terminal:
             kinds, sizes, batches = len(self._search.attacks), len(self._search.eps), self._search.num_batches
             plan = f"{kinds} attacks at {sizes} eps on {batches} batches"
-            self._say(f"clean: {correct:,} of {total:,} images correct; {plan}", always=True)
+            self._print(f"clean: {correct:,} of {total:,} images correct; {plan}", always=True)
         self._next = time.monotonic() + (0 if self._terminal else 3)
 
-    def _called(self, _network: Any, arguments: tuple[Any, ...]) -> None:
+    def _on_forward(self, _network: Any, arguments: tuple[Any, ...]) -> None:
         if self._stage is None:
             return
         self._calls += len(arguments[0]) if arguments else 0
         elapsed = time.monotonic() - self._stage.began
         if self._calls and elapsed > 0.05:
             self._per_call = elapsed / self._calls
-        self._show()
+        self._print_stage()
 
-    def _show(self) -> None:
+    def _print_stage(self) -> None:
         if (stage := self._stage) and time.monotonic() >= self._next:
             attack = self._search.attacks[stage.attack]
-            self._say(
+            self._print(
                 f"batch {stage.batch + 1}/{self._search.num_batches}: {attack.name} @ {stage.eps:g}, {stage.robust} of "
-                f"{stage.size} robust{self._left_text(self._time_left(stage))}"
+                f"{stage.size} robust{self._format_time_left(self._estimate_time_left(stage))}"
             )
 
-    def _time_left(self, stage: _Stage) -> float:
+    def _estimate_time_left(self, stage: _Stage) -> float:
         elapsed = time.monotonic() - stage.began
-        left = max(self._estimate(stage.attack, stage.eps, stage.robust) - elapsed, 0.0)
+        left = max(self._estimate_attack(stage.attack, stage.eps, stage.robust) - elapsed, 0.0)
         for eps in self._search.eps:
             for number in range(len(self._search.attacks)):
                 if (eps, number) > (stage.eps, stage.attack):
-                    left += self._estimate(number, eps, stage.robust)
-        return left + (self._of_later_batches(stage.batch) if self._batches else self._later(stage) * (elapsed + left))
+                    left += self._estimate_attack(number, eps, stage.robust)
+        if self._batches:
+            return left + self._estimate_later_batches(stage.batch)
+        return left + self._count_later_batches(stage) * (elapsed + left)
 
-    def _estimate(self, attack: int, eps: float, images: int) -> float:
+    def _estimate_attack(self, attack: int, eps: float, images: int) -> float:
         seconds, attacked = self._spent.get(attack, (0.0, 0))
         if attacked:
             return images * seconds / attacked
-        return images * model_calls(self._search.attacks[attack], eps) * self._per_call
+        return images * estimate_forward_passes(self._search.attacks[attack], eps) * self._per_call
 
-    def _later(self, stage: _Stage) -> int:
+    def _count_later_batches(self, stage: _Stage) -> int:
         return self._search.num_batches - stage.batch - 1
 
-    def _of_later_batches(self, batch: int) -> float:
+    def _estimate_later_batches(self, batch: int) -> float:
         # If other processes compute batches too, this process's share of them is estimated from earlier batches.
         share = self._batches / max(self._seen, 1)
         return (self._search.num_batches - batch - 1) * share * self._seconds / max(self._batches, 1)
 
-    def _left_text(self, seconds: float) -> str:
+    def _format_time_left(self, seconds: float) -> str:
         if seconds <= 0:
             return ""
         for size, unit in ((3600.0, "h"), (60.0, "min")):
@@ -156,7 +158,7 @@ class EvaluationProgress(ProgressListener):
                 return f", about {seconds / size:.{1 if unit == 'h' else 0}f} {unit} left"
         return f", about {max(seconds, 1):.0f} s left"
 
-    def _say(self, text: str, always: bool = False) -> None:
+    def _print(self, text: str, always: bool = False) -> None:
         now = time.monotonic()
         if not self._shown or (now < self._next and not always):
             return
@@ -167,7 +169,7 @@ class EvaluationProgress(ProgressListener):
             print(text[:WIDTH], file=sys.stderr, flush=True)
 
 
-def model_calls(attack: Attack, eps: float) -> int:
+def estimate_forward_passes(attack: Attack, eps: float) -> int:
     """Estimate the number of forward passes of an attack per robust image; 100 for an unknown attack."""
     if isinstance(attack, PGD):
         return attack.steps_at(eps) * attack.restarts

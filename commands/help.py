@@ -51,6 +51,12 @@ OPTIONS = {
     ),
     "--weights_only": "Not used: only tensors and plain values are ever read from a file.",
     "--seed_everything": "Seed of all random numbers; with false, fit chooses a seed.",
+    "--checkpoint.dirpath": "Folder of the checkpoints; `checkpoints` in the run's folder if null.",
+    "--checkpoint.filename": "File name without suffix; names of metrics in braces are replaced by their values.",
+    "--checkpoint.monitor": "Logged metric by which the best checkpoint is chosen; if null, the last one is used.",
+    "--checkpoint.save_last": "Also save the latest state as `last`; with `link`, as a link to that step's checkpoint.",
+    "--checkpoint.save_top_k": "Number of best checkpoints to keep; 0 keeps none, -1 keeps all.",
+    "--checkpoint.mode": "`max` if larger values of the monitored metric are better, `min` if smaller ones are.",
 }
 
 # Order of the groups of options; each is given by one of its options.
@@ -98,7 +104,7 @@ class RampartParser(LightningArgumentParser):
                 group.title = "Options of this command"
 
 
-def version_line() -> str:
+def format_versions() -> str:
     """Return the versions of Rampart, its commit, and the packages that results depend on."""
     origin = provenance()
     try:

@@ -32,7 +32,7 @@ class InterruptionCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Agree between processes on a signal that was received at the end of the last epoch."""
-        self._signum = agreed_signal()
+        self._signum = agree_on_signal()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Skip the test if a signal was received in training; everything is saved."""
@@ -44,7 +44,7 @@ class InterruptionCallback(Callback):
         signals.deferred = False
 
 
-def agreed_signal() -> int:
+def agree_on_signal() -> int:
     """Return the number of a signal that any process has received; 0 if none. A collective operation."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return signals.received

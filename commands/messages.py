@@ -17,7 +17,7 @@ def describe(error: BaseException) -> str:
     """Return an error as one line of limited length, with the error's type if the message is only a value."""
     message = str(error) if isinstance(error, ArgumentError) else explain(str(error))
     if not message and isinstance(error, NotImplementedError):
-        message = f"{_function(error)} is not implemented"
+        message = f"{_find_raising_function(error)} is not implemented"
     elif isinstance(error, LookupError) or " " not in message:
         message = f"{type(error).__name__}: {message}".removesuffix(": ")
     return one_line(message)
@@ -29,7 +29,7 @@ def one_line(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 130]} [...] {text[-120:]}"
 
 
-def _function(error: BaseException) -> str:
+def _find_raising_function(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

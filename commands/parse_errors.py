@@ -68,7 +68,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         options: All options of the command, such as ``--trainer.max_epochs``.
     """
     if found := re.match(r"unrecognized arguments: (\S+)", message):
-        return f"unrecognized arguments: {found[1]}{_nearest_option(found[1].split('=')[0], list(options))}"
+        return f"unrecognized arguments: {found[1]}{_suggest_option(found[1].split('=')[0], list(options))}"
     if found := re.match(r"argument (\S+): expected one argument", message):
         return f"{found[1]} needs a value, got none: {found[1]} VALUE"
     if found := re.match(r"the following arguments are required: (.*)", message):
@@ -78,30 +78,30 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         )
     if found := re.match(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
         commands = [*re.findall(r"[a-z]+", found[2]), "configs"]
-        hint = _nearest(found[1], commands) or f"; there are {', '.join(commands)}"
+        hint = _suggest(found[1], commands) or f"; there are {', '.join(commands)}"
         return f"no command is called {found[1]!r}{hint}"
     if found := re.match(r"Subcommand '(\w+)' does not accept option '(.*)'", message):
-        return _unknown_key(found[1], found[2], options)
+        return _explain_unknown_key(found[1], found[2], options)
     if found := re.match(r"Option '.*' is not accepted before subcommand '(\w+)'", message):
         return f"the command comes first: {found[1]} --config FILE"
     if 'expected "subcommand"' in message:
         return "a command is needed: fit, validate, test, predict, evaluate, export or configs; --help explains them"
-    problem = _innermost(message)
+    problem = _find_innermost(message)
     if problem.keys and problem.causes:
-        return _sentence(problem)
+        return _format_problem(problem)
     if "Does not validate against any" not in message:
         return message
     specific = [cause for cause in problem.causes if not cause.startswith("Expected a <class")]
     return " ".join(specific or problem.causes)
 
 
-def _unknown_key(command: str, key: str, options: Iterable[str]) -> str:
+def _explain_unknown_key(command: str, key: str, options: Iterable[str]) -> str:
     if key.startswith(f"{command}."):
         return f"a config holds the options themselves, without the command: leave out `{command}:` in the file"
-    return f"{key} in the config is not an option of {command}{_nearest(f'--{key}', options) or ': --help lists them'}"
+    return f"{key} in the config is not an option of {command}{_suggest(f'--{key}', options) or ': --help lists them'}"
 
 
-def wrap_single(message: str, words: list[str]) -> list[str] | None:
+def wrap_single_value(message: str, words: list[str]) -> list[str] | None:
     """Put a single value in brackets where the parser expects a list.
 
     Args:
@@ -111,7 +111,7 @@ def wrap_single(message: str, words: list[str]) -> list[str] | None:
     Returns:
         The words with that value in brackets, or None for any other error.
     """
-    problem = _innermost(message)
+    problem = _find_innermost(message)
     if not problem.causes or not all(re.match(r"Expected a <class '(tuple|list)'>", it) for it in problem.causes):
         return None
     for at, word in enumerate(words):
@@ -122,9 +122,9 @@ def wrap_single(message: str, words: list[str]) -> list[str] | None:
     return None
 
 
-def refused_network(message: str) -> str | None:
+def find_refused_network(message: str) -> str | None:
     """Return the import path that the parser refused as a network; None for any other error."""
-    problem = _innermost(message)
+    problem = _find_innermost(message)
     found = re.match(r"Import path (\S+ )?does not correspond to a subclass of Module$", " ".join(problem.causes))
     if not found or problem.keys[-1:] != ["network"]:
         return None
@@ -143,7 +143,7 @@ def move_network_option(message: str, words: list[str]) -> list[str] | None:
     Returns:
         The words with ``--model.network`` in place of ``--model``, or None for any other error.
     """
-    problem = _innermost(message)
+    problem = _find_innermost(message)
     cause = " ".join(problem.causes)
     if problem.option != "--model" or "subclass of AdversarialClassifier" not in cause or problem.value is None:
         return None
@@ -151,7 +151,7 @@ def move_network_option(message: str, words: list[str]) -> list[str] | None:
     return corrected if corrected != words else None
 
 
-def _innermost(message: str) -> Problem:
+def _find_innermost(message: str) -> Problem:
     problem = Problem()
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
@@ -178,16 +178,16 @@ def _innermost(message: str) -> Problem:
     return problem
 
 
-def _sentence(problem: Problem) -> str:
+def _format_problem(problem: Problem) -> str:
     short = problem.class_path.rpartition(".")[2]
     value = (problem.value or "").strip("'")
     for cause in problem.causes:
         if found := re.match(r"Option '(.*)' is not accepted", cause):
-            allowed = _parameters(problem.class_path)
+            allowed = _list_parameters(problem.class_path)
             takes = f"; it takes {', '.join(allowed)}" if allowed else ", which has no settings"
             if found[1] in RETIRED_SETTINGS and problem.class_path in PGD_PATHS:
                 return f"{problem.option}: {found[1]} of PGD is now written {RETIRED_SETTINGS[found[1]]}"
-            hint = _nearest(found[1], allowed, f"{problem.option}.") or takes
+            hint = _suggest(found[1], allowed, f"{problem.option}.") or takes
             return f"{problem.option}: '{found[1]}' is not accepted by {short}{hint}"
         if found := re.match(r"the following arguments are required: (.*)", cause):
             example = f"'[{ITEMS[short]}]'" if short in ITEMS else f"{problem.option}.{found[1].split(',')[0]} VALUE"
@@ -207,16 +207,16 @@ def _sentence(problem: Problem) -> str:
         if "No module named" in cause or "has no attribute" in cause or cause.startswith("Expected a dot import path"):
             path = problem.class_path if "import path" not in cause else value or cause.rpartition(": ")[2]
             reason = f" ({cause})" if "import path" not in cause else ""
-            nearest = _nearest_class(path, KNOWN if problem.option != "--data" else ("datamodules",))
+            nearest = _suggest_class(path, KNOWN if problem.option != "--data" else ("datamodules",))
             return f"{problem.option} must be a known name or an import path, got {path}{reason}{nearest}"
-    accepted, example = _types(problem)
+    accepted, example = _describe_types(problem)
     if not accepted:
         got = "" if problem.value is None else f", got {value!r}"
         return f"{problem.option}: {' '.join(problem.causes)}{got}"
     return f"{problem.option} must be {accepted}, got {value!r}: such as {problem.option} {example}"
 
 
-def _types(problem: Problem) -> tuple[str, str]:
+def _describe_types(problem: Problem) -> tuple[str, str]:
     """Return the allowed types in words, and an example, from lines such as ``Expected a <class 'int'>``."""
     allowed: list[str] = []
     examples: list[str] = []
@@ -244,26 +244,26 @@ def _list_example(subtypes: str) -> str:
     return "'[0.3, 8/255]'" if "float" in subtypes else "'[VALUE]'"
 
 
-def _parameters(class_path: str) -> list[str]:
+def _list_parameters(class_path: str) -> list[str]:
     try:
         return [name for name in inspect.signature(pkgutil.resolve_name(class_path)).parameters if name != "kwargs"]
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
 
 
-def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+def _suggest(name: str, names: Iterable[str], prefix: str = "") -> str:
     found = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
-def _nearest_option(option: str, options: list[str]) -> str:
+def _suggest_option(option: str, options: list[str]) -> str:
     if not option.startswith("-"):
         return f": it belongs to no option; put a value with spaces in quotes, and a list in brackets: '[{option}]'"
     ending = [known for known in options if known.endswith("." + option.lstrip("-"))]
-    return f"; did you mean {ending[0]}?" if ending else _nearest(option, options) or ": --help lists the options"
+    return f"; did you mean {ending[0]}?" if ending else _suggest(option, options) or ": --help lists the options"
 
 
-def _nearest_class(path: str, rooms: Iterable[str]) -> str:
+def _suggest_class(path: str, rooms: Iterable[str]) -> str:
     module, _, name = path.rpartition(".")
     paths: dict[str, str] = {}
     for known in (module,) if module else rooms:

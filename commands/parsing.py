@@ -17,7 +17,7 @@ from commands.config_files import check_configs, read_old_configs, update_words
 from commands.custom_network import declare_network
 from commands.help import COMMANDS, OPTIONS, USE, RampartParser
 from commands.messages import command_line
-from commands.parse_errors import explain, move_network_option, refused_network, wrap_single
+from commands.parse_errors import explain, find_refused_network, move_network_option, wrap_single_value
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_seed
 from lightning_modules import AdversarialClassifier
@@ -125,19 +125,19 @@ class ParsingCLI(LightningCLI):
                 check_seed(self.config[self.config.subcommand].seed_everything)
                 return
             except (ArgumentError, ValueError) as error:
-                words = self._corrected(str(error), given)
+                words = self._correct_words(str(error), given)
                 if words is None:
                     command = next((word for word in given if word in self._subcommand_parsers), None)
                     options = self._subcommand_parsers[command]._option_string_actions if command else {}
                     raise ArgumentError(None, explain(str(error), options)) from error
 
-    def _corrected(self, message: str, words: list[str]) -> list[str] | None:
+    def _correct_words(self, message: str, words: list[str]) -> list[str] | None:
         """Return the words to parse after an error, if the error can be corrected; otherwise None.
 
         Raises:
             ArgumentError: If a network is given as the model, or ``model.network`` is not a network.
         """
-        if (path := refused_network(message)) is not None:
+        if (path := find_refused_network(message)) is not None:
             try:
                 return words if declare_network(path) else None
             except ValueError as error:
@@ -145,7 +145,7 @@ class ParsingCLI(LightningCLI):
         if (corrected := move_network_option(message, words)) is not None:
             example = command_line(*corrected)
             raise ArgumentError(None, f"--model takes an AdversarialClassifier, not a network; use {example}")
-        return wrap_single(message, words)
+        return wrap_single_value(message, words)
 
     def before_instantiate_classes(self) -> None:
         """Set model.eps to 0 for commands that need no target eps, unless the user or the model's class sets it."""

@@ -20,27 +20,33 @@ def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict
     Raises:
         ValueError: If a count is missing or not a whole number of at least 0.
     """
-    epochs = _count(saved, "epoch_progress", "current", "processed")
-    batches = _count(saved, "epoch_loop.batch_progress", "current", "processed")
-    ended = _count(saved, "epoch_loop.batch_progress", "current", "completed")
-    within = _count(saved, "epoch_progress", "current", "started") > epochs or ended < batches
+    epochs = _read_count(saved, "epoch_progress", "current", "processed")
+    batches = _read_count(saved, "epoch_loop.batch_progress", "current", "processed")
+    ended = _read_count(saved, "epoch_loop.batch_progress", "current", "completed")
+    within = _read_count(saved, "epoch_progress", "current", "started") > epochs or ended < batches
     if within and saved["epoch_loop.batch_progress"].get("is_last_batch") is True:
         epochs, within = epochs + 1, False
     if not within:
         batches = 0
     state = dict(fresh)
-    state["epoch_progress"] = _both(_all(epochs) | {"ready": epochs + bool(batches), "started": epochs + bool(batches)})
-    total = _count(saved, "epoch_loop.batch_progress", "total", "processed")
-    state["epoch_loop.batch_progress"] = {"total": _all(total), "current": _all(batches), "is_last_batch": False}
+    state["epoch_progress"] = _total_and_current(
+        _equal_counts(epochs) | {"ready": epochs + bool(batches), "started": epochs + bool(batches)}
+    )
+    total = _read_count(saved, "epoch_loop.batch_progress", "total", "processed")
+    state["epoch_loop.batch_progress"] = {
+        "total": _equal_counts(total),
+        "current": _equal_counts(batches),
+        "is_last_batch": False,
+    }
     key = "epoch_loop.automatic_optimization.optim_progress"
-    steps = _count(saved, key, "optimizer", "step", "total", "completed")
-    zeroed = _count(saved, key, "optimizer", "zero_grad", "total", "completed")
+    steps = _read_count(saved, key, "optimizer", "step", "total", "completed")
+    zeroed = _read_count(saved, key, "optimizer", "zero_grad", "total", "completed")
     state[key] = {
-        "optimizer": {"step": _total(steps), "zero_grad": _total(zeroed, started=True)},
+        "optimizer": {"step": _total_counts(steps), "zero_grad": _total_counts(zeroed, started=True)},
     }
     for name in ("epoch_loop.manual_optimization.optim_step_progress", "epoch_loop.scheduler_progress"):
-        state[name] = _total(_count(saved, name, "total", "completed"))
-    logged = steps or _count(saved, "epoch_loop.state_dict", "_batches_that_stepped")
+        state[name] = _total_counts(_read_count(saved, name, "total", "completed"))
+    logged = steps or _read_count(saved, "epoch_loop.state_dict", "_batches_that_stepped")
     state["epoch_loop.state_dict"] = {"_batches_that_stepped": logged}
     state["state_dict"] = {"combined_loader": _loader_states(saved, batches)} if batches else {}
     return state
@@ -55,7 +61,7 @@ def _loader_states(saved: Mapping[str, Any], batches: int) -> list[Any]:
     return [state | {"done": batches} if isinstance(state, dict) and state.keys() == own else state for state in states]
 
 
-def _count(saved: Mapping[str, Any], *keys: str) -> int:
+def _read_count(saved: Mapping[str, Any], *keys: str) -> int:
     value: Any = saved
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
@@ -66,14 +72,14 @@ def _count(saved: Mapping[str, Any], *keys: str) -> int:
     return value
 
 
-def _all(number: int) -> Counts:
+def _equal_counts(number: int) -> Counts:
     return dict.fromkeys(("ready", "started", "processed", "completed"), number)
 
 
-def _both(counts: Counts) -> Counts:
+def _total_and_current(counts: Counts) -> Counts:
     return {"total": counts, "current": dict(counts)}
 
 
-def _total(number: int, started: bool = False) -> Counts:
+def _total_counts(number: int, started: bool = False) -> Counts:
     names = ("ready", "started", "completed") if started else ("ready", "completed")
     return {"total": dict.fromkeys(names, number), "current": dict.fromkeys(names, 0)}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from commands.checkpoint_io import WholeFileIO
 from commands.interruption import signals
-from commands.interruption_callback import agreed_signal, save_and_end
+from commands.interruption_callback import agree_on_signal, save_and_end
 from commands.loader_connector import seed_epoch
 from commands.resumed_progress import resumed_progress
 from rampart.attacks.random import run_seed, seed_torch
@@ -54,7 +54,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on a batch, or end the run: all processes agree here on a signal, before the same batch."""
         # Gradients accumulated between the batches of one optimizer step are in no checkpoint.
-        if self._accumulated_batches_reached() and (signum := agreed_signal()):
+        if self._accumulated_batches_reached() and (signum := agree_on_signal()):
             save_and_end(self.trainer, signum)
         super().advance(data_fetcher)
 
@@ -150,26 +150,26 @@ class RunConnector(_CheckpointConnector):
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:  # noqa: ARG002
         """Read the file: tensors and plain values only."""
         self._ckpt_path = checkpoint_path  # for the message
-        with self._part("layout"):
+        with self._explain_errors("layout"):
             super().resume_start(checkpoint_path, weights_only=True)
 
     def restore_model(self) -> None:
-        with self._part("weights"):
+        with self._explain_errors("weights"):
             super().restore_model()
 
     def restore_datamodule(self) -> None:
-        with self._part("data module's state"):
+        with self._explain_errors("data module's state"):
             super().restore_datamodule()
 
     def restore_precision_plugin_state(self) -> None:
-        with self._part("precision's state"):
+        with self._explain_errors("precision's state"):
             super().restore_precision_plugin_state()
 
     def restore_callbacks(self) -> None:
         """Restore the state of each callback, without its paths."""
         if not self._loaded_checkpoint:
             return
-        with self._part("callbacks' state"):
+        with self._explain_errors("callbacks' state"):
             call._call_callbacks_on_load_checkpoint(self.trainer, self._loaded_checkpoint)
             _drop_paths(self._loaded_checkpoint.get("callbacks", {}))
             call._call_callbacks_load_state_dict(self.trainer, self._loaded_checkpoint)
@@ -179,7 +179,7 @@ class RunConnector(_CheckpointConnector):
         trainer = self.trainer
         if not self._loaded_checkpoint or trainer.state.fn != TrainerFn.FITTING:
             return
-        with self._part("progress"):
+        with self._explain_errors("progress"):
             saved = self._loaded_checkpoint["loops"]["fit_loop"]
             trainer.fit_loop.load_state_dict(resumed_progress(saved, trainer.fit_loop.state_dict()))
         limit = trainer.max_epochs
@@ -194,34 +194,34 @@ class RunConnector(_CheckpointConnector):
         checkpoint = self._loaded_checkpoint
         if not checkpoint:
             return
-        with self._part("optimizer's state"):
+        with self._explain_errors("optimizer's state"):
             kinds = [("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers")]
-            if _averages(self.trainer):
+            if _averages_weights(self.trainer):
                 del kinds[1]  # The callback has replaced the run's schedule, and restores its own.
             for kind, key in kinds:
                 if key not in checkpoint:
                     raise ValueError(f"it has no state of the {kind}, only weights (save_weights_only)")
                 self._check_classes(kind, len(checkpoint[key]), checkpoint.get(CLASSES, {}).get(kind))
             for kind, key in kinds:
-                for state, own in zip(checkpoint[key], self._own(kind), strict=True):
+                for state, own in zip(checkpoint[key], self._own_parts(kind), strict=True):
                     _check_settings(kind, state, own)
             for state, optimizer in zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True):
                 _check_optimizer(state, optimizer)
             super().restore_optimizers_and_schedulers()
 
-    def _own(self, kind: str) -> list[Any]:
+    def _own_parts(self, kind: str) -> list[Any]:
         if kind == "optimizer":
             return list(self.trainer.optimizers)
         return [config.scheduler for config in self.trainer.lr_scheduler_configs]
 
     def _check_classes(self, kind: str, number: int, saved: list[str] | None) -> None:
-        names = [type(own).__name__ for own in self._own(kind)]
+        names = [type(own).__name__ for own in self._own_parts(kind)]
         there = f"{number} of unknown classes" if saved is None else ", ".join(map(str, saved)) or "none"
         if number != len(names) or (saved is not None and list(saved) != names):
             raise ValueError(f"it was trained with model.{kind} {there}, this run has {', '.join(names) or 'none'}")
 
     @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
+    def _explain_errors(self, name: str) -> Iterator[None]:
         """Turn any error that a part of a checkpoint causes into one line with the remedy."""
         try:
             yield
@@ -247,7 +247,7 @@ def _drop_paths(states: dict[str, Any]) -> None:
                 state["best_k_models"] = {}
 
 
-def _averages(trainer: Trainer) -> bool:
+def _averages_weights(trainer: Trainer) -> bool:
     """Return True if the resumed run was averaging its weights (StochasticWeightAveraging)."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(each, StochasticWeightAveraging) and each._scheduler_state is not None for each in callbacks)
@@ -255,7 +255,7 @@ def _averages(trainer: Trainer) -> bool:
 
 def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:
     """Refuse the state of another class, recognised by the names of its settings."""
-    here, there = _settings(own.state_dict()), _settings(state)
+    here, there = _setting_names(own.state_dict()), _setting_names(state)
     # Another version of torch adds or removes a setting; another class does both.
     if here - there and there - here:
         raise ValueError(
@@ -264,7 +264,7 @@ def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:
         )
 
 
-def _settings(state: Mapping[str, Any]) -> set[str]:
+def _setting_names(state: Mapping[str, Any]) -> set[str]:
     groups = state.get("param_groups")
     return (set(state) if groups is None else {key for group in groups for key in group}) - SET_BY_SCHEDULERS
 

@@ -12,7 +12,7 @@ FOLDER_VARIABLE = "RAMPART_RUN_FOLDER"
 """Environment variable with the run's folder, for processes that the first process starts."""
 
 
-def new_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
+def create_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
     """Create a new folder for a run and return it.
 
     Only the run's first process creates it. Processes that it starts read it from the environment. Processes that

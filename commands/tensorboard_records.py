@@ -17,7 +17,7 @@ COMPARED = ("seed_everything", "data", "model", "ramp")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
 
-def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def collect_hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that change results, as a flat mapping: ``{"model/attack/steps": 5, ...}``.
 
     Args:
@@ -26,7 +26,7 @@ def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {name: config.get(name) for name in COMPARED}
     trainer = config.get("trainer") or {}
     chosen["trainer"] = {name: trainer.get(name) for name in COMPARED_OF_TRAINER}
-    return dict(_flat(chosen, ""))
+    return dict(_flatten(chosen, ""))
 
 
 def log_results(logger: TensorBoardLogger, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ def log_results(logger: TensorBoardLogger, config: Mapping[str, Any], metrics: M
     The logger's own method is not used, because it would add a point to the accuracies' curves.
     """
     results = {name: float(value) for name, value in metrics.items() if name.startswith(("val/", "test/"))}
-    for summary in hparams(hyper_parameters(config), results):  # type: ignore[no-untyped-call]
+    for summary in hparams(collect_hyper_parameters(config), results):  # type: ignore[no-untyped-call]
         logger.experiment._get_file_writer().add_summary(summary)
     logger.experiment.flush()
 
@@ -51,7 +51,7 @@ def copy_curves(checkpoint: str, target: Path) -> None:
     if not isinstance(step, int):  # The trainer refuses such a file with an explanation.
         return
     run = next((folder for folder in Path(checkpoint).resolve().parents if (folder / "config.yaml").is_file()), None)
-    events = [event for event in _events(run) if _belongs(event, step)] if run else []
+    events = [event for event in _read_events(run) if _is_copied(event, step)] if run else []
     if not events:
         return
     writer = EventFileWriter(str(target))
@@ -60,13 +60,13 @@ def copy_curves(checkpoint: str, target: Path) -> None:
     writer.close()
 
 
-def _events(folder: Path) -> Iterator[Event]:
+def _read_events(folder: Path) -> Iterator[Event]:
     for file in sorted(folder.glob("events.out.tfevents.*")):
         for record in RawEventFileLoader(str(file)).Load():
             yield Event.FromString(record)
 
 
-def _belongs(event: Event, step: int) -> bool:
+def _is_copied(event: Event, step: int) -> bool:
     """Return True for curves before the step, and for figures at it, which are drawn before the checkpoint is saved."""
     tags = [value.tag for value in event.summary.value]
     if not tags or any(tag.startswith(("_hparams_", "test/")) for tag in tags):
@@ -74,10 +74,10 @@ def _belongs(event: Event, step: int) -> bool:
     return event.step < step or (event.step == step and tags == ["adversarial_images"])
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
             path = name if key in ("class_path", "init_args") else f"{name}/{key}".lstrip("/")
-            yield from _flat(part, path)
+            yield from _flatten(part, path)
     elif value is not None:
         yield name, value if isinstance(value, (bool, int, float, str)) else str(value)

@@ -86,7 +86,7 @@ def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> 
 
 
 @contextmanager
-def naming_settings(trainer: Namespace) -> Iterator[None]:
+def name_settings_in_errors(trainer: Namespace) -> Iterator[None]:
     """Add the values of the settings that an error of Lightning's trainer mentions to its message.
 
     Raises:

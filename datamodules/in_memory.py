@@ -30,8 +30,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         val_size: Number of training images to hold out for validation; 0 trains on all and has no validation.
         split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
-        max_shift: Shift each training image by a random number of pixels, at most this many in each direction, anew in
-            each epoch.
+        max_shift: Largest random shift of a training image in each direction, in pixels; each epoch has new shifts.
         num_classes: Number of classes: labels are in [0, num_classes). The class attribute if None, which is 10 unless
             a subclass sets another.
 

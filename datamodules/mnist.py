@@ -23,8 +23,7 @@ class MNISTDataModule(InMemoryDataModule):
         val_size: Number of training images to hold out for validation; 0 trains on all and has no validation.
         split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
-        max_shift: Shift each training image by a random number of pixels, at most this many in each direction, anew in
-            each epoch.
+        max_shift: Largest random shift of a training image in each direction, in pixels; each epoch has new shifts.
 
     Raises:
         ValueError: If a size is out of range.

@@ -56,7 +56,8 @@ class AdversarialClassifier(EvaluationSteps):
             (``total_steps``, ``T_max``, ``total_iters``) of -1 is replaced by the length of the run.
         lr_interval: Interval at which the schedule advances: after each optimizer step or each epoch.
         lr_milestones: Ends of all schedules but the last, if they apply one after the other: whole numbers of steps or
-            epochs, as lr_interval says, or fractions of the run below 1. A warm-up of a twentieth: ``(0.05,)``.
+            epochs, depending on lr_interval, or fractions of the run below 1, such as ``(0.05,)`` for the end of a
+            warm-up.
         lr_monitor: Metric that ReduceLROnPlateau watches after each epoch with validation, such as ``val/robust_acc``.
 
     Raises:

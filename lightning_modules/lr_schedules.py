@@ -49,7 +49,7 @@ class LRSchedules:
         factories = (self.factories,) if callable(self.factories) else self.factories or ()
         configs = []
         for schedule in build_schedules(
-            factories, self.milestones, optimizer, partial(_follow_run, trainer, self.interval)
+            factories, self.milestones, optimizer, partial(_require_run_length, trainer, self.interval)
         ):
             settings: dict[str, Any] = {"interval": self.interval}
             if isinstance(schedule, ReduceLROnPlateau):
@@ -114,7 +114,7 @@ def build_schedules(
         ValueError: If the milestones don't increase within the run, or a schedule can't have its length.
     """
     if milestones is None:
-        return [_build(factory, optimizer, run_length) for factory in factories]
+        return [_build_schedule(factory, optimizer, run_length) for factory in factories]
     if len(milestones) != len(factories) - 1:
         raise ValueError(
             f"model.lr_milestones must be one fewer than the schedules in model.lr_scheduler, {len(factories)}; "
@@ -127,7 +127,7 @@ def build_schedules(
             f"got {', '.join(map(str, milestones))}"
         )
     lengths = [partial(_part_length, ends, run_length, i) for i in range(len(factories))]
-    parts = [_build(factory, optimizer, length) for factory, length in zip(factories, lengths, strict=True)]
+    parts = [_build_schedule(factory, optimizer, length) for factory, length in zip(factories, lengths, strict=True)]
     return [SequentialLR(optimizer, parts, ends)]
 
 
@@ -187,7 +187,7 @@ def _plateau_settings(schedule: ReduceLROnPlateau, monitor: str | None, trainer:
     return {"interval": "epoch", "frequency": every or 1, "monitor": monitor, "strict": every is not None}
 
 
-def _follow_run(trainer: Trainer, interval: Interval) -> int:
+def _require_run_length(trainer: Trainer, interval: Interval) -> int:
     """Return the length of the run, for a schedule whose length is -1."""
     if interval == "step":
         trainer.fit_loop.setup_data()
@@ -203,14 +203,14 @@ def _follow_run(trainer: Trainer, interval: Interval) -> int:
     return max(length, 10) if trainer.fast_dev_run else length  # type: ignore[attr-defined]
 
 
-def _build(factory: SchedulerFactory, optimizer: Optimizer, run_length: Callable[[], int]) -> LRScheduler:
+def _build_schedule(factory: SchedulerFactory, optimizer: Optimizer, run_length: Callable[[], int]) -> LRScheduler:
     if isinstance(factory, partial):
         # The class is the function of a partial, or among its arguments if jsonargparse made it.
         made: tuple[Any, ...] = (factory.func, *factory.args)
         given = factory.keywords
         one_cycle = any(isinstance(part, type) and issubclass(part, OneCycleLR) for part in made)
         if one_cycle and given.get("total_steps") in (None, -1) and not given.get("epochs"):
-            return _one_cycle(factory, optimizer, run_length())
+            return _build_one_cycle(factory, optimizer, run_length())
     schedule = factory(optimizer)
     for name in LENGTHS:
         # torch's schedules read their length only after the first step.
@@ -219,7 +219,7 @@ def _build(factory: SchedulerFactory, optimizer: Optimizer, run_length: Callable
     return schedule
 
 
-def _one_cycle(factory: "partial[LRScheduler]", optimizer: Optimizer, length: int) -> LRScheduler:
+def _build_one_cycle(factory: "partial[LRScheduler]", optimizer: Optimizer, length: int) -> LRScheduler:
     try:
         return factory(optimizer, total_steps=length)
     except ZeroDivisionError:

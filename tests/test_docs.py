@@ -57,7 +57,7 @@ COMMANDS = [(relative(file), command) for file in [*PAGES, *CONFIGS] for command
 
 
 def filled(words: list[str]) -> Iterator[str]:
-    """Put files that exist in the place of names such as FILE and of a run's saved config."""
+    """Replace names such as FILE, and a run's saved config, by existing files."""
     for before, word in zip(["", *words], words, strict=False):
         saved = word == "FILE" or (word.endswith("/config.yaml") and not word.startswith("configs/"))
         if before == "--config" and saved:

@@ -1,4 +1,4 @@
-"""The shipped weights, loaded by ``torch.hub`` as users do."""
+"""Shipped weights, loaded by ``torch.hub``."""
 
 import csv
 import hashlib
@@ -77,7 +77,7 @@ def test_unknown_weights_raise_with_their_name() -> None:
         hubconf.mnist_cnn("nonsense")
 
 
-def test_an_installed_copy_says_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_copy_raises_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path / "pretrained")
     with pytest.raises(ValueError, match=r"not part of an installed copy: give torch\.hub\.load the folder"):
         hubconf.mnist_cnn("fast")

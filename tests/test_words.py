@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Words that sound like a term and are none, and what the field says instead.
+# Private words, and the field's terms for them.
 BETTER = {
     r"(with)?(stands?|standing|stood)": "robust, still correctly classified, robust up to",
     r"met|meets?": "attacked, seen, has",
@@ -37,7 +37,7 @@ def tracked(*patterns: str) -> list[str]:
 
 
 def is_record(name: str) -> bool:
-    """Outputs of runs keep the words of their time; pages about them are ours."""
+    """Return True for the output of a run, which is never edited, unlike the pages about it."""
     return name.startswith(RECORDS) and not name.endswith((".py", ".md"))
 
 

@@ -43,7 +43,7 @@ class Stream(IterableDataset[Any]):
         ([IMAGES[:4], IMAGES[4:]], False),
     ],
 )
-def test_each_image_has_its_place(tmp_path: Path, loader: Any, labels: bool) -> None:
+def test_each_image_has_its_index(tmp_path: Path, loader: Any, labels: bool) -> None:
     module = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), eps=0.1, attack=PGD(steps=1))
     trainer = Trainer(
         default_root_dir=tmp_path, callbacks=[PredictionWriterCallback()], logger=False, accelerator="cpu",
@@ -60,7 +60,7 @@ def test_each_image_has_its_place(tmp_path: Path, loader: Any, labels: bool) -> 
 
 
 def two_processes(folder: Path, monkeypatch: Any, loaders: list[Any], places: list[list[list[int]]]) -> None:
-    """Write as two processes would: the second's rows are handed to the first."""
+    """Write as two processes would: the first gathers the second's rows."""
     gathered: list[Any] = []
     for rank in (1, 0):
         trainer: Any = SimpleNamespace(
@@ -82,7 +82,7 @@ def two_processes(folder: Path, monkeypatch: Any, loaders: list[Any], places: li
 
 
 @pytest.mark.parametrize("sampler", [UnrepeatedDistributedSampler, DistributedSampler])
-def test_two_processes_write_every_place_once_and_in_order(tmp_path: Path, monkeypatch: Any, sampler: Any) -> None:
+def test_two_processes_write_every_index_once_and_in_order(tmp_path: Path, monkeypatch: Any, sampler: Any) -> None:
     loaders, places = [], []
     for rank in (0, 1):
         dealt = sampler(range(7), 2, rank, shuffle=False)
@@ -94,7 +94,7 @@ def test_two_processes_write_every_place_once_and_in_order(tmp_path: Path, monke
     assert [row["index"] for row in rows] == [row["clean_prediction"] for row in rows] == [str(i) for i in range(7)]
 
 
-def test_two_processes_without_places_leave_the_index_empty_and_say_so(tmp_path: Path, monkeypatch: Any) -> None:
+def test_two_processes_without_indices_leave_the_column_empty_and_warn(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.warns(UserWarning, match=r"predictions\.csv has no index.*use --trainer\.devices 1"):
         two_processes(tmp_path, monkeypatch, [object(), object()], [[[1], [2]], [[3]]])
     assert [row["index"] for row in rows_in(tmp_path)] == [""] * 3

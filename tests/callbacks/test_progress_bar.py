@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from callbacks.progress_bar import batches_of_run
+from callbacks.progress_bar import count_run_batches
 from tests.commands.test_trainer_settings import run
 
 
@@ -49,4 +49,4 @@ def test_the_bar_of_a_test_moves_during_a_batch(tmp_path: Path, capsys: Any) -> 
 def test_batches_of_the_whole_run_are_counted(settings: dict[str, Any], expected: int | None) -> None:
     usual = {"max_steps": -1, "max_epochs": None, "accumulate_grad_batches": 1, "num_training_batches": 10}
     trainer: Any = SimpleNamespace(**usual | settings)
-    assert batches_of_run(trainer) == expected
+    assert count_run_batches(trainer) == expected

@@ -26,7 +26,7 @@ from transformers_like import Output
 def linear(classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
 
-def said(classes: int = 10) -> nn.Module:
+def annotated(classes: int = 10) -> nn.Module:
     return linear(classes)
 
 def half(classes: int = 10) -> nn.Module:
@@ -140,7 +140,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "--num_images=20", "--preset=quick", "--trainer.accelerator=cpu"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["linear", "said", "Network"])
+@pytest.mark.parametrize("name", ["linear", "annotated", "Network"])
 @pytest.mark.parametrize("split", [True, False], ids=["two words", "one word"])
 def test_any_network_can_be_evaluated(foreign: list[str], tmp_path: Path, name: str, split: bool) -> None:
     model = f"foreign_networks.{name}"
@@ -172,8 +172,8 @@ def test_evaluation_is_computed_in_float32(foreign: list[str], tmp_path: Path, m
 
 def test_a_custom_network_replaces_that_of_a_config_in_either_order(foreign: list[str], tmp_path: Path) -> None:
     for config in (
-        ["--config", QUICKSTART, "--model.network=foreign_networks.said"],
-        ["--model.network=foreign_networks.said", f"--config={QUICKSTART}"],
+        ["--config", QUICKSTART, "--model.network=foreign_networks.annotated"],
+        ["--model.network=foreign_networks.annotated", f"--config={QUICKSTART}"],
     ):
         main([*foreign, *config, "--model.network.classes=12", "--eps=[0.1]"])
     for report in (tmp_path / "quickstart").glob("evaluate-*/report.json"):
@@ -192,7 +192,7 @@ def test_a_network_given_as_the_model_ends_in_a_line_with_the_new_command(foreig
     [
         ("foreign_networks.nothing", [], "must be a known name or an import path, got foreign_networks.nothing"),
         ("no_such_module.Network", [], "No module named 'no_such_module'"),
-        ("foreign_networks.said", [], "does not fit Sequential"),
+        ("foreign_networks.annotated", [], "does not fit Sequential"),
         ("foreign_networks.text", [], "got foreign_networks.text, which returns str"),
         ("foreign_networks.some_text", [], "a function that returns one, got a str"),
         ("foreign_networks.Output", [], "got the class foreign_networks.Output"),
@@ -230,7 +230,7 @@ def test_a_network_from_the_users_own_code_needs_no_file(foreign: list[str], cap
     assert "No --ckpt_path: evaluating" in capsys.readouterr().out
 
 
-def report_of_run(foreign: list[str], tmp_path: Path, name: str, *more: str) -> dict[str, Any]:
+def read_report(foreign: list[str], tmp_path: Path, name: str, *more: str) -> dict[str, Any]:
     main(
         [
             *foreign,
@@ -250,11 +250,11 @@ def test_a_function_that_returns_a_trained_network_needs_no_file(
     foreign = [word for word in foreign if "preset" not in word]
     weights = next(word for word in foreign if "ckpt_path" in word)
     without = [word for word in foreign if word != weights]
-    brought = report_of_run(without, tmp_path, "foreign_networks.trained")
+    brought = read_report(without, tmp_path, "foreign_networks.trained")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("No --ckpt_path"))
     assert "Sequential with the weights that it was built with (9,420 numbers" in line
     assert brought["search"]["weights"][:16] in line
-    loaded = report_of_run(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12")
+    loaded = read_report(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12")
     assert brought["search"]["weights"] == loaded["search"]["weights"]
     assert brought["stages"] == loaded["stages"]
 
@@ -263,14 +263,14 @@ def test_a_network_that_works_on_its_input_in_place_is_evaluated_as_one_that_cop
     foreign: list[str], tmp_path: Path
 ) -> None:
     foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
-    reports = [report_of_run(foreign, tmp_path, f"foreign_networks.{name}") for name in ("InPlace", "Copying")]
+    reports = [read_report(foreign, tmp_path, f"foreign_networks.{name}") for name in ("InPlace", "Copying")]
     assert reports[0]["stages"] == reports[1]["stages"]
     assert reports[0]["clean"]["count"] > 0
 
 
 def test_logits_by_name_are_found_and_other_outputs_refused(foreign: list[str], tmp_path: Path, capsys: Any) -> None:
     foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
-    held = report_of_run(foreign, tmp_path, "foreign_networks.holds", "--model.network.form=logits")
+    held = read_report(foreign, tmp_path, "foreign_networks.holds", "--model.network.form=logits")
     assert held["clean"]["count"] > 0
     for form, got in (
         ("pair", "got a tuple of 2"),
@@ -279,7 +279,7 @@ def test_logits_by_name_are_found_and_other_outputs_refused(foreign: list[str], 
         ("half", "must return logits of shape (20, classes) for 20 images, got shape (5, 12)"),
     ):
         with pytest.raises(SystemExit):
-            report_of_run(foreign, tmp_path, "foreign_networks.holds", f"--model.network.form={form}")
+            read_report(foreign, tmp_path, "foreign_networks.holds", f"--model.network.form={form}")
         assert got in capsys.readouterr().err
 
 
@@ -291,21 +291,21 @@ def test_a_lightning_module_and_its_checkpoint_are_evaluated(foreign: list[str],
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "own.ckpt")
-    expected = report_of_run(foreign, tmp_path, "foreign_networks.trained")["stages"]
+    expected = read_report(foreign, tmp_path, "foreign_networks.trained")["stages"]
     file = f"--ckpt_path={tmp_path / 'own.ckpt'}"
-    own = report_of_run(foreign, tmp_path, "foreign_networks.Module", file)
+    own = read_report(foreign, tmp_path, "foreign_networks.Module", file)
     assert own["stages"] == expected
-    plain = report_of_run(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12", file)
+    plain = read_report(foreign, tmp_path, "foreign_networks.linear", "--model.network.classes=12", file)
     assert plain["stages"] == expected
 
 
 def test_a_network_in_another_form_gives_the_same_numbers(foreign: list[str], tmp_path: Path) -> None:
     foreign = [word for word in foreign if "preset" not in word and "ckpt_path" not in word]
-    expected = report_of_run(foreign, tmp_path, "foreign_networks.trained")["stages"]
-    assert report_of_run(foreign, tmp_path, "foreign_networks.scripted")["stages"] == expected
-    assert report_of_run(foreign, tmp_path, "foreign_networks.Late")["stages"] == expected
+    expected = read_report(foreign, tmp_path, "foreign_networks.trained")["stages"]
+    assert read_report(foreign, tmp_path, "foreign_networks.scripted")["stages"] == expected
+    assert read_report(foreign, tmp_path, "foreign_networks.Late")["stages"] == expected
     mixed, double = (
-        report_of_run(foreign, tmp_path / str(all), "foreign_networks.Double", f"--model.network.all={all}", runs)
+        read_report(foreign, tmp_path / str(all), "foreign_networks.Double", f"--model.network.all={all}", runs)
         for all in (False, True)
         for runs in [f"--runs_dir={tmp_path / str(all)}"]
     )

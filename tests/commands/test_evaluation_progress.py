@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from commands.evaluation_progress import EvaluationProgress, model_calls
+from commands.evaluation_progress import EvaluationProgress, estimate_forward_passes
 from rampart.attacks import APGD, FAB, PGD, Attack, Square
 from rampart.evaluation import WorstCaseSearch
 from tests.conftest import ROOT
@@ -47,10 +47,10 @@ def lines(shows: bool, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> 
 def test_the_line_shows_batch_attack_eps_robust_images_and_time_left(
     monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
 ) -> None:
-    told = lines(True, monkeypatch, stream())
-    assert max(map(len, told)) < 80
+    printed = lines(True, monkeypatch, stream())
+    assert max(map(len, printed)) < 80
     form = re.compile(r"batch 4/4: PGD-300 @ 0\.3, \d+ of 10 robust, about [\d.]+ (s|min|h) left")
-    assert any(form.fullmatch(line) for line in told), told[-5:]
+    assert any(form.fullmatch(line) for line in printed), printed[-5:]
 
 
 def test_nothing_is_shown_without_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +58,9 @@ def test_nothing_is_shown_without_a_progress_bar(monkeypatch: pytest.MonkeyPatch
 
 
 def test_log_gets_a_line_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = lines(True, monkeypatch, io.StringIO())
-    assert "clean: 39 of 40 images correct; 2 attacks at 2 eps on 4 batches" in told
-    ends = [line for line in told if "robust of 10" in line]
+    printed = lines(True, monkeypatch, io.StringIO())
+    assert "clean: 39 of 40 images correct; 2 attacks at 2 eps on 4 batches" in printed
+    ends = [line for line in printed if "robust of 10" in line]
     assert [line[:10] for line in ends] == ["batch 1/4:", "batch 2/4:", "batch 3/4:", "batch 4/4:"]
 
 
@@ -76,7 +76,7 @@ def test_log_gets_a_line_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_forward_passes_of_an_attack_are_estimated(attack: Attack, calls: int) -> None:
-    assert model_calls(attack, 0.1) == calls
+    assert estimate_forward_passes(attack, 0.1) == calls
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

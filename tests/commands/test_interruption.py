@@ -151,9 +151,9 @@ def test_ctrl_c_during_the_imports_ends_in_one_line() -> None:
     process = start("fit", "--config", "configs/quickstart.yaml")
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
-    assert said == "interrupted by Ctrl-C: nothing more was written; run the command again\n"
+    assert printed == "interrupted by Ctrl-C: nothing more was written; run the command again\n"
 
 
 def test_sigterm_to_one_of_two_processes_saves_the_run_and_ends_both(tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_sigterm_to_one_of_two_processes_saves_the_run_and_ends_both(tmp_path: P
         time.sleep(0.1)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
-    assert len([line for line in said.splitlines() if "interrupted by SIGTERM: saved" in line]) == 1
-    assert "Traceback" not in said
+    assert len([line for line in printed.splitlines() if "interrupted by SIGTERM: saved" in line]) == 1
+    assert "Traceback" not in printed
     assert not Path(f"/proc/{child}").exists()
     read_checkpoint(last)
 

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from commands.custom_network import with_network_hooks
+from commands.custom_network import add_network_hooks
 from commands.lightning_batches import run_on_test_batches
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
@@ -222,7 +222,7 @@ def test_trainer_and_random_state_are_restored(tmp_path: Path) -> None:
 
 
 class Random(Plain):
-    """Has a different order in each pass, whatever the seed."""
+    """Has a different order in each pass, also with the same seed."""
 
     def test_dataloader(self) -> Any:
         generator = torch.Generator()
@@ -255,8 +255,8 @@ def test_data_that_change_between_passes_are_refused(tmp_path: Path, kind: type[
 def test_hooks_of_a_network_that_is_a_lightning_module_change_the_batches(tmp_path: Path) -> None:
     network = Classifier()
     network.dims = 0.25
-    ((images, _),) = shown(Plain(), tmp_path, with_network_hooks(AdversarialClassifier(network, eps=0.1)))
+    ((images, _),) = shown(Plain(), tmp_path, add_network_hooks(AdversarialClassifier(network, eps=0.1)))
     assert torch.equal(images, IMAGES / 4)
     custom = Classifier()
     custom.network = network
-    assert with_network_hooks(custom) is custom
+    assert add_network_hooks(custom) is custom

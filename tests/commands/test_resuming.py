@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback
 
 from cli import main
-from commands.checkpoint_io import WholeFileIO, newest_readable
+from commands.checkpoint_io import WholeFileIO, find_newest_readable
 from rampart.files.weight_files import read_checkpoint
 from tests.commands.test_chaos import COMMON
 
@@ -39,7 +39,7 @@ def names(run: Path) -> set[str]:
     return {file.name for file in (run / "checkpoints").iterdir()}
 
 
-def state_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def read_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("RunCheckpoint"))
     assert isinstance(state, dict)
     return state
@@ -64,7 +64,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_last_epoch_is_saved_whether_or_not_it_is_better(whole: Path) -> None:
     assert read_checkpoint(whole / "checkpoints/last.ckpt")["global_step"] == 10
     assert (
-        Path(state_of(read_checkpoint(whole / "checkpoints/last.ckpt"))["best_model_path"]).name == "epoch1-step4.ckpt"
+        Path(read_state(read_checkpoint(whole / "checkpoints/last.ckpt"))["best_model_path"]).name
+        == "epoch1-step4.ckpt"
     )
 
 
@@ -93,7 +94,7 @@ def test_a_resumed_run_has_the_best_checkpoints_of_the_whole_run(
     old = {file: file.read_bytes() for file in whole.rglob("*.ckpt")}
     resumed = whole / f"checkpoints/epoch{epoch}-step{2 * epoch + 2}.ckpt"
     run = fit(tmp_path, f"--ckpt_path={resumed}", f"--checkpoint.save_top_k={top_k}")
-    state = state_of(read_checkpoint(run / "checkpoints/last.ckpt"))
+    state = read_state(read_checkpoint(run / "checkpoints/last.ckpt"))
     best = sorted(range(5), key=lambda at: -SCORES[at])[:top_k]
     assert {Path(path).name for path in state["best_k_models"]} == {f"epoch{at}-step{2 * at + 2}.ckpt" for at in best}
     assert Path(state["best_model_path"]) == run / "checkpoints/epoch1-step4.ckpt"
@@ -110,7 +111,7 @@ def test_a_twice_resumed_run_keeps_the_best_checkpoint_of_a_deleted_first_run(wh
     second = fit(tmp_path, f"--ckpt_path={first / 'checkpoints/last.ckpt'}")
     assert names(second) == {"epoch1-step4.ckpt"}  # training had ended already
     third = fit(tmp_path, f"--ckpt_path={first / 'checkpoints/epoch3-step8.ckpt'}")
-    state = state_of(read_checkpoint(third / "checkpoints/last.ckpt"))
+    state = read_state(read_checkpoint(third / "checkpoints/last.ckpt"))
     assert Path(state["best_model_path"]) == third / "checkpoints/epoch1-step4.ckpt"
 
 
@@ -118,7 +119,7 @@ def test_a_missing_best_checkpoint_is_reported_in_one_line(whole: Path, tmp_path
     shutil.copy(whole / "checkpoints/epoch2-step6.ckpt", tmp_path / "alone.ckpt")
     run = fit(tmp_path, f"--ckpt_path={tmp_path / 'alone.ckpt'}")
     assert "The best checkpoint so far, epoch1-step4.ckpt (val/score 0.9000), is not in the folder of" in caplog.text
-    state = state_of(read_checkpoint(run / "checkpoints/last.ckpt"))
+    state = read_state(read_checkpoint(run / "checkpoints/last.ckpt"))
     assert Path(state["best_model_path"]).name == "epoch3-step8.ckpt"
 
 
@@ -270,7 +271,7 @@ def test_a_broken_newest_checkpoint_does_not_hide_an_older_one(
     options = [option for option in COMMON[1:] if command == "fit" or "test_after_fit" not in option]
     line = failure(capsys, command, *options, f"--runs_dir={tmp_path}", f"--ckpt_path={folder / 'last.ckpt'}")
     assert f"--ckpt_path '{folder / 'epoch3-step8.ckpt'}'" in line
-    assert newest_readable(folder.iterdir()) == folder / "epoch3-step8.ckpt"
+    assert find_newest_readable(folder.iterdir()) == folder / "epoch3-step8.ckpt"
 
 
 @pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])

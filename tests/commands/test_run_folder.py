@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pytorch_lightning.utilities import rank_zero_only
 
-from commands.run_folder import FOLDER_VARIABLE, RunFolderCallback, new_run_folder
+from commands.run_folder import FOLDER_VARIABLE, RunFolderCallback, create_run_folder
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
@@ -17,10 +17,10 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
 def test_a_process_that_rank_0_starts_uses_rank_0s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, "another run's")
     (tmp_path / "a" / "fit-0").mkdir(parents=True)
-    claimed = new_run_folder(str(tmp_path), "a", "fit")
+    claimed = create_run_folder(str(tmp_path), "a", "fit")
     assert claimed == tmp_path / "a" / "fit-1"
     as_rank(monkeypatch, 1)
-    assert new_run_folder(str(tmp_path), "a", "fit") == claimed
+    assert create_run_folder(str(tmp_path), "a", "fit") == claimed
 
 
 def test_a_process_that_torchrun_starts_gets_the_folder_at_set_up(
@@ -28,7 +28,7 @@ def test_a_process_that_torchrun_starts_gets_the_folder_at_set_up(
 ) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     as_rank(monkeypatch, 1)
-    folder = new_run_folder(str(tmp_path), "a", "fit")
+    folder = create_run_folder(str(tmp_path), "a", "fit")
     assert folder.parent == tmp_path / "a"
     assert not list(tmp_path.iterdir())
     trainer: Any = SimpleNamespace(
@@ -43,13 +43,13 @@ def test_the_first_process_of_another_machine_creates_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NODE_RANK", "1")
-    new_run_folder(str(tmp_path), "a", "fit")
+    create_run_folder(str(tmp_path), "a", "fit")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_impossible_runs_dir_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"runs_dir: no folder can be created in .*file/a: Not a directory"):
-        new_run_folder(str(tmp_path / "file"), "a", "fit")
+        create_run_folder(str(tmp_path / "file"), "a", "fit")
     with pytest.raises(ValueError, match="runs_dir must be a folder's path, got ''"):
-        new_run_folder("", "a", "fit")
+        create_run_folder("", "a", "fit")

@@ -1,4 +1,4 @@
-"""Loggers, progress bars, checkpoints and strategies: the user's replace Rampart's, and off is off."""
+"""Loggers, progress bars, checkpoints and strategies: custom ones replace Rampart's, disabled ones stay off."""
 
 import json
 from pathlib import Path

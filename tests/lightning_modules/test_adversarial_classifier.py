@@ -274,7 +274,7 @@ class Preset(AdversarialClassifier):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 
 
-def test_a_preset_has_defaults_and_takes_every_setting(tmp_path: Path) -> None:
+def test_a_preset_has_defaults_and_accepts_every_setting(tmp_path: Path) -> None:
     module = Preset(attack=PGD(steps=1))
     assert module.target_eps == 8 / 255
     assert [named.name for named in module.test_attacks] == ["PGD-20 @ 8/255"]
@@ -291,6 +291,6 @@ def test_a_preset_has_defaults_and_takes_every_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "missing"), [((nn.Flatten(),), "eps"), ((None, 0.1), "network")])
-def test_an_argument_without_a_default_is_asked_for(arguments: Any, missing: str) -> None:
+def test_a_missing_argument_without_a_default_is_refused(arguments: Any, missing: str) -> None:
     with pytest.raises(ValueError, match=rf"^model\.{missing} must be given, such as .*: AdversarialClassifier has no"):
         AdversarialClassifier(*arguments)

@@ -31,7 +31,7 @@ def run(command: str, module: Any, loader: Any, **settings: Any) -> Any:
     return getattr(trainer, command)(module, loader)
 
 
-def loader_of(*tensors: Any, **settings: Any) -> DataLoader[Any]:
+def make_loader(*tensors: Any, **settings: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*tensors), **({"batch_size": 6} | settings))
 
 
@@ -89,7 +89,7 @@ def test_other_forms_are_refused_by_every_command_in_the_same_line(batch: Any, m
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("several", [list, dict])
 def test_several_loaders_are_refused_in_one_line(command: str, several: Any) -> None:
-    two: Any = [loader_of(IMAGES, LABELS), loader_of(IMAGES, LABELS)]
+    two: Any = [make_loader(IMAGES, LABELS), make_loader(IMAGES, LABELS)]
     if several is dict:
         two = {"a": two[0], "b": two[1]}
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_several_loaders_are_refused_in_one_line(command: str, several: Any) -> 
     ) as caught:
         run(command, classifier(), two)
     assert "\n" not in str(caught.value)
-    one: Any = [loader_of(IMAGES, LABELS)] if several is list else {"a": loader_of(IMAGES, LABELS)}
+    one: Any = [make_loader(IMAGES, LABELS)] if several is list else {"a": make_loader(IMAGES, LABELS)}
     if command != "fit":
         run(command, classifier(), one)
 
@@ -111,7 +111,9 @@ class Stream(IterableDataset[Any]):
 def test_loaders_without_a_length_are_read(command: str) -> None:
     result = run(command, classifier(), DataLoader(Stream(), batch_size=5))
     if command == "test":
-        assert result[0]["test/clean_acc"] == run("test", classifier(), loader_of(IMAGES, LABELS))[0]["test/clean_acc"]
+        assert (
+            result[0]["test/clean_acc"] == run("test", classifier(), make_loader(IMAGES, LABELS))[0]["test/clean_acc"]
+        )
 
 
 class Recorder(nn.Module):
@@ -132,20 +134,20 @@ def test_evaluation_uses_float32_in_every_precision_of_the_trainer(precision: An
     network, results = Recorder(), []
     module = classifier(network, attack=PGD(steps=2), test_attacks=[NamedAttack(PGD(steps=2), 0.1)])
     for command in ("validate", "test", "predict"):
-        results.append(run(command, module, loader_of(IMAGES, LABELS), precision=precision))
+        results.append(run(command, module, make_loader(IMAGES, LABELS), precision=precision))
     assert network.dtypes == {(False, torch.float32)}
-    full = [run(command, module, loader_of(IMAGES, LABELS)) for command in ("validate", "test", "predict")]
+    full = [run(command, module, make_loader(IMAGES, LABELS)) for command in ("validate", "test", "predict")]
     assert results[:2] == full[:2]
     assert torch.equal(results[2][0]["adv_confidence"], full[2][0]["adv_confidence"])
 
 
 def test_validation_during_training_in_bfloat16_uses_float32() -> None:
     network = Recorder()
-    run("fit", classifier(network), loader_of(IMAGES, LABELS), precision="bf16-mixed", num_sanity_val_steps=0)
+    run("fit", classifier(network), make_loader(IMAGES, LABELS), precision="bf16-mixed", num_sanity_val_steps=0)
     assert (True, torch.bfloat16) in network.dtypes  # the training step
     seen: set[Any] = set()
     network.dtypes = seen
-    run("validate", classifier(network), loader_of(IMAGES, LABELS), precision="bf16-mixed")
+    run("validate", classifier(network), make_loader(IMAGES, LABELS), precision="bf16-mixed")
     assert seen == {(False, torch.float32)}
 
 
@@ -153,7 +155,7 @@ def test_validation_during_training_in_bfloat16_uses_float32() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_precision_that_rounds_images_is_refused(command: str, precision: Any) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.precision {precision} rounds images.*use bf16-mixed"):
-        run(command, classifier(), loader_of(IMAGES, LABELS), precision=precision)
+        run(command, classifier(), make_loader(IMAGES, LABELS), precision=precision)
 
 
 class NanWhereBright(nn.Module):
@@ -180,7 +182,7 @@ def test_non_finite_logits_are_an_error_and_give_no_result(command: str, thresho
     labels = torch.ones_like(LABELS)
     images = images if threshold > 0.6 else IMAGES * 0.2 + 0.6
     with pytest.raises(ValueError, match=f"logits {where} {'val' if command == 'validate' else command} are NaN"):
-        run(command, module, loader_of(images, labels, batch_size=12))
+        run(command, module, make_loader(images, labels, batch_size=12))
 
 
 class InPlace(nn.Module):
@@ -203,8 +205,8 @@ def test_in_place_operations_in_a_network_do_not_change_results() -> None:
     for kind in (InPlace, OutOfPlace):
         torch.manual_seed(0)
         module = classifier(kind(), attack=PGD(steps=2, start=AtImage()), val_attack=PGD(steps=2, start=AtImage()))
-        run("fit", module, loader_of(IMAGES, LABELS))
-        made = [run(command, module, loader_of(IMAGES, LABELS)) for command in COMMANDS[1:]]
+        run("fit", module, make_loader(IMAGES, LABELS))
+        made = [run(command, module, make_loader(IMAGES, LABELS)) for command in COMMANDS[1:]]
         results.append((made[:2], made[2][0]["adv_confidence"].tolist(), module.network.inner[1].weight.tolist()))
     assert results[0] == results[1]
 
@@ -212,20 +214,20 @@ def test_in_place_operations_in_a_network_do_not_change_results() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_network_for_other_images_is_named_in_one_line(command: str) -> None:
     with pytest.raises(ValueError, match=r"Sequential failed on images of shape \(6, 1, 5, 5\) float32: mat1"):
-        run(command, classifier(), loader_of(torch.rand(12, 1, 5, 5), LABELS))
+        run(command, classifier(), make_loader(torch.rand(12, 1, 5, 5), LABELS))
 
 
 def test_an_images_random_start_does_not_depend_on_the_other_images() -> None:
-    """Under an attack of one tiny step the start decides who is fooled."""
+    """Under an attack of one tiny step the start decides which images are fooled."""
     attack = PGD(steps=1, relative_step_size=0.01)
     module = classifier(eps=0.02, val_attack=attack)
     images = torch.rand(300, 1, 4, 4)
     labels = module(images).argmax(1)
     seen: list[Tensor] = []
     module.val_robust_acc.update = lambda classes, labels: seen.append(classes == labels)
-    run("validate", module, loader_of(images, labels, batch_size=300))
+    run("validate", module, make_loader(images, labels, batch_size=300))
     half = torch.arange(300) >= 150
-    run("validate", module, loader_of(images, torch.where(half, labels, (labels + 1) % 3), batch_size=300))
+    run("validate", module, make_loader(images, torch.where(half, labels, (labels + 1) % 3), batch_size=300))
     everyone, rest = seen[-2:]
     assert not everyone[half].all()
     assert torch.equal(everyone[half], rest[half])
@@ -248,14 +250,14 @@ def test_every_image_is_counted_once_over_all_processes(total: int, world: int, 
 
 def test_several_processes_that_read_the_same_stream_give_a_warning(recwarn: Any) -> None:
     warn_about_stream(DataLoader(Stream()), "test", 1)
-    warn_about_stream(loader_of(IMAGES, LABELS), "test", 2)
+    warn_about_stream(make_loader(IMAGES, LABELS), "test", 2)
     assert not [warning for warning in recwarn if "reads a stream" in str(warning.message)]
     with pytest.warns(UserWarning, match=r"test_dataloader reads a stream .* and each of 2 processes reads all of it"):
         warn_about_stream(DataLoader(Stream()), "test", 2)
 
 
 def test_loaders_of_one_process_have_no_repeated_images() -> None:
-    for loader in (loader_of(IMAGES, LABELS), DataLoader(Stream(), batch_size=5), [1], None):
+    for loader in (make_loader(IMAGES, LABELS), DataLoader(Stream(), batch_size=5), [1], None):
         assert SamplerPadding(loader).count_unpadded(7) == 7
 
 

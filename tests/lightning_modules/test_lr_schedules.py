@@ -74,7 +74,7 @@ def fit(
     return rates.seen, module
 
 
-def rates_of(factory: Any, updates: int) -> list[float]:
+def read_rates(factory: Any, updates: int) -> list[float]:
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule, seen = factory(optimizer), []
     for _ in range(updates):
@@ -99,11 +99,11 @@ def rates_of(factory: Any, updates: int) -> list[float]:
 def test_a_schedule_ends_with_the_run(tmp_path: Path, data: Any, trainer: Any, updates: int) -> None:
     callbacks = trainer.pop("callbacks", [])
     rates, _ = fit(tmp_path, ONE_CYCLE, *callbacks, data=batches(**data), **trainer)
-    assert rates == pytest.approx(rates_of(partial(ONE_CYCLE, total_steps=updates), updates))
+    assert rates == pytest.approx(read_rates(partial(ONE_CYCLE, total_steps=updates), updates))
     assert rates[-1] < 1e-4
 
 
-def test_the_fast_config_has_the_rates_of_its_published_run() -> None:
+def test_the_fast_config_has_the_read_rates_its_published_run() -> None:
     published, now = (
         yaml.safe_load((ROOT / path).read_text())["model"]["init_args"]["lr_scheduler"]
         for path in ("pretrained/mnist/fast/config.yaml", "configs/mnist/fast.yaml")
@@ -115,7 +115,7 @@ def test_the_fast_config_has_the_rates_of_its_published_run() -> None:
         factory = partial(OneCycleLR, **now["init_args"])
         return build_schedules([factory], None, optimizer, lambda: 15 * 938)[0]
 
-    assert rates_of(following, 14070) == rates_of(partial(OneCycleLR, **published["init_args"]), 14070)
+    assert read_rates(following, 14070) == read_rates(partial(OneCycleLR, **published["init_args"]), 14070)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_every_schedule_of_torch_can_have_the_length_of_the_run(tmp_path: Path, 
         return PolynomialLR(optimizer, total_iters=12, power=2.0)
 
     rates, _ = fit(tmp_path, factory)
-    assert rates == pytest.approx(rates_of(given, 12))
+    assert rates == pytest.approx(read_rates(given, 12))
 
 
 @pytest.mark.parametrize("at_step", [5, 8])
@@ -286,7 +286,7 @@ def test_a_loader_without_a_length_needs_max_steps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown until it ends: set trainer\.max_steps"):
         fit(tmp_path, ONE_CYCLE, data=data)
     rates, _ = fit(tmp_path, ONE_CYCLE, data=data, max_steps=9)
-    assert rates == pytest.approx(rates_of(partial(ONE_CYCLE, total_steps=9), 9))
+    assert rates == pytest.approx(read_rates(partial(ONE_CYCLE, total_steps=9), 9))
 
 
 def test_schedules_on_the_command_line_are_saved_in_the_config(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_arguments_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     assert (loaded.eps, loaded.attack) == (0.2, PGD(steps=9))
 
 
-def test_an_additional_argument_of_a_subclass_is_asked_for(tmp_path: Path) -> None:
+def test_an_additional_argument_of_a_subclass_must_be_given(tmp_path: Path) -> None:
     path = save(Named("a", attack=PGD(steps=1)), tmp_path)
     with pytest.raises(ValueError, match="missing 1 required positional argument: 'title': pass it"):
         Named.load_from_checkpoint(path)
