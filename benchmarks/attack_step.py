@@ -1,7 +1,7 @@
 """Time one attack step: the paper's loop, published libraries, Rampart, and the floor, in turn.
 
 The floor is the least that any gradient attack needs: one forward pass and the gradient with respect to the images. All
-start at the images and take the same steps on the same threads; libraries attack the network as users write it
+start at the images and take the same steps on the same threads. Libraries attack the network as users write it
 (`as_published.py`), and then Rampart's. Libraries that are not installed are left out:
 
     pip install -e '.[bench]'
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.as_published import PlainMNISTCNN, PlainResNet18, papers_loop
 from benchmarks.record import Record, new_file
-from benchmarks.timing import PEAK_SIZE, in_turn, matrix_product
+from benchmarks.timing import PEAK_SIZE, make_matrix_product, time_in_turn
 from rampart.attacks import PGD, AtImage
 from rampart.networks import MNISTCNN, ResNet18
 
@@ -118,7 +118,7 @@ PEERS: dict[str, Any] = {
 }
 
 
-def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+def build_contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return the contestants by name, the paper's loop first."""
     eps, step, steps = EPS[kind], STEP_SIZE[kind], STEPS[kind]
     runs: dict[str, Any] = {"paper's loop": partial(run_papers_loop, plain, images, labels, eps, step, steps)}
@@ -134,7 +134,7 @@ def contestants(kind: str, plain: nn.Module, ours: nn.Module, images: Tensor, la
     runs["Rampart PGD"] = partial(run_rampart, ours, images, labels, eps, step, steps)
     runs["floor"] = partial(run_floor, ours, images, labels, steps)
     runs["floor, network as published"] = partial(run_floor, plain, images, labels, steps)
-    runs["matrix product"] = matrix_product()
+    runs["matrix product"] = make_matrix_product()
     return runs
 
 
@@ -163,9 +163,9 @@ def count_flops(plain: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def compare_images(ours: Tensor, theirs: Tensor | None) -> dict[str, float] | None:
-    """Return the share of pixels that agree up to rounding; where a gradient is near zero, rounding decides its sign.
+    """Return the share of pixels that agree up to rounding, and the largest difference; None without other images.
 
-    None if there is nothing to compare.
+    Pixels differ where a gradient is so near zero that rounding decides its sign.
     """
     if theirs is None:
         return None
@@ -182,14 +182,14 @@ def measure(kind: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
     ours.eval()
     shape = (1, 28, 28) if kind == "MNIST CNN" else (3, 32, 32)
     images, labels = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
-    runs = contestants(kind, plain, ours, images, labels)
+    runs = build_contestants(kind, plain, ours, images, labels)
     reference = runs["paper's loop"]()
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     flops = count_flops(plain, images, labels)
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
-    times = in_turn(runs, rounds, warm_up=1)
+    times = time_in_turn(runs, rounds, warm_up=1)
     peak = 2 * PEAK_SIZE**3 / times.median("matrix product")
     rows = []
     for name, run in runs.items():
@@ -237,12 +237,12 @@ def plot_speed(rows: list[dict[str, Any]]) -> Figure:
     for panel, kind in zip(drawing.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         names = [n for n in dict.fromkeys(row["contestant"] for row in rows) if "on Rampart's" not in n]
         for name in names:
-            of_name = [row for row in rows if row["network"] == kind and row["contestant"] == name]
+            selected = [row for row in rows if row["network"] == kind and row["contestant"] == name]
             style: dict[str, Any] = {"linewidth": 2.5, "color": "black"} if name == "Rampart PGD" else {}
             if name.startswith("floor"):
                 style = {"linestyle": ":", "color": "black" if name == "floor" else "gray"}
-            sizes = [row["batch_size"] for row in of_name]
-            panel.plot(sizes, [r["speed_over_papers_loop"] for r in of_name], marker="o", label=name, **style)
+            sizes = [row["batch_size"] for row in selected]
+            panel.plot(sizes, [r["speed_over_papers_loop"] for r in selected], marker="o", label=name, **style)
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.set_ylim(bottom=0)
@@ -256,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=int, nargs="*", default=[32, 64, 128, 256, 512, 1024], help="batch sizes")
     parser.add_argument("--resnet", type=int, nargs="*", default=[32, 128], help="batch sizes")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=new_file, help="JSON file to write; table and figure are written beside it")
+    parser.add_argument("--rounds", type=int, default=9, help="number of timed runs of each contestant")
+    parser.add_argument("--out", type=new_file, help="JSON file to write; table and figure are written next to it")
     arguments = parser.parse_args(argv)
     record = Record(arguments.out, seed=0)
     rows = []

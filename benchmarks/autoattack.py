@@ -2,8 +2,8 @@
 
 Both run the same attacks on the same images and weights: APGD-CE, targeted APGD, targeted FAB, Square, each on the
 images that are still robust. Two things differ in Rampart: an image leaves a run at the step that fools it, and FAB
-stops at the first adversarial image within eps, where the published code looks for a nearer one. pyautoattack attacks
-the network as papers write it; with `--same-network` it also attacks Rampart's form of the network, which
+stops at the first adversarial image within eps, where the published code searches for a nearer one. pyautoattack
+attacks the network as papers write it; with `--same-network` it also attacks Rampart's form of the network, which
 separates the attacks' speed from the network's.
 
     python -m benchmarks.autoattack FILE --data-dir DIR --num-images 250 --rounds 3 --out OUT.json
@@ -24,9 +24,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.as_published import PlainMNISTCNN
-from benchmarks.mnist import first_images, with_weights
+from benchmarks.mnist import load_first_images, load_trained
 from benchmarks.record import Record, describe_file, new_file
-from benchmarks.timing import Times, in_turn
+from benchmarks.timing import Times, time_in_turn
 from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks
 from rampart.networks import MNISTCNN
 
@@ -47,7 +47,7 @@ class PeerLog(logging.Handler):
         self.so_far = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Read a line."""
+        """Parse a line of the log."""
         line = record.getMessage()
         if record.levelno >= logging.WARNING and line not in self.warnings:
             self.warnings.append(line)
@@ -64,8 +64,8 @@ class Result:
 
     Attributes:
         robust: Number of images that are correctly classified clean and under all attacks.
-        stages: One row per attack, as ``stage`` returns them.
-        warnings: Lines that the evaluation warned with.
+        stages: One row per attack, from ``stage``.
+        warnings: Warnings of the evaluation, one line each.
     """
 
     robust: int
@@ -74,7 +74,7 @@ class Result:
 
 
 def stage(attack: str, robust: int, seconds: float) -> dict[str, Any]:
-    """Return an attack's row: its name, the number of images that are robust after it, the seconds it took."""
+    """Return an attack's row: its name, the number of robust images after it, and its wall time in seconds."""
     return {"attack": attack, "robust": robust, "seconds": round(seconds, 1)}
 
 
@@ -99,18 +99,18 @@ def run_pyautoattack(network: nn.Module, images: Tensor, labels: Tensor, eps: fl
     return Result(int((predictions == labels).sum()), log.stages, log.warnings)
 
 
-def contestants(arguments: argparse.Namespace, images: Tensor, labels: Tensor) -> dict[str, Callable[[], Result]]:
-    """Return the evaluations by name; without those of pyautoattack if it is not installed."""
-    on = {"images": images, "labels": labels, "eps": arguments.eps, "seed": arguments.seed}
-    ours = with_weights(MNISTCNN(), arguments.weights)
-    runs: dict[str, Callable[[], Result]] = {"rampart": partial(run_rampart, ours, **on)}
+def build_contestants(arguments: argparse.Namespace, images: Tensor, labels: Tensor) -> dict[str, Callable[[], Result]]:
+    """Return the evaluations by name; pyautoattack's only if it is installed."""
+    settings = {"images": images, "labels": labels, "eps": arguments.eps, "seed": arguments.seed}
+    ours = load_trained(MNISTCNN(), arguments.weights)
+    runs: dict[str, Callable[[], Result]] = {"rampart": partial(run_rampart, ours, **settings)}
     if find_spec(PEER) is None:
         print(f"left out: {PEER} (not installed; pip install -e '.[bench]')", file=sys.stderr)
         return runs
-    plain = with_weights(PlainMNISTCNN(), arguments.weights)
-    runs = {PEER: partial(run_pyautoattack, plain, **on)} | runs
+    plain = load_trained(PlainMNISTCNN(), arguments.weights)
+    runs = {PEER: partial(run_pyautoattack, plain, **settings)} | runs
     if arguments.same_network:
-        runs[f"{PEER}, Rampart's network"] = partial(run_pyautoattack, ours, **on)
+        runs[f"{PEER}, Rampart's network"] = partial(run_pyautoattack, ours, **settings)
     return runs
 
 
@@ -131,12 +131,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="a Lightning checkpoint, .pth or .safetensors of the MNIST network")
-    parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
+    parser.add_argument("--data-dir", required=True, help="folder with MNIST/raw")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="val: 1,000 held-out training images")
     parser.add_argument("--num-images", type=int, default=250, help="number of images, from the split's first on")
-    parser.add_argument("--eps", type=float, default=0.4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--eps", type=float, default=0.4, help="radius in l-inf, pixel scale")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the attacks")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed runs of each contestant")
     parser.add_argument("--same-network", action="store_true", help="pyautoattack on Rampart's form of the network too")
     parser.add_argument("--out", type=new_file, help="JSON file to write")
     return parser.parse_args(argv)
@@ -145,15 +145,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write JSON."""
     arguments = parse(argv)
-    images, labels = first_images(arguments.data_dir, arguments.split, arguments.num_images)
+    images, labels = load_first_images(arguments.data_dir, arguments.split, arguments.num_images)
     record = Record(arguments.out, arguments.seed)
     results: dict[str, list[Result]] = {}
 
     def keep(name: str, run: Callable[[], Result]) -> None:
         results.setdefault(name, []).append(run())
 
-    runs = {name: partial(keep, name, run) for name, run in contestants(arguments, images, labels).items()}
-    times = in_turn(runs, arguments.rounds, warm_up=0)
+    runs = {name: partial(keep, name, run) for name, run in build_contestants(arguments, images, labels).items()}
+    times = time_in_turn(runs, arguments.rounds, warm_up=0)
     settings = {"split": arguments.split, "images": len(labels), "eps": arguments.eps, "batch_size": BATCH_SIZE}
     record.show(describe_file(arguments.weights) | settings | build_result(times, results))
 

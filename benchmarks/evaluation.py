@@ -19,11 +19,11 @@ from pytorch_lightning import Trainer
 
 from benchmarks.as_published import PlainMNISTCNN, papers_loop
 from benchmarks.record import Record, describe_file, new_file
-from benchmarks.timing import in_turn
+from benchmarks.timing import time_in_turn
 from datamodules import DigitsDataModule, MNISTDataModule
 from lightning_modules import MNISTClassifier
 from rampart.attacks import PGD, NamedAttack
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from rampart.files import load_weights
 
 EPS, STEP_SIZE, STEPS = 0.4, 0.005, 200
@@ -75,7 +75,7 @@ def measure(weights: Path, loader: TensorBatches, rounds: int) -> dict[str, Any]
         "test": partial(evaluate_by_test, weights, loader, stop_when_fooled=False),
         "test, stop_when_fooled": partial(evaluate_by_test, weights, loader, stop_when_fooled=True),
     }
-    times = in_turn({name: partial(keep, name, run) for name, run in ways.items()}, rounds, warm_up=0)
+    times = time_in_turn({name: partial(keep, name, run) for name, run in ways.items()}, rounds, warm_up=0)
     return {
         "seconds": times.seconds,
         "robust_accuracy": accuracies,
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="trained weights of the MNIST network")
-    parser.add_argument("--data-dir", help="holds MNIST/raw; the 1,000 held-out bundled digits if left out")
+    parser.add_argument("--data-dir", help="folder with MNIST/raw; the 1,000 bundled test digits if left out")
     parser.add_argument("--num-images", type=int, help="number of test images, from the first on; all if left out")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="number of timed runs of each way")
     parser.add_argument("--out", type=new_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""MNIST images and weights, as several benchmarks need them."""
+"""MNIST images and trained networks for several benchmarks."""
 
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,7 +12,7 @@ Split = Literal["val", "test"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def first_images(data_dir: str, split: Split, count: int) -> tuple[Tensor, Tensor]:
+def load_first_images(data_dir: str, split: Split, count: int) -> tuple[Tensor, Tensor]:
     """Return the first images of a split and their labels.
 
     Args:
@@ -31,7 +31,7 @@ def first_images(data_dir: str, split: Split, count: int) -> tuple[Tensor, Tenso
     return loader.images[:count].float() / 255, loader.labels[:count]
 
 
-def with_weights(network: Network, file: Path | str) -> Network:
+def load_trained(network: Network, file: Path | str) -> Network:
     """Load weights into a network and return it in eval mode."""
     load_weights(network, file)
     return network.eval()

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.mnist import first_images, with_weights
+from benchmarks.mnist import load_first_images, load_trained
 from benchmarks.published_networks import TradesSmallCNN, wong_kolter_cnn
 from benchmarks.record import Record, describe_file, new_file
 
@@ -38,7 +38,7 @@ class Published:
     """Robust accuracy of one network, in %, over MNIST's 10,000 test images.
 
     Attributes:
-        network: Import path, from the repository's root.
+        network: Import path of the network, from the repository's root.
         eps: Radius in l-inf, pixel scale.
         clean: Clean accuracy.
         robust: Smallest and largest accuracy under attack that agree with the published number.
@@ -62,12 +62,12 @@ BUILDERS = {"trades": TradesSmallCNN, "wk17a": wong_kolter_cnn}
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate, compare, print and write JSON; exit with 1 if all images were attacked and the numbers disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
+    parser.add_argument("case", choices=CASES, help="network with published numbers")
+    parser.add_argument("weights", type=Path, help="published weights of that network")
+    parser.add_argument("--data-dir", required=True, help="folder with MNIST/raw")
     parser.add_argument("--num-images", type=int, default=10_000, help="number of test images, from the first on")
-    parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--batch-size", type=int, default=250, help="images per batch")
+    parser.add_argument("--accelerator", default="auto", help="trainer.accelerator of the evaluation")
     parser.add_argument("--peer", type=int, default=0, help="number of images for pyautoattack, from the first on")
     parser.add_argument("--runs-dir", type=Path, help="keeps the evaluation; a temporary folder if left out")
     parser.add_argument("--out", type=new_file, help="JSON file to write")
@@ -115,8 +115,8 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any] | None:
     device = "cuda" if torch.cuda.is_available() and arguments.accelerator != "cpu" else "cpu"
     torch.backends.cudnn.allow_tf32 = False
     builder: Callable[[], nn.Module] = BUILDERS[arguments.case]
-    network = with_weights(builder(), arguments.weights).to(device)
-    images, labels = (x.to(device) for x in first_images(arguments.data_dir, "test", arguments.peer))
+    network = load_trained(builder(), arguments.weights).to(device)
+    images, labels = (x.to(device) for x in load_first_images(arguments.data_dir, "test", arguments.peer))
     attack = AutoAttack(network, eps=CASES[arguments.case].eps, seed=0, device=device)
     start = time.perf_counter()
     _, found = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)

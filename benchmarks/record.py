@@ -26,12 +26,12 @@ def new_file(text: str) -> Path:
 
 
 class Record:
-    """JSON file of one run. Make it where the computation starts: it starts the clock and describes the machine.
+    """JSON file of one run. Create it when the computation starts: it starts the clock and describes the machine.
 
     Args:
         file: File to write; None only prints.
         seed: Seed of all random numbers.
-        command: The command that was run; that of this process if None.
+        command: Words of the command; those of this process if None.
 
     Raises:
         FileExistsError: If the file exists: a record is never overwritten.
@@ -42,7 +42,7 @@ class Record:
             _refuse_existing(file)
         self._file, self._start = file, time.monotonic()
         words = command or ["python", *sys.orig_argv[1:]]
-        # Folders of this machine are of no use to others.
+        # Paths of this machine mean nothing elsewhere.
         self._head = {"command": shlex.join(re.sub(r"(^|=)/(\S*/)?", r"\1", word) for word in words), "seed": seed}
         self._tail = provenance()
 
@@ -71,11 +71,11 @@ def write_json(file: Path, result: Mapping[str, Any]) -> None:
 
 def describe_file(path: Path | str) -> dict[str, str]:
     """Return the name and the SHA-256 of a weights file, for a record."""
-    return {"weights": Path(path).name, "sha256": file_hash(path)}
+    return {"weights": Path(path).name, "sha256": hash_file(path)}
 
 
-def file_hash(path: Path | str) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
+def hash_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

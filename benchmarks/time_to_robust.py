@@ -8,7 +8,7 @@ image: every image of every forward pass that a gradient follows, in attacks and
 Robust accuracy is at eps 0.4, on the 1,000 training images that `val_size: 1000` holds out: under PGD-200 from random
 starts (step size 0.005, the paper's protocol), and under PGD-20 from mid-gray, which gradient masking does not stop.
 The time of these measurements is not counted. The record is written after each measurement, so an interrupted run
-leaves one too.
+has one too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.record import Record, new_file
 from commands.command_line import RampartCLI
 from rampart.attacks import PGD, Level
-from rampart.bounds.interval import Interval
+from rampart.bounds import Interval
 from rampart.evaluation import robust_mask
 
 EPS = 0.4
@@ -54,7 +54,7 @@ class TimeToRobust(Callback):
         self._away = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting."""
+        """Start the counts and the clock, and measure before the first step."""
         network = pl_module.network
         assert isinstance(network, nn.Module)
         network.register_forward_hook(self._count)
@@ -68,11 +68,11 @@ class TimeToRobust(Callback):
         self._left = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
-        """Continue the clock."""
+        """Restart the clock."""
         self._away += time.monotonic() - self._left
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure if it is due."""
+        """Measure every few epochs, and after the last."""
         done = trainer.current_epoch + 1
         if done % self._every == 0 or done == trainer.max_epochs:
             self._measure(trainer, pl_module.evaluated_network)
@@ -159,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fit.add_argument("--every", type=int, default=4, help="epochs between two measurements")
     fit.add_argument("arguments", nargs="+", help="arguments of cli.py fit, after --")
     plot = commands.add_parser("plot", help="plot records")
-    plot.add_argument("figure", type=Path)
-    plot.add_argument("records", nargs="+", metavar="NAME=FILE")
+    plot.add_argument("figure", type=Path, help="image file to write")
+    plot.add_argument("records", nargs="+", metavar="NAME=FILE", help="records, with a name for the legend")
     given = parser.parse_args(argv)
     if given.command == "plot":
         if unnamed := [record for record in given.records if "=" not in record]:

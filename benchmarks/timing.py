@@ -1,4 +1,4 @@
-"""Time contestants in turn, so that other work on the machine affects all of them alike."""
+"""Time contestants in turn, so that other work on the machine affects all of them equally."""
 
 import statistics
 import time
@@ -25,7 +25,7 @@ class Times:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
 
 
-def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> Times:
+def time_in_turn(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> Times:
     """Run all contestants once per round, A B C A B C, and keep the rounds after the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm_up + rounds):
@@ -37,7 +37,7 @@ def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int 
     return Times(seconds)
 
 
-def matrix_product() -> Callable[[], object]:
-    """Return one large matrix product, the machine's practical peak: ``2 PEAK_SIZE^3`` floating-point operations."""
+def make_matrix_product() -> Callable[[], object]:
+    """Return a function that computes one large matrix product, ``2 PEAK_SIZE^3`` floating-point operations."""
     a, b, out = (torch.rand(PEAK_SIZE, PEAK_SIZE) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)

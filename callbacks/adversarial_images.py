@@ -10,9 +10,9 @@ from callbacks.outputs import save_figure, warn_if_not_drawn
 from rampart.attacks.context import attack_context
 from rampart.attacks.logits import compute_logits
 from rampart.attacks.random import make_generator
-from rampart.data.batch import read_batch
+from rampart.data import read_batch
 from rampart.evaluation import adversarial_figure, can_be_drawn
-from rampart.kernels.precision import full_float32
+from rampart.kernels import full_float32
 
 
 class AdversarialImagesCallback(Callback):

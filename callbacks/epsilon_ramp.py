@@ -7,7 +7,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from rampart.attacks.eps import parse_eps
+from rampart.attacks import parse_eps
 from rampart.files import load_weights
 from rampart.schedules import Phase, eps_schedule
 

@@ -11,7 +11,7 @@ from callbacks.outputs import new_file, run_folder
 from rampart.attacks import NamedAttack, parse_eps
 from rampart.evaluation import find_contradictions
 from rampart.files import fingerprint, provenance
-from rampart.kernels.precision import full_float32
+from rampart.kernels import full_float32
 
 
 class ResultsTableCallback(Callback):

@@ -11,9 +11,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks.outputs import new_file, run_folder, save_figure, warn_if_not_drawn
 from rampart.attacks import PGD, Attack, Eps, parse_eps
 from rampart.attacks.random import make_generator
-from rampart.data.batch import Batch, read_batch
+from rampart.data import Batch, read_batch
 from rampart.evaluation import fooling_eps, robustness_figure
-from rampart.kernels.precision import full_float32
+from rampart.kernels import full_float32
 
 
 class RobustnessCurveCallback(Callback):

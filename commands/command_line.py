@@ -32,7 +32,8 @@ from commands.trainer_settings import (
     name_settings_in_errors,
 )
 from lightning_modules import AdversarialClassifier
-from rampart.files.weights import check_checkpoint, is_checkpoint_of, load_weights
+from rampart.files import load_weights
+from rampart.files.weights import check_checkpoint, is_checkpoint_of
 
 
 def run_command(args: list[str] | None = None) -> None:

@@ -60,7 +60,7 @@ def list_configs(arguments: Sequence[str] = ()) -> str:
 
 def find_experiments() -> list[Experiment]:
     """Return all configs that have a header, sorted by path, with ``configs/`` before ``experiments/``."""
-    files = [path for room in ("configs", "experiments") for path in sorted((ROOT / room).rglob("*.yaml"))]
+    files = [path for folder in ("configs", "experiments") for path in sorted((ROOT / folder).rglob("*.yaml"))]
     files.sort(key=lambda path: (path.relative_to(ROOT).parts[0], len(path.relative_to(ROOT).parts)))
     return [found for path in files if (found := read_header(path))]
 

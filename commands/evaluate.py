@@ -17,8 +17,7 @@ from commands.evaluation_progress import EvaluationProgress
 from commands.interruption import Interrupted
 from commands.lightning_batches import run_on_test_batches
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import Attack, Eps
-from rampart.attacks.eps import NormName
+from rampart.attacks import Attack, Eps, NormName
 from rampart.attacks.random import run_seed
 from rampart.evaluation import (
     Preset,
@@ -33,9 +32,8 @@ from rampart.evaluation import (
     worst_case_figures,
     write_per_image,
 )
-from rampart.files import fingerprint
-from rampart.files.weights import load_weights
-from rampart.kernels.precision import full_float32
+from rampart.files import fingerprint, load_weights
+from rampart.kernels import full_float32
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from rampart.data.batch import read_batch
+from rampart.data import read_batch
 from rampart.evaluation import Source
 from rampart.evaluation.image_source import Visitor
 

@@ -263,10 +263,10 @@ def _suggest_option(option: str, options: list[str]) -> str:
     return f"; did you mean {ending[0]}?" if ending else _suggest(option, options) or ": --help lists the options"
 
 
-def _suggest_class(path: str, rooms: Iterable[str]) -> str:
+def _suggest_class(path: str, packages: Iterable[str]) -> str:
     module, _, name = path.rpartition(".")
     paths: dict[str, str] = {}
-    for known in (module,) if module else rooms:
+    for known in (module,) if module else packages:
         try:
             content = vars(pkgutil.resolve_name(known))
         except (ImportError, AttributeError, ValueError):

@@ -8,11 +8,10 @@ from pytorch_lightning import LightningDataModule, Trainer
 from callbacks.outputs import run_folder
 from commands.evaluate import choose_attacks, evaluate
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import Attack, Eps
-from rampart.attacks.eps import NormName
+from rampart.attacks import Attack, Eps, NormName
 from rampart.evaluation import Preset
-from rampart.files.export import ExportFormat, check_export, export_network
-from rampart.files.weights import load_weights
+from rampart.files import export_network, load_weights
+from rampart.files.export import ExportFormat, check_export
 
 
 class RampartTrainer(Trainer):

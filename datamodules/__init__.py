@@ -3,6 +3,6 @@
 from datamodules.digits import DigitsDataModule
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from datamodules.mnist import MNISTDataModule
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 
 __all__ = ["DigitsDataModule", "ImageSet", "InMemoryDataModule", "MNISTDataModule", "TensorBatches"]

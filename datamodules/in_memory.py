@@ -8,7 +8,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed, run_seed
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 
 
 class ImageSet(NamedTuple):

@@ -18,7 +18,7 @@ from lightning_modules.saved_settings import build_module, describe_settings
 from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed
-from rampart.data.batch import read_batch
+from rampart.data import read_batch
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
 from rampart.objectives import AdversarialTraining, Objective

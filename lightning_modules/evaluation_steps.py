@@ -14,9 +14,9 @@ from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import compute_logits
 from rampart.attacks.random import make_generator, run_seed
 from rampart.attacks.validation import check_finite, check_labels
-from rampart.data.batch import Batch, read_batch
-from rampart.evaluation.robust_mask import robust_mask
-from rampart.kernels.precision import full_float32
+from rampart.data import Batch, read_batch
+from rampart.evaluation import robust_mask
+from rampart.kernels import full_float32
 from rampart.networks import plain_form
 
 

@@ -23,7 +23,7 @@ from rampart.attacks import Attack, NamedAttack, Start
 from rampart.files.old_names import update_settings
 from rampart.objectives import Objective
 
-ROOMS = ("rampart", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
+PACKAGES = ("rampart", "lightning_modules", "torch.nn", "torch.optim", "pytorch_lightning.cli")
 KINDS = (nn.Module, Attack, NamedAttack, Start, Objective, Optimizer, LRScheduler)
 
 
@@ -91,7 +91,7 @@ def resolve(path: str) -> Any:
         ValueError: If the class is of another kind, or in a package that the program has not imported.
     """
     module_name, _, name = path.rpartition(".")
-    own = any(f"{module_name}.".startswith(f"{room}.") for room in ROOMS)
+    own = any(f"{module_name}.".startswith(f"{package}.") for package in PACKAGES)
     try:
         module = importlib.import_module(module_name) if own else sys.modules[module_name]
         found = getattr(module, name)
@@ -102,7 +102,7 @@ def resolve(path: str) -> Any:
         ) from None
     allowed = isinstance(found, type) and issubclass(found, KINDS)
     if own and isinstance(found, FunctionType):
-        allowed = any(f"{found.__module__}.".startswith(f"{room}.") for room in ROOMS)
+        allowed = any(f"{found.__module__}.".startswith(f"{package}.") for package in PACKAGES)
     if not allowed:
         raise ValueError(
             f"the checkpoint names {path}, which is not a network, attack, objective, optimizer or schedule"

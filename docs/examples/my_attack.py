@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rampart.attacks import NORMS, Attack, Eps, parse_eps
-from rampart.attacks.context import Model, attack_context
-from rampart.attacks.eps import NormName
+from rampart.attacks import NORMS, Attack, Eps, Model, NormName, parse_eps
+from rampart.attacks.context import attack_context
 from rampart.attacks.logits import compute_logits
 from rampart.attacks.losses import margin
 

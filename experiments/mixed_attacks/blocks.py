@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rampart.attacks.pgd import PGD
+from rampart.attacks import PGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,15 +13,15 @@ class BlockPGD(PGD):
     """PGD whose steps move square blocks of pixels, each as one.
 
     A network trained at a large eps is robust to changes of single pixels and is fooled by changes of whole patches.
-    Square finds these (Andriushchenko et al. 2020), and the gradient of a block shows them better than the gradients
-    of its pixels.
+    Square finds such changes (Andriushchenko et al. 2020), and the gradient of a block shows them better than the
+    gradients of its pixels.
 
     Attributes:
         block_sides: Block sides in pixels, spread over a run from the first to the last: ``(7, 5, 3, 2, 1)`` goes from
             coarse to fine. A side above 1 needs images ``(N, C, H, W)``.
 
     Raises:
-        ValueError: If a side is no whole number from 1, or there is none; else as PGD.
+        ValueError: If there is no side or one is not a whole number from 1, and as PGD.
     """
 
     block_sides: tuple[int, ...] = (1,)
@@ -43,12 +43,12 @@ def block_means(grad: Tensor, side: int, generator: torch.Generator | None) -> T
     The blocks tile the image from a random corner, a new one for each call, so that no grid is special.
 
     Args:
-        grad: ``(N, C, H, W)``.
+        grad: Gradient ``(N, C, H, W)``, float.
         side: Block side in pixels; blocks at the border may be smaller.
         generator: Source of the random corner, on the gradient's device; the global one if None.
 
     Returns:
-        Like ``grad``.
+        Gradient with the shape and dtype of ``grad``.
     """
     corner = torch.rand(2, generator=generator, device=grad.device).mul_(side).long()
     down, across = (_averaging(size, side, at, grad) for size, at in zip(grad.shape[-2:], corner, strict=True))
@@ -56,7 +56,7 @@ def block_means(grad: Tensor, side: int, generator: torch.Generator | None) -> T
 
 
 def _averaging(size: int, side: int, corner: Tensor, like: Tensor) -> Tensor:
-    """Return the matrix ``(size, size)`` that averages each block of a line."""
+    """Return the matrix ``(size, size)`` that averages the blocks along one axis."""
     block = torch.div(torch.arange(size, device=like.device) + corner, side, rounding_mode="floor")
     same = (block[:, None] == block).to(like.dtype)
     return same / same.sum(1, keepdim=True)

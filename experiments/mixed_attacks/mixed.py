@@ -6,23 +6,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rampart.attacks.attack import Attack
-from rampart.attacks.context import Model
-from rampart.attacks.eps import Eps, NormName
-from rampart.attacks.losses import AttackLoss, LossName
-from rampart.attacks.pgd import PGD
+from rampart.attacks import PGD, Attack, AttackLoss, Eps, LossName, Model, NormName
 
 
 @dataclass(frozen=True)
 class MixedPGD(Attack):
-    """Attack each batch by one of several PGDs, chosen at random; for training.
+    """Attack for training that runs one of several PGDs, chosen at random, on each batch.
 
     A network learns to be robust to the one attack that it is trained with. After training with one step length, the
     same attack with another length fools more images; the same holds for blocks of pixels.
 
     Attributes:
-        attacks: The attacks, equally likely; all of one norm.
-        steps: Number of steps of every attack; if None, each keeps its own.
+        attacks: Attacks of one norm, chosen with equal probability.
+        steps: Number of steps of every attack; if None, each attack keeps its own.
 
     Raises:
         ValueError: If there is no attack, or their norms differ.

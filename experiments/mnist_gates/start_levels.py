@@ -3,8 +3,8 @@
     python -m experiments.mnist_gates.start_levels OUT.json NAME=FILE ANOTHER=FILE --data-dir DIR
 
 Count the first test images that are robust after a number of steps, for each attack alone, at its last iterate. Steps
-shrink linearly from the relative step size that does best from that start. For the start, also give the share of pixels
-that have a gradient there: one that exceeds a thousandth of the image's largest.
+shrink linearly from the relative step size that does best from that start. At each start, also measure the share of
+pixels whose gradient exceeds a thousandth of the image's largest.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.mnist import first_images, with_weights
-from benchmarks.record import Record, file_hash, new_file
+from benchmarks.mnist import load_first_images, load_trained
+from benchmarks.record import Record, hash_file, new_file
 from rampart.attacks import PGD, AtImage, Level
 from rampart.attacks.input_gradient import loss_gradient
 from rampart.evaluation import robust_mask
@@ -40,7 +40,7 @@ def compare_starts(network: nn.Module, images: Tensor, labels: Tensor, eps: floa
     for start, attack in ATTACKS.items():
         generator = torch.Generator().manual_seed(0)
         begin = replace(attack, steps=0)(network, images, labels, eps, generator=generator)
-        yield {"start": start, "pixels_with_gradient": round(pixels_with_gradient(network, begin, labels), 4)}
+        yield {"start": start, "pixels_with_gradient": round(measure_pixels_with_gradient(network, begin, labels), 4)}
         for steps in STEPS:
             generator = torch.Generator().manual_seed(0)
             attack = replace(attack, steps=steps)
@@ -50,7 +50,7 @@ def compare_starts(network: nn.Module, images: Tensor, labels: Tensor, eps: floa
             yield {"start": start, "steps": steps, "robust": robust}
 
 
-def pixels_with_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+def measure_pixels_with_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the share of all pixels whose gradient exceeds a thousandth of the largest in their image."""
     sizes = []
     for batch, targets in _batches(images, labels):
@@ -65,25 +65,25 @@ def _batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Attack, print, write JSON."""
+    """Attack, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=new_file)
-    parser.add_argument("weights", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
-    parser.add_argument("--num-images", type=int, default=1000)
-    parser.add_argument("--eps", type=float, default=0.4)
+    parser.add_argument("out", type=new_file, help="JSON file to write")
+    parser.add_argument("weights", nargs="+", metavar="NAME=FILE", help="weights, with a name for the output")
+    parser.add_argument("--data-dir", required=True, help="folder with MNIST/raw")
+    parser.add_argument("--num-images", type=int, default=1000, help="number of test images, from the first on")
+    parser.add_argument("--eps", type=float, default=0.4, help="radius in l-inf, pixel scale")
     arguments = parser.parse_args(argv)
     if unnamed := [given for given in arguments.weights if "=" not in given]:
         parser.error(f"weights must be NAME=FILE, got {unnamed[0]}")
     files = {name: Path(file) for name, _, file in (given.partition("=") for given in arguments.weights)}
-    images, labels = first_images(arguments.data_dir, "test", arguments.num_images)
+    images, labels = load_first_images(arguments.data_dir, "test", arguments.num_images)
     record = Record(arguments.out, seed=0)
     rows = []
     for name, file in files.items():
-        for row in compare_starts(with_weights(MNISTCNN(), file), images, labels, arguments.eps):
+        for row in compare_starts(load_trained(MNISTCNN(), file), images, labels, arguments.eps):
             rows.append({"weights": name} | row)
             print(json.dumps(rows[-1]), flush=True)
-    hashes = {name: file_hash(file) for name, file in files.items()}
+    hashes = {name: hash_file(file) for name, file in files.items()}
     settings = {"eps": arguments.eps, "images": len(labels), "split": "test", "sha256": hashes}
     record.write(settings | {"rows": rows})
 

@@ -1,8 +1,8 @@
-"""Count the MNIST test images that an evaluation's attacks fool: by digit, by prediction, by gray of their strokes.
+"""Count the MNIST test images that an evaluation's attacks fool: by digit, prediction and gray share of the strokes.
 
     python -m experiments.mnist_gates.which_images per_image.csv OUT.json --data-dir DIR
 
-Read what `cli.py evaluate` wrote, and leave out incorrectly classified clean images. Pixels above 0.1 belong to
+Read the output of `cli.py evaluate`, without incorrectly classified clean images. Pixels above 0.1 belong to
 strokes, and those between 0.1 and 0.9 are gray: at eps 0.4, which the evaluation must have, only gray pixels can cross
 mid-gray.
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.mnist import first_images
-from benchmarks.record import Record, file_hash, new_file
+from benchmarks.mnist import load_first_images
+from benchmarks.record import Record, hash_file, new_file
 
 EPS = 0.4
 GROUPS = 5  # by how gray the strokes are, equal in size
@@ -31,7 +31,7 @@ def read_rows(per_image: Path, data_dir: str) -> tuple[list[dict[str, str]], Ten
     """
     with per_image.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    images, labels = first_images(data_dir, "test", len(rows))
+    images, labels = load_first_images(data_dir, "test", len(rows))
     if [int(row["label"]) for row in rows] != labels.tolist():
         raise ValueError(f"{per_image} is not of the first {len(rows)} test images of MNIST: other labels")
     rows = [row for row in rows if row["label"] == row["clean_prediction"]]
@@ -42,54 +42,53 @@ def read_rows(per_image: Path, data_dir: str) -> tuple[list[dict[str, str]], Ten
 
 def build_report(rows: list[dict[str, str]], images: Tensor) -> dict[str, Any]:
     """Count images by digit, by how gray their strokes are, and by the class they are misclassified as."""
-    gray = gray_share(images)
+    gray = compute_gray_share(images)
+    digits = sorted({row["label"] for row in rows})
     groups = gray.argsort(stable=True).tensor_split(min(GROUPS, len(rows)))
     misclassified_as = Counter(f"{row['label']} for {row['adv_prediction']}" for row in rows if row["fooled_by"])
     return {
         "eps": EPS,
-        "by_digit": {
-            digit: count(row for row in rows if row["label"] == digit) for digit in sorted({r["label"] for r in rows})
-        },
+        "by_digit": {digit: count_images(row for row in rows if row["label"] == digit) for digit in digits},
         "by_gray_share_of_strokes": [
             {"from": round(gray[group[0]].item(), 3), "to": round(gray[group[-1]].item(), 3)}
-            | count(rows[at] for at in group)
+            | count_images(rows[at] for at in group)
             for group in groups
         ],
         "misclassified_as": dict(misclassified_as.most_common()),
     }
 
 
-def gray_share(images: Tensor) -> Tensor:
+def compute_gray_share(images: Tensor) -> Tensor:
     """Return the gray pixels' share of each image's stroke pixels: ``(N, 1, H, W)``, float, in [0, 1], to ``(N,)``."""
     pixels = images.flatten(1)
     return ((pixels > 0.1) & (pixels < 0.9)).sum(1) / (pixels > 0.1).sum(1)
 
 
-def count(rows: Iterable[dict[str, str]]) -> dict[str, Any]:
-    """Count the images, those that are robust, and those that each attack fools."""
-    by = Counter(row["fooled_by"] or "nothing" for row in rows)
-    images, robust = by.total(), by.pop("nothing", 0)
+def count_images(rows: Iterable[dict[str, str]]) -> dict[str, Any]:
+    """Count all images, the robust images, and the images that each attack fools."""
+    counts = Counter(row["fooled_by"] or "nothing" for row in rows)
+    images, robust = counts.total(), counts.pop("nothing", 0)
     return {
         "images": images,
         "robust": robust,
         "share_robust": round(robust / images, 4),
-        "fooled_by": dict(by.most_common()),
+        "fooled_by": dict(counts.most_common()),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Count, print, write JSON."""
+    """Count, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("per_image", type=Path, help="per_image.csv of an evaluation")
-    parser.add_argument("out", type=new_file)
-    parser.add_argument("--data-dir", required=True, help="holds MNIST/raw")
+    parser.add_argument("out", type=new_file, help="JSON file to write")
+    parser.add_argument("--data-dir", required=True, help="folder with MNIST/raw")
     arguments = parser.parse_args(argv)
     record = Record(arguments.out, seed=0)
     try:
         rows, images = read_rows(arguments.per_image, arguments.data_dir)
     except ValueError as error:
         parser.error(str(error))
-    record.show({"per_image": file_hash(arguments.per_image)} | build_report(rows, images))
+    record.show({"per_image": hash_file(arguments.per_image)} | build_report(rows, images))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def build_arguments(name: str, scale: str, data_dir: str | None, runs: Path, out
     """Return an experiment's arguments for `cli.py`.
 
     Raises:
-        SystemExit: If the experiment starts from weights that are not there yet.
+        SystemExit: If the experiment starts from weights that do not exist yet.
     """
     config, further = EXPERIMENTS[name]
     arguments = ["fit", "--config", config[scale], f"--runs_dir={runs}", f"--name={_file_name(name)}"]
@@ -140,7 +140,7 @@ def _file_name(name: str) -> str:
 
 
 def _tidy(text: str, runs: Path, data_dir: str | None) -> str:
-    """Shorten this machine's folders."""
+    """Replace this machine's folders by short names."""
     text = text.replace(str(runs), "RUNS").replace(str(ROOT) + "/", "")
     return text.replace(data_dir, "DIR") if data_dir else text
 
@@ -148,11 +148,13 @@ def _tidy(text: str, runs: Path, data_dir: str | None) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the experiments that have no record yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scale", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data-dir", help="holds MNIST/raw")
+    parser.add_argument("--out", type=Path, required=True, help="folder for records and tables")
+    parser.add_argument("--scale", choices=["digits", "mnist"], default="digits", help="data set")
+    parser.add_argument("--data-dir", help="folder with MNIST/raw")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="folder for the runs")
-    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), help="experiments to run"
+    )
     arguments = parser.parse_args(argv)
     out, runs = arguments.out / arguments.scale, arguments.runs.resolve() / arguments.scale
     out.mkdir(parents=True, exist_ok=True)

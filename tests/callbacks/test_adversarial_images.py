@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks import AdversarialImagesCallback
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from tests.conftest import small_network
 
 

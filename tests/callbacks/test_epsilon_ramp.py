@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from callbacks import EpsilonRampCallback
 from lightning_modules import AdversarialClassifier, MNISTClassifier
 from rampart.attacks import APGD, PGD, Attack, Square
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from rampart.networks import MNISTCNN
 from rampart.objectives import AdversarialTraining
 from rampart.schedules import Phase

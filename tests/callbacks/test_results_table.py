@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks import ResultsTableCallback
 from cli import main
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import PGD, Attack, Eps
-from rampart.attacks.context import Model
+from rampart.attacks import PGD, Attack, Eps, Model
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
 

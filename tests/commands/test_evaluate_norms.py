@@ -12,10 +12,8 @@ from torch import nn
 from cli import main
 from commands.evaluate import choose_attacks
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import PGD, Attack, Square
-from rampart.attacks.eps import NormName
-from rampart.evaluation import preset_attacks
-from rampart.evaluation.presets import Preset
+from rampart.attacks import PGD, Attack, NormName, Square
+from rampart.evaluation import Preset, preset_attacks
 from rampart.networks import MNISTCNN
 
 

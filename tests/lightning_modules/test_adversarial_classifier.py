@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import AdversarialClassifier, MNISTClassifier
 from rampart.attacks import PGD, AtImage, NamedAttack
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from rampart.networks import GatedMNISTCNN
 from rampart.objectives import MTLIBP, AdversarialTraining, Objective
 from tests.conftest import small_network

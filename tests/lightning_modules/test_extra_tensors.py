@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD, NamedAttack
-from rampart.data.tensor_batches import TensorBatches
-from rampart.files.weights import load_weights
+from rampart.data import TensorBatches
+from rampart.files import load_weights
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
 
 

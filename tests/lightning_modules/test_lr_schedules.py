@@ -27,7 +27,7 @@ from cli import main
 from lightning_modules import AdversarialClassifier
 from lightning_modules.lr_schedules import build_schedules
 from rampart.attacks import PGD
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from tests.conftest import ROOT
 
 ONE_CYCLE = partial(OneCycleLR, max_lr=1.0, div_factor=1, pct_start=0.5, anneal_strategy="linear", cycle_momentum=False)

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from cli import main
-from datamodules.in_memory import ImageSet, InMemoryDataModule
+from datamodules import ImageSet, InMemoryDataModule
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from lightning_modules import AdversarialClassifier, MNISTClassifier
 from lightning_modules.saved_settings import NotPlainError, build, describe
 from rampart.attacks import APGD, FAB, PGD, Level, NamedAttack, Square
 from rampart.attacks.losses import margin
-from rampart.data.tensor_batches import TensorBatches
+from rampart.data import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
 from tests.conftest import ROOT, small_network

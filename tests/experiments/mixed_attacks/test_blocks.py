@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.mixed_attacks.blocks import BlockPGD, block_means
+from experiments.mixed_attacks import BlockPGD
+from experiments.mixed_attacks.blocks import block_means
 from rampart.attacks import PGD, AtImage
 from tests.conftest import LinearModel
 
