@@ -46,7 +46,7 @@ def explain_lost_process(text: str, advice: str) -> str:
 def silence_warnings() -> None:
     """Silence warnings that do not apply to this project."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Without validation images there is no validation, as the user has asked for.
+    # Without validation images there is no validation, and that was configured.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # Images that the sampler repeats to make all shares equal are counted once.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")

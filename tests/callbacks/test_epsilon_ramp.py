@@ -200,7 +200,7 @@ def test_an_error_restores_the_modules_settings(tmp_path: Path, error: BaseExcep
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises((ValueError, SystemExit)):
         run(tmp_path, EpsilonRampCallback(RAMP), module, callbacks=(Stop(error),), max_epochs=2)
-    signal.signal(signal.SIGINT, handler)  # Lightning switches it off at an interruption.
+    signal.signal(signal.SIGINT, handler)  # Lightning replaces the handler at an interruption.
     assert (module.eps, module.attack) == (0.2, PGD(steps=2))
 
 

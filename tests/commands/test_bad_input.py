@@ -453,7 +453,7 @@ ROWS: list[tuple[str, list[str], list[str]]] = [
     ("export", ["--ckpt_path={weights}", "--formats=[tflite]"], ["tflite"]),
     ("export", ["--ckpt_path={weights}", "--formats=[]"], ["formats"]),
     ("export", ["--ckpt_path={linear}", *network("Net")], ["image_shape"]),
-    # Folders, monitors, pictures.
+    # Folders, monitors, figures.
     ("fit", ["--name=../elsewhere"], ["name", "../elsewhere"]),
     ("fit", ["--name="], ["name"]),
     ("fit", ["--runs_dir="], ["runs_dir"]),

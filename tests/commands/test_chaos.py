@@ -184,7 +184,7 @@ def test_callbacks_start_an_epoch_that_is_resumed_halfway(tmp_path: Path) -> Non
     ]  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole, arguments)
-    # Within the first epoch, and within the second, which averages weights.
+    # Killed within the first epoch, and within the second, which averages weights.
     assert [run(broken, arguments, kill_after=moments) for moments in (13, 26, None)] == [False, False, True]
     one, other = read_last(whole), read_last(broken)
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):

@@ -134,7 +134,7 @@ def test_a_repeated_signal_ends_the_process_at_once(monkeypatch: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        assert ended == []  # another kind: schedulers send several
+        assert ended == []  # a signal of another kind is ignored: schedulers send several
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
     assert ended == [128 + signal.SIGTERM]
