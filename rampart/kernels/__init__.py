@@ -1,12 +1,16 @@
-"""Faster implementations of layers, and the floating-point precision of evaluations, with torch alone."""
+"""Execution of networks: options, faster implementations of layers, and floating-point precision, with torch alone."""
 
 from rampart.kernels.convolution import can_use_pooled_convolution, pooled_convolution
+from rampart.kernels.execution import Execution, current_execution
 from rampart.kernels.fast_path import can_skip_calls, is_traced_or_transformed
-from rampart.kernels.precision import full_float32, tf32_allowed
+from rampart.kernels.precision import allow_tf32, full_float32, tf32_allowed
 
 __all__ = [
+    "Execution",
+    "allow_tf32",
     "can_skip_calls",
     "can_use_pooled_convolution",
+    "current_execution",
     "full_float32",
     "is_traced_or_transformed",
     "pooled_convolution",

@@ -1,4 +1,4 @@
-"""Full float32 precision for reported numbers."""
+"""Floating-point precision of float32 operations: full float32 for reported numbers, TF32 where it is allowed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,32 +19,59 @@ def full_float32(device_type: str) -> Iterator[None]:
     Args:
         device_type: Device type of the network, such as ``"cuda"``, on which autocast is disabled.
     """
+    available = torch.amp.is_autocast_available(device_type)
+    without_autocast = torch.autocast(device_type, enabled=False) if available else nullcontext()
+    with _changed("highest", False, dict.fromkeys(_OPERATIONS, "ieee")), without_autocast:
+        yield
+
+
+@contextmanager
+def allow_tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 inside the context, for float32 products and convolutions on a GPU.
+
+    TF32 keeps 10 of float32's 23 bits of mantissa. Like :func:`full_float32`, this sets torch's settings of the whole
+    process and restores them.
+
+    Args:
+        allowed: Allow it.
+    """
+    precision = "tf32" if allowed else "ieee"
+    on_gpu = {operation: precision for operation in _OPERATIONS if operation[0] == "cuda"}
+    with _changed("high" if allowed else "highest", allowed, on_gpu):
+        yield
+
+
+def tf32_allowed() -> bool:
+    """Return True if matrix products or convolutions on a GPU may be rounded to TF32."""
+    return "tf32" in [_get(operation) for operation in _OPERATIONS if operation[0] == "cuda"]
+
+
+@contextmanager
+def _changed(matmul: str, cudnn: bool, precisions: dict[tuple[str, str], str]) -> Iterator[None]:
+    """Change the older settings, for matrix products and cuDNN, and the newer ones per operation; restore them."""
     # Always legacy settings first: setting one changes the newer ones behind it.
     legacy_matmul = legacy_cudnn = None
     with suppress(RuntimeError):  # raised if the process has used the newer interface
         legacy_matmul = torch.get_float32_matmul_precision()
     with suppress(RuntimeError):
         legacy_cudnn = torch.backends.cudnn.allow_tf32
-    before = [torch._C._get_fp32_precision_getter(*operation) for operation in _OPERATIONS]
-    available = torch.amp.is_autocast_available(device_type)
+    before = {operation: _get(operation) for operation in _OPERATIONS}
     try:
-        _set(legacy_matmul and "highest", None if legacy_cudnn is None else False, ["ieee"] * len(_OPERATIONS))
-        with torch.autocast(device_type, enabled=False) if available else nullcontext():
-            yield
+        _set(legacy_matmul and matmul, None if legacy_cudnn is None else cudnn, before | precisions)
+        yield
     finally:
         _set(legacy_matmul, legacy_cudnn, before)
 
 
-def tf32_allowed() -> bool:
-    """Return True if matrix products or convolutions on a GPU may be rounded to TF32."""
-    operations = [operation for operation in _OPERATIONS if operation[0] == "cuda"]
-    return "tf32" in [torch._C._get_fp32_precision_getter(*operation) for operation in operations]
+def _get(operation: tuple[str, str]) -> str:
+    precision: str = torch._C._get_fp32_precision_getter(*operation)
+    return precision
 
 
-def _set(legacy_matmul: str | None, legacy_cudnn: bool | None, precisions: list[str]) -> None:
+def _set(legacy_matmul: str | None, legacy_cudnn: bool | None, precisions: dict[tuple[str, str], str]) -> None:
     if legacy_matmul is not None:
         torch.set_float32_matmul_precision(legacy_matmul)
     if legacy_cudnn is not None:
         torch.backends.cudnn.allow_tf32 = legacy_cudnn
-    for operation, precision in zip(_OPERATIONS, precisions, strict=True):
+    for operation, precision in precisions.items():
         torch._C._set_fp32_precision_setter(*operation, precision)
