@@ -1,5 +1,6 @@
 """Input validation for attacks."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,9 +37,9 @@ def read_inputs(
     check_images(images, labels)
     device = images.device
     if isinstance(model, nn.Module):
-        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-        if devices and device not in devices:
-            raise ValueError(f"the network is on {devices.pop()}, the images on {device}: move one with .to(...)")
+        other = _other_device(model, device)
+        if other is not None:
+            raise ValueError(f"the network is on {other}, the images on {device}: move one with .to(...)")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {_type_name(generator)}")
     if generator is not None and generator.device.type != device.type:
@@ -86,6 +87,16 @@ def check_images(images: Tensor, labels: Tensor) -> None:
             "(rampart.networks.Normalize)",
             images,
         )
+
+
+def _other_device(model: nn.Module, device: torch.device) -> torch.device | None:
+    """Return the device of a model that has tensors, but none on ``device``; None for any other model."""
+    other = None
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device == device:
+            return None
+        other = tensor.device
+    return other
 
 
 def _type_name(value: Any) -> str:
