@@ -15,6 +15,7 @@ from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_about_stream
 from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_monitors, check_schedules
 from lightning_modules.saved_settings import build_module, describe_settings
+from lightning_modules.step_values import hide_from_bar, log_step
 from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed
@@ -24,6 +25,8 @@ from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
 from rampart.objectives import AdversarialTraining, Objective
 
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
+SHOWN = ("train/eps", "train/adv_loss")
+"""Values of a training step that the progress bar shows."""
 
 
 class AdversarialClassifier(EvaluationSteps):
@@ -164,18 +167,22 @@ class AdversarialClassifier(EvaluationSteps):
         output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self._losses.add(output.loss, self.eps, self.trainer, self.network)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
-        # Numbers are logged as tensors on the host: Lightning would copy floats to the device and wait for it.
-        self.log("train/eps", torch.tensor(self.eps), prog_bar=True, on_step=True, on_epoch=False)
-        # Rank 0's loss: the mean over ranks would need a collective at every step.
-        adv_loss = output.parts.get("adv_loss", output.loss).detach()
-        self.log("train/adv_loss", adv_loss, prog_bar=True, on_step=True, on_epoch=False)
-        self.log("train/adv_acc", self.train_adv_acc, prog_bar=True, on_step=False, on_epoch=True)
-        lr = torch.as_tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log("train/lr", lr, on_step=True, on_epoch=False)
-        for name, value in {"loss": output.loss, **output.parts}.items():
-            if name != "adv_loss":
-                self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=False)
+        # Rank 0's values: the mean over ranks would need a collective at every step. Numbers are tensors on the host:
+        # Lightning would copy floats to the device and wait for it.
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        values = {
+            "train/eps": torch.tensor(self.eps),
+            "train/adv_loss": output.loss,
+            "train/lr": lr.clone() if isinstance(lr, Tensor) else torch.tensor(lr),
+            "train/loss": output.loss,
+            **{f"train/{name}": value for name, value in output.parts.items()},
+        }
+        log_step(self, values, SHOWN, {"train/adv_acc": self.train_adv_acc})
         return output.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Spare the host from waiting for the values of this step."""
+        hide_from_bar(self, SHOWN)
 
     def on_train_start(self) -> None:
         """Refuse several loaders and unsuitable schedules, and forget the losses of an earlier training.

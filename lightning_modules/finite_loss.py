@@ -16,7 +16,7 @@ class FiniteLossCheck:
     """Check losses, on an accelerator several at a time because each check makes the host wait for the device."""
 
     def __init__(self) -> None:
-        self._unchecked: list[tuple[str, Tensor]] = []
+        self._unchecked: list[tuple[tuple[int, int, float], Tensor]] = []
 
     def add(self, loss: Tensor, eps: float, trainer: Trainer, network: nn.Module) -> None:
         """Record a step's loss; check it at once on a CPU, on other devices as often as the trainer logs.
@@ -30,8 +30,7 @@ class FiniteLossCheck:
         Raises:
             ValueError: If a loss that has not been checked yet is NaN or infinite.
         """
-        where = f"epoch {trainer.current_epoch} (zero-based), step {trainer.global_step}, eps {eps:g}"
-        self._unchecked.append((where, loss.detach()))
+        self._unchecked.append(((trainer.current_epoch, trainer.global_step, eps), loss.detach()))
         if loss.device.type == "cpu" or len(self._unchecked) >= (getattr(trainer, "log_every_n_steps", 0) or INTERVAL):
             self.check_losses(trainer, network)
 
@@ -44,12 +43,12 @@ class FiniteLossCheck:
         """
         unchecked, self._unchecked = self._unchecked, []
         values = torch.stack([loss.float() for _, loss in unchecked]).tolist() if unchecked else []
-        for (where, _), value in zip(unchecked, values, strict=True):
+        for ((epoch, step, eps), _), value in zip(unchecked, values, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
-                    f"training stopped: the loss is {value} at {where}; {_describe_weights(network)}; "
-                    f"{_describe_checkpoint(trainer)}; lower the learning rate, or clip gradients "
-                    "(--trainer.gradient_clip_val 1)"
+                    f"training stopped: the loss is {value} at epoch {epoch} (zero-based), step {step}, eps {eps:g}; "
+                    f"{_describe_weights(network)}; {_describe_checkpoint(trainer)}; lower the learning rate, or clip "
+                    "gradients (--trainer.gradient_clip_val 1)"
                 )
 
     def check_before_saving(self, trainer: Trainer, network: nn.Module) -> None:
