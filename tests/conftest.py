@@ -38,6 +38,12 @@ def small_network(num_classes: int = 10) -> Any:
     return network
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``gpu`` without one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture
 def images() -> Tensor:
     generator = torch.Generator().manual_seed(0)
