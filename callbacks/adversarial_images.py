@@ -12,7 +12,6 @@ from rampart.attacks.logits import compute_logits
 from rampart.attacks.random import make_generator
 from rampart.data import read_batch
 from rampart.evaluation import adversarial_figure, can_be_drawn
-from rampart.kernels import full_float32
 
 
 class AdversarialImagesCallback(Callback):
@@ -83,7 +82,7 @@ class AdversarialImagesCallback(Callback):
                 )
             self._reported = True
             return
-        with warn_if_not_drawn("the adversarial images"), full_float32(images.device.type):
+        with warn_if_not_drawn("the adversarial images"), module.execution.evaluation(images.device.type):
             generator = make_generator(images.device, "adversarial images")
             network = module.evaluated_network
             adv = module.val_attack(network, images, labels, module.target_eps, generator=generator)

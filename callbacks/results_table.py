@@ -11,7 +11,6 @@ from callbacks.outputs import new_file, run_folder
 from rampart.attacks import NamedAttack, parse_eps
 from rampart.evaluation import find_contradictions
 from rampart.files import fingerprint, provenance
-from rampart.kernels import full_float32
 
 
 class ResultsTableCallback(Callback):
@@ -110,7 +109,7 @@ class ResultsTableCallback(Callback):
         if images is not None:
             _check_consistency(attacks, rows, images)
         classifier: Any = module
-        with full_float32(classifier.device.type):
+        with classifier.execution.evaluation(classifier.device.type):
             origin = provenance(classifier.device, classifier.image_dtype, trainer.world_size, str(trainer.precision))
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,

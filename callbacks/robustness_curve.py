@@ -13,7 +13,6 @@ from rampart.attacks import PGD, Attack, Eps, parse_eps
 from rampart.attacks.random import make_generator
 from rampart.data import Batch, read_batch
 from rampart.evaluation import fooling_eps, robustness_figure
-from rampart.kernels import full_float32
 
 
 class RobustnessCurveCallback(Callback):
@@ -82,7 +81,7 @@ class RobustnessCurveCallback(Callback):
         def generator(eps: float) -> torch.Generator:
             return make_generator(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)
 
-        with full_float32(images.device.type):
+        with module.execution.evaluation(images.device.type):
             smallest = fooling_eps(module.evaluated_network, images, labels, self._attack, self._grid, generator)
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
         self._robust = self._robust + (smallest[:, None] > grid).sum(0)

@@ -52,7 +52,8 @@ class RampartCLI(ParsingCLI):
     """Run a parsed command with a new folder, a logger and callbacks; raise an error if it processed no images."""
 
     def after_instantiate_classes(self) -> None:
-        """Store the config of the network in the module, for its checkpoints to be loaded from Python."""
+        """Set the module's execution options, and store the config of its network for checkpoints to be loaded."""
+        self.model.execution = self.config_init[self.subcommand].execution
         given = self.config_dump["model"]["init_args"].get("network")
         if isinstance(given, dict) and isinstance(self.model, AdversarialClassifier):
             self.model.network_settings = given

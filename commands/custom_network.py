@@ -48,7 +48,9 @@ def add_network_hooks(model: AdversarialClassifier) -> AdversarialClassifier:
     A custom subclass of AdversarialClassifier is returned unchanged too: it has its own hooks.
     """
     if isinstance(model.network, LightningModule) and _is_own(type(model).__module__):
-        return _LightningNetworkClassifier(model.network, model.target_eps, model.attack)
+        classifier = _LightningNetworkClassifier(model.network, model.target_eps, model.attack)
+        classifier.execution = model.execution
+        return classifier
     return model
 
 

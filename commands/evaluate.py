@@ -33,7 +33,6 @@ from rampart.evaluation import (
     write_per_image,
 )
 from rampart.files import fingerprint, load_weights
-from rampart.kernels import full_float32
 
 
 def evaluate(
@@ -81,7 +80,7 @@ def evaluate(
             _write_report(trainer, model, search, found, ckpt_path)
 
     try:
-        with full_float32(device.type):
+        with model.execution.evaluation(device.type):
             run_on_test_batches(trainer, model, datamodule, search_and_report, searches / "data.lock", seed)
     except Interrupted as end:
         end.advice = f"the same command resumes; finished batches are cached in {searches}"

@@ -60,7 +60,18 @@ OPTIONS = {
 }
 
 # Order of the groups of options; each is given by one of its options.
-ORDER = ("--name", "--ckpt_path", "--model", "--data", "--ramp", "--images", "--curve", "--checkpoint", "--trainer")
+ORDER = (
+    "--name",
+    "--ckpt_path",
+    "--model",
+    "--data",
+    "--ramp",
+    "--images",
+    "--curve",
+    "--checkpoint",
+    "--execution",
+    "--trainer",
+)
 
 LONGEST_LIST = 12
 

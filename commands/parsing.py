@@ -21,6 +21,7 @@ from commands.parse_errors import explain, find_refused_network, move_network_op
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import check_seed
 from lightning_modules import AdversarialClassifier
+from rampart.kernels import Execution
 
 # Class weights of a loss are written as a list in a config: [1, 1, 2.5].
 register_type(Tensor, serializer=Tensor.tolist, deserializer=lambda numbers: torch.tensor(numbers, dtype=torch.float32))
@@ -83,11 +84,12 @@ class ParsingCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the callbacks of every run, and of the run's folder."""
+        """Add the options of the callbacks of every run, of execution, and of the run's folder."""
         parser.add_lightning_class_args(EpsilonRampCallback, "ramp")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdversarialImagesCallback, "images")
         parser.add_lightning_class_args(RobustnessCurveCallback, "curve")
+        parser.add_class_arguments(Execution, "execution")
         parser.set_defaults(
             {
                 "model": {"class_path": "lightning_modules.AdversarialClassifier"},

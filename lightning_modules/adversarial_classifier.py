@@ -164,7 +164,8 @@ class AdversarialClassifier(EvaluationSteps):
         images, labels, _ = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
         generator = self._generator("train", self.trainer.global_step, batch_idx)
-        output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
+        with self.execution.training(self.device.type):
+            output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self._losses.add(output.loss, self.eps, self.trainer, self.network)
         self.train_adv_acc.update(output.logits.argmax(1), labels)
         # Rank 0's values: the mean over ranks would need a collective at every step. Numbers are tensors on the host:
@@ -183,6 +184,11 @@ class AdversarialClassifier(EvaluationSteps):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Spare the host from waiting for the values of this step."""
         hide_from_bar(self, SHOWN)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients of the loss, in the same precision as the training step."""
+        with self.execution.training(self.device.type):
+            super().backward(loss, *args, **kwargs)
 
     def on_train_start(self) -> None:
         """Refuse several loaders and unsuitable schedules, and forget the losses of an earlier training.

@@ -16,7 +16,7 @@ from rampart.attacks.random import make_generator, run_seed
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.data import Batch, read_batch
 from rampart.evaluation import robust_mask
-from rampart.kernels import full_float32
+from rampart.kernels import Execution
 from rampart.networks import plain_form
 
 
@@ -32,6 +32,9 @@ class EvaluationSteps(LightningModule):
     Raises:
         ValueError: If two test attacks have the same name.
     """
+
+    execution: Execution = Execution()
+    """How networks are executed; neither a hyper-parameter nor part of a checkpoint."""
 
     def __init__(
         self, network: nn.Module, val_attack: Attack, target_eps: float, test_attacks: Sequence[NamedAttack]
@@ -121,7 +124,7 @@ class EvaluationSteps(LightningModule):
             ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
         """
         images, known, index = read_batch(batch, labelled=False, dtype=self.image_dtype)
-        with full_float32(self.device.type):
+        with self.execution.evaluation(self.device.type):
             clean = self._logits(images, f"on batch {batch_idx} of predict").softmax(1).max(1)
             labels = clean.indices if known is None else known
             named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
@@ -151,7 +154,7 @@ class EvaluationSteps(LightningModule):
         if kept == 0:
             return counted
         images, labels = counted.images, labels[:kept]
-        with full_float32(self.device.type):
+        with self.execution.evaluation(self.device.type):
             logits = self._logits(images, f"on batch {batch_idx} of {stage}")
             check_labels(labels, logits)  # Attacks check them too, but not all do.
             correct = logits.argmax(1) == labels

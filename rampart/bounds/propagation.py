@@ -12,12 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rampart.bounds.interval import Interval
 from rampart.bounds.interval_rules import NoBoundError
+from rampart.kernels import full_float32
 
 LIKELY_SIDES = (28, 32, 64, 96, 224)  # Image sides to try with a network that has no `image_shape`.
 
 
 def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
     """Return bounds on the logits of all images within eps of these and within [0, 1].
+
+    Computed without autocast and TF32, whatever the settings: lower precision rounds by more than a small eps.
 
     Args:
         network: A network of operations with a rule; see :class:`Interval`.
@@ -31,7 +34,7 @@ def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
         NoBoundError: If the network has an operation without a rule; the message names the layer.
         TypeError: If the network does not return an interval, because it uses other functions than torch's.
     """
-    with torch.autocast(images.device.type, enabled=False):  # Low precision would round by more than a small eps.
+    with full_float32(images.device.type):
         logits = _propagate(network, network, Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
     if not isinstance(logits, Interval):
         raise TypeError(

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from rampart.kernels.precision import allow_tf32, full_float32
+from rampart.kernels.precision import allow_tf32, full_float32, without_autocast
 
 MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
 Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]
@@ -85,7 +85,7 @@ class Execution:
             with torch.autocast(device_type, torch.bfloat16):
                 yield
         else:
-            with torch.autocast(device_type, enabled=False), allow_tf32(self.attack_precision == "tf32"):
+            with without_autocast(device_type), allow_tf32(self.attack_precision == "tf32"):
                 yield
 
 

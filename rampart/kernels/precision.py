@@ -1,7 +1,7 @@
 """Floating-point precision of float32 operations: full float32 for reported numbers, TF32 where it is allowed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 
@@ -19,10 +19,15 @@ def full_float32(device_type: str) -> Iterator[None]:
     Args:
         device_type: Device type of the network, such as ``"cuda"``, on which autocast is disabled.
     """
-    available = torch.amp.is_autocast_available(device_type)
-    without_autocast = torch.autocast(device_type, enabled=False) if available else nullcontext()
-    with _changed("highest", False, dict.fromkeys(_OPERATIONS, "ieee")), without_autocast:
+    with _changed("highest", False, dict.fromkeys(_OPERATIONS, "ieee")), without_autocast(device_type):
         yield
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context manager that disables autocast on a device type, if torch has autocast for it."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 @contextmanager
