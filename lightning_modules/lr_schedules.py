@@ -13,12 +13,15 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
     LinearLR,
     LRScheduler,
+    MultiStepLR,
     OneCycleLR,
     PolynomialLR,
     ReduceLROnPlateau,
     SequentialLR,
+    StepLR,
 )
 
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -76,7 +79,7 @@ def check_schedules(trainer: Trainer) -> None:
             )
         length = compute_run_length(trainer, config.interval)  # type: ignore[arg-type]
         if length is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            check_length(config.scheduler, length)
+            check_length(config.scheduler, length, f"{config.interval}s")
 
 
 def check_monitors(trainer: Trainer) -> None:
@@ -142,20 +145,22 @@ def compute_run_length(trainer: Trainer, interval: Interval) -> int | None:
     return None if steps == math.inf else int(steps)
 
 
-def check_length(schedule: LRScheduler, run: int) -> None:
-    """Warn if a schedule's length differs from the run's.
+def check_length(schedule: LRScheduler, run: int, unit: str = "steps") -> None:
+    """Warn if a schedule's length differs from the run's, or a change of the rate would come after the run.
 
     Args:
         schedule: Schedule at the start of training or of a resumed run.
         run: Length of the run in the schedule's unit.
+        unit: The unit, ``"steps"`` or ``"epochs"``.
 
     Raises:
         ValueError: If the schedule ends before the run and can't be stepped further, like OneCycleLR.
     """
     if isinstance(schedule, SequentialLR):
         for part, length in zip(schedule._schedulers, _part_lengths(schedule._milestones, run), strict=True):
-            check_length(part, length)
+            check_length(part, length, unit)
         return
+    _warn_of_late_changes(schedule, run, unit)
     name = next((name for name in LENGTHS if hasattr(schedule, name)), None)
     if name is None or not isinstance(schedule, (OneCycleLR, CosineAnnealingLR, PolynomialLR, LinearLR)):
         return
@@ -164,13 +169,30 @@ def check_length(schedule: LRScheduler, run: int) -> None:
     if length == run or (length < run and isinstance(schedule, LinearLR)):
         return
     problem = (
-        f"lr_scheduler {type(schedule).__name__} has {name} {length}, but this run has {run} steps{{}}; set {name} to "
+        f"lr_scheduler {type(schedule).__name__} has {name} {length}, but this run has {run} {unit}{{}}; set {name} to "
         "-1 for the run's length"
     )
     if length < run and isinstance(schedule, OneCycleLR):
         raise ValueError(problem.format(", and it can't be stepped after its end"))
     after = "the schedule does not reach its end" if length > run else "the schedule ends before the run"
     rank_zero_warn(problem.format(f": {after}"), category=UserWarning)
+
+
+def _warn_of_late_changes(schedule: LRScheduler, run: int, unit: str) -> None:
+    """Warn if a schedule with its own numbers of steps would change after the run: more devices, fewer steps."""
+    name, least = "", 0
+    if isinstance(schedule, MultiStepLR):
+        name, least = "milestones", max(schedule.milestones, default=0) + 1
+    elif isinstance(schedule, StepLR):
+        name, least = "step_size", schedule.step_size + 1
+    elif isinstance(schedule, CosineAnnealingWarmRestarts):
+        name, least = "T_0", schedule.T_0
+    if least > run:
+        rank_zero_warn(
+            f"lr_scheduler {type(schedule).__name__} has {name} for a run of at least {least} {unit}, but this run has "
+            f"{run}: change them, or give several schedules and model.lr_milestones as fractions of the run",
+            category=UserWarning,
+        )
 
 
 def _plateau_settings(schedule: ReduceLROnPlateau, monitor: str | None, trainer: Trainer) -> dict[str, Any]:

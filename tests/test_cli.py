@@ -396,16 +396,24 @@ def test_a_killed_run_resumes_at_the_right_eps(tmp_path: Path) -> None:
     assert max(eps) == 79
 
 
-def test_two_processes_train_and_count_every_test_image_once(tmp_path: Path) -> None:
+def test_two_processes_train_to_the_schedules_end_and_count_every_test_image_once(tmp_path: Path) -> None:
+    schedule = "{class_path: torch.optim.lr_scheduler.LinearLR, init_args: {start_factor: 1.0, end_factor: 0.0}}"
     result = cli(
         "fit", "--config", QUICKSTART, f"--runs_dir={tmp_path}", *SMALL, "--trainer.devices=2",
         "--trainer.strategy=ddp", "--trainer.limit_test_batches=1.0", "--curve.num_images=0",
-        "--data.eval_batch_size=99",
+        "--data.eval_batch_size=99", "--trainer.limit_train_batches=0.02", f"--model.lr_scheduler={schedule}",
+        "--model.lr_scheduler.total_iters=-1", "--model.lr_interval=step",
+        "--ramp.phases=[{epochs: 2, start_eps: 0, end_eps: 0.3}]",
         env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     runs = list((tmp_path / "quickstart").iterdir())
     assert [folder.name for folder in runs] == ["fit-0"]
+    events = EventAccumulator(str(runs[0]))
+    events.Reload()
+    # One process has four batches per epoch, each of two processes has two.
+    assert [event.value for event in events.Scalars("train/lr")] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert [event.value for event in events.Scalars("train/eps")] == pytest.approx([0, 0.1, 0.2, 0.3])
     report = json.loads((runs[0] / "test.json").read_text())
     weights = torch.load(report["checkpoint"], weights_only=True)["state_dict"]
     network = MNISTCNN()

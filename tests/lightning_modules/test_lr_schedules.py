@@ -15,11 +15,14 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
     ExponentialLR,
     LinearLR,
+    MultiStepLR,
     OneCycleLR,
     PolynomialLR,
     ReduceLROnPlateau,
+    StepLR,
 )
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -262,6 +265,15 @@ def test_a_schedule_resumed_in_a_longer_run_is_refused_before_training(tmp_path:
         (partial(LinearLR, total_iters=20), "has total_iters 20"),
         (partial(LinearLR, total_iters=5), None),
         (partial(CosineAnnealingLR, T_max=12), None),
+        (
+            partial(MultiStepLR, milestones=[5, 12]),
+            "MultiStepLR has milestones for a run of at least 13 steps, but this",
+        ),
+        (partial(MultiStepLR, milestones=[5, 11]), None),
+        (partial(StepLR, step_size=12), "StepLR has step_size for a run of at least 13 steps, but this run has 12: ch"),
+        (partial(StepLR, step_size=11), None),
+        (partial(CosineAnnealingWarmRestarts, T_0=13), "T_0 for a run of at least 13 steps"),
+        (partial(CosineAnnealingWarmRestarts, T_0=12), None),
         (partial(ReduceLROnPlateau, mode="min"), "an accuracy, with mode min"),
     ],
 )
@@ -270,7 +282,7 @@ def test_a_schedule_of_another_length_than_the_run_gives_a_warning_in_one_line(
 ) -> None:
     fit(tmp_path, factory, val=batches(10), settings={"lr_monitor": "val/robust_acc"})
     warnings = [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)]
-    warnings = [text for text in warnings if "LR" in text]
+    warnings = [text for text in warnings if "LR" in text or "lr_scheduler" in text]
     assert len(warnings) == (warned is not None)
     if warned:
         assert "\n" not in warnings[0]
