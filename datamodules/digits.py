@@ -23,6 +23,8 @@ class DigitsDataModule(InMemoryDataModule):
         split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
         max_shift: Largest random shift of a training image in each direction, in pixels; each epoch has new shifts.
+        on_device: Hold the training and validation images in the accelerator's memory during training. None: if they
+            take at most a quarter of its free memory. Everything else is moved in batches. No effect on a CPU.
 
     Raises:
         ValueError: If a size is out of range.
@@ -36,8 +38,9 @@ class DigitsDataModule(InMemoryDataModule):
         split_seed: int = 0,
         drop_last: bool = False,
         max_shift: int = 0,
+        on_device: bool | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, split_seed, drop_last, max_shift)
+        super().__init__(batch_size, eval_batch_size, val_size, split_seed, drop_last, max_shift, on_device=on_device)
 
     def read_train(self) -> ImageSet:
         """Read the 4,000 training images."""

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed, run_seed
-from rampart.data import TensorBatches
+from rampart.data import TensorBatches, leaves_room
 
 
 class ImageSet(NamedTuple):
@@ -20,6 +21,8 @@ class ImageSet(NamedTuple):
 
 class InMemoryDataModule(LightningDataModule, ABC):
     """Train, validation and test batches of an image set held in memory as uint8.
+
+    In a run, batches are on the run's device, augmented and scaled there; outside of one, they are on the CPU.
 
     A subclass reads the images. Validation images are chosen from the training images by ``split_seed`` alone, so that
     all runs of a configuration hold out the same ones. ``predict`` uses the test images, in order.
@@ -33,6 +36,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
         max_shift: Largest random shift of a training image in each direction, in pixels; each epoch has new shifts.
         num_classes: Number of classes: labels are in [0, num_classes). The class attribute if None, which is 10 unless
             a subclass sets another.
+        on_device: Hold the training and validation images in the accelerator's memory during training. None: if they
+            take at most a quarter of its free memory. Everything else is moved in batches. No effect on a CPU.
 
     Raises:
         ValueError: If a size is out of range.
@@ -49,6 +54,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         drop_last: bool = False,
         max_shift: int = 0,
         num_classes: int | None = None,
+        on_device: bool | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = self.num_classes if num_classes is None else num_classes
@@ -63,8 +69,9 @@ class InMemoryDataModule(LightningDataModule, ABC):
                 raise ValueError(f"data.{name} must be at least {least}, got {size}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.split_seed = val_size, split_seed
-        self.drop_last, self.max_shift = drop_last, max_shift
+        self.drop_last, self.max_shift, self.on_device = drop_last, max_shift, on_device
         self._sets: dict[str, ImageSet] = {}
+        self._on_device: dict[str, ImageSet] = {}
 
     @abstractmethod
     def read_train(self) -> ImageSet:
@@ -111,6 +118,10 @@ class InMemoryDataModule(LightningDataModule, ABC):
         """Return batches of the test images, in order."""
         return self._batches("test", self.eval_batch_size)
 
+    def teardown(self, stage: str) -> None:  # noqa: ARG002 - Lightning's argument
+        """Forget the images in the accelerator's memory."""
+        self._on_device.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the run's seed, since LightningModules other than Rampart's do not save it."""
         return {"run_seed": run_seed(self.trainer)}
@@ -123,8 +134,11 @@ class InMemoryDataModule(LightningDataModule, ABC):
         self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False, max_shift: int = 0
     ) -> TensorBatches:
         trainer = self.trainer
+        device = torch.device("cpu")
+        if trainer is not None and trainer.state.status == TrainerStatus.RUNNING:
+            device = trainer.strategy.root_device
         return TensorBatches(
-            *self._sets[split],
+            *self._place(split, device),
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -132,7 +146,31 @@ class InMemoryDataModule(LightningDataModule, ABC):
             seed=lambda: run_seed(self.trainer),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            device=device,
         )
+
+    def _place(self, split: str, device: torch.device) -> ImageSet:
+        """Return the images of a split: those that training reads in each epoch on the device, if they are to be there.
+
+        Raises:
+            ValueError: If ``on_device`` is True and the device's memory is too small.
+        """
+        image_set = self._sets[split]
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if device.type == "cpu" or not fitting or self.on_device is False:
+            return image_set
+        if split not in self._on_device:
+            if self.on_device is None and not leaves_room(device, *image_set):
+                return image_set
+            try:
+                self._on_device[split] = ImageSet(*(tensor.to(device) for tensor in image_set))
+            except RuntimeError as error:
+                size = sum(tensor.nbytes for tensor in image_set) / 1e6
+                raise ValueError(
+                    f"data.on_device is true, but {len(image_set.labels):,} images ({size:,.0f} MB) don't fit into the "
+                    f"memory of {device}: set it to false or null"
+                ) from error
+        return self._on_device[split]
 
     def _check(self, image_set: ImageSet) -> ImageSet:
         images, labels = image_set

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rampart.attacks.validation import ROUNDING, require
+from rampart.data.augment import scale_images
 
 IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "input", "inputs", "x", "data")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
@@ -95,7 +96,7 @@ def _read_images(images: Tensor, dtype: torch.dtype) -> Tensor:
     if images.ndim < 2 or images.numel() == 0:
         raise ValueError(f"images must be (N, ...), such as (N, C, H, W), N above 0; got shape {tuple(images.shape)}")
     if images.dtype == torch.uint8:
-        return images.to(dtype).div_(255)
+        return scale_images(images, dtype)
     if images.dtype == torch.bool:
         return images.to(dtype)
     if not images.is_floating_point():

@@ -8,6 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from rampart.attacks.random import make_generator
+from rampart.data.placement import move_tensor
 
 
 class EpochOrder:
@@ -25,6 +26,7 @@ class EpochOrder:
         seed: Seed of the orders; the same in all processes. A function is called at the start of each pass.
         rank: Zero-based rank of this process; that of torch.distributed if None, or 0 without it.
         world_size: Number of processes; that of torch.distributed if None, or 1 without it.
+        device: Device of the indices, which are moved there once per epoch.
 
     Raises:
         ValueError: If the batch size is below 1, or there are too few images for a batch on each rank.
@@ -39,11 +41,12 @@ class EpochOrder:
         seed: int | Callable[[], int] = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.size, self.batch_size, self.shuffle, self.drop_last, self.seed = size, batch_size, shuffle, drop_last, seed
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self.device = rank, world_size, torch.device(device)
         self.epoch = self._done = self._done_in = 0
         self._resume_at = (0, 0)
         self._check_size()
@@ -74,7 +77,7 @@ class EpochOrder:
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the indices of each batch, ``(batch_size,)``, int64, from the resumed position on."""
         self._check_size()
-        shard = self.indices()
+        shard = move_tensor(self.indices(), self.device)
         epoch, done = self._resume_at
         start, self._resume_at = done if epoch == self.epoch else 0, (0, 0)
         for batch in range(start, len(self)):
@@ -82,7 +85,7 @@ class EpochOrder:
             yield shard[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def indices(self) -> Tensor:
-        """Return the indices of this rank's images in the epoch's order, int64."""
+        """Return the indices of this rank's images in the epoch's order, int64, on the CPU."""
         order = (
             torch.randperm(self.size, generator=self.generator("order")) if self.shuffle else torch.arange(self.size)
         )

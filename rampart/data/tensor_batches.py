@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from rampart.data.augment import draw_offsets, shift_images
+from rampart.data.augment import draw_offsets, scale_images, shift_images
 from rampart.data.order import EpochOrder
+from rampart.data.placement import move_tensor
 
 
 class TensorBatches:
@@ -17,9 +19,12 @@ class TensorBatches:
     training all ranks have the same number of batches, in evaluation each image is on exactly one rank. The order of an
     epoch depends on seed and epoch alone, and a run that is resumed within an epoch continues with the next batch.
 
+    Batches are the same on every device. Images are chosen where they are held, moved as uint8 if they are held
+    elsewhere, and shifted and scaled on the batches' device, all without waiting for that device.
+
     Args:
         images: ``(N, C, H, W)``, uint8.
-        labels: ``(N,)``, int64.
+        labels: ``(N,)``, int64, on the images' device.
         batch_size: Images per batch and rank; the last batch may be smaller.
         shuffle: Choose a new random order for each epoch.
         drop_last: Leave out a smaller last batch.
@@ -29,6 +34,7 @@ class TensorBatches:
             pass.
         rank: Zero-based rank of this process; that of torch.distributed if None, or 0 without it.
         world_size: Number of processes; that of torch.distributed if None, or 1 without it.
+        device: Device of the batches; that of the images if None.
 
     Raises:
         ValueError: If the batch size is below 1, there are too few images for a batch on each rank, or ``max_shift`` is
@@ -46,8 +52,9 @@ class TensorBatches:
         seed: int | Callable[[], int] = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
-        self.order = EpochOrder(len(images), batch_size, shuffle, drop_last, seed, rank, world_size)
+        self.order = EpochOrder(len(images), batch_size, shuffle, drop_last, seed, rank, world_size, images.device)
         height, width = images.shape[-2:]
         if not 0 <= max_shift < min(height, width):
             raise ValueError(
@@ -55,6 +62,7 @@ class TensorBatches:
                 f"of an image would be left; got {max_shift}"
             )
         self.images, self.labels, self.max_shift = images, labels, max_shift
+        self.device = images.device if device is None else torch.device(device)
 
     batch_sampler = None
     """Lightning reads this attribute of each loader that has a ``sampler``."""
@@ -77,13 +85,18 @@ class TensorBatches:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        offsets = self._draw_offsets() if self.max_shift else None
+        for place in self.order:
+            chosen = self.images.index_select(0, place), self.labels.index_select(0, place), place
+            images, labels, index = (move_tensor(part, self.device) for part in chosen)
+            if offsets is not None:
+                images = shift_images(images, offsets[index], self.max_shift)
+            yield scale_images(images), labels, index
+
+    def _draw_offsets(self) -> Tensor:
         # Offsets of all images at once: an image's shift must not depend on the batches before it.
         offsets = draw_offsets(len(self.images), self.max_shift, self.order.generator("shifts"))
-        for index in self.order:
-            images = self.images[index]
-            if self.max_shift:
-                images = shift_images(images, offsets[index], self.max_shift)
-            yield images.float().div_(255), self.labels[index], index
+        return move_tensor(offsets, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``epoch``, zero-based, and ``done``, the number of its batches that have been yielded."""
