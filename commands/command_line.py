@@ -18,6 +18,7 @@ from commands.checkpoint_path import check_ckpt_path, check_init_from, suggest_r
 from commands.interruption_callback import InterruptionCallback
 from commands.loader_connector import LoaderConnector
 from commands.messages import command_line, silence_warnings
+from commands.no_profiler import spare_profiling
 from commands.parsing import ParsingCLI
 from commands.requeue import find_job_checkpoint, record_job
 from commands.resuming import make_resumable
@@ -96,6 +97,7 @@ class RampartCLI(ParsingCLI):
         elif self.subcommand != "fit":
             trainer.run_seed = 0
         make_resumable(trainer)
+        spare_profiling(trainer)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

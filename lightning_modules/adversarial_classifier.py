@@ -9,7 +9,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from lightning_modules.evaluation_steps import EvaluationSteps, make_accuracy
+from lightning_modules.accuracy import Accuracy
+from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.extra_tensors import match_extra_tensors, register_tensors
 from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_about_stream
@@ -19,6 +20,7 @@ from lightning_modules.step_values import hide_from_bar, log_step
 from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed
+from rampart.attacks.validation import checked_images
 from rampart.data import read_batch
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
@@ -118,7 +120,7 @@ class AdversarialClassifier(EvaluationSteps):
         self.network_settings: dict[str, Any] | None = None
         self._optimizer = optimizer
         self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
-        self.train_adv_acc = make_accuracy()
+        self.train_adv_acc = Accuracy()
         self._losses = FiniteLossCheck()
 
     @classmethod
@@ -164,10 +166,10 @@ class AdversarialClassifier(EvaluationSteps):
         images, labels, _ = read_batch(batch, dtype=self.image_dtype)
         assert labels is not None
         generator = self._generator("train", self.trainer.global_step, batch_idx)
-        with self.execution.training(self.device.type):
+        with self.execution.training(self.device.type), checked_images(images):
             output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self._losses.add(output.loss, self.eps, self.trainer, self.network)
-        self.train_adv_acc.update(output.logits.argmax(1), labels)
+        self.train_adv_acc.update(output.logits.argmax(1) == labels)
         # Rank 0's values: the mean over ranks would need a collective at every step. Numbers are tensors on the host:
         # Lightning would copy floats to the device and wait for it.
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_modules.accuracy import Accuracy
 from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_about_stream
 from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import compute_logits
@@ -45,9 +44,16 @@ class EvaluationSteps(LightningModule):
         names = [named.name for named in self.test_attacks]
         if len(set(names)) < len(names):
             raise ValueError(f"model.test_attacks must have distinct names, got {', '.join(names)}: give `name:`")
-        self.val_clean_acc, self.val_robust_acc = make_accuracy(), make_accuracy()
-        self.test_clean_acc = make_accuracy()
-        self.test_robust_acc = nn.ModuleList(make_accuracy() for _ in self.test_attacks)
+        self.val_clean_acc, self.val_robust_acc = Accuracy(), Accuracy()
+        self.test_clean_acc = Accuracy()
+        self.test_robust_acc = nn.ModuleList(Accuracy() for _ in self.test_attacks)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the one that Lightning sets 40 times per step directly, without a search for parameters."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     @property
     def run_seed(self) -> int:
@@ -144,7 +150,7 @@ class EvaluationSteps(LightningModule):
         self._padding = SamplerPadding(loaders)
 
     def _evaluate(
-        self, batch: Any, stage: str, batch_idx: int, clean: Metric, robust: Iterable[tuple[NamedAttack, Metric]]
+        self, batch: Any, stage: str, batch_idx: int, clean: Accuracy, robust: Iterable[tuple[NamedAttack, Accuracy]]
     ) -> Batch:
         """Count the correctly classified images of a batch and, for each attack, the robust images."""
         images, labels, index = read_batch(batch, dtype=self.image_dtype)
@@ -158,13 +164,11 @@ class EvaluationSteps(LightningModule):
             logits = self._logits(images, f"on batch {batch_idx} of {stage}")
             check_labels(labels, logits)  # Attacks check them too, but not all do.
             correct = logits.argmax(1) == labels
-            _update(clean, correct)
+            clean.update(correct)
             for named, metric in robust:
                 where = f"under {named.name} on batch {batch_idx} of {stage}"
                 generator, network = self._generator(stage, batch_idx), self.evaluated_network
-                _update(
-                    metric, robust_mask(network, images, labels, named.attack, named.eps, generator, correct, where)
-                )
+                metric.update(robust_mask(network, images, labels, named.attack, named.eps, generator, correct, where))
         return counted
 
     def _logits(self, images: Tensor, where: str) -> Tensor:
@@ -175,14 +179,3 @@ class EvaluationSteps(LightningModule):
     def _generator(self, stage: str, *state: int) -> torch.Generator:
         """Return a generator whose random numbers depend on stage, seed, rank and progress alone."""
         return make_generator(self.device, stage, self.run_seed, self.global_rank, *state)
-
-
-def make_accuracy() -> MulticlassAccuracy:
-    """Return a metric of accuracy: correctly classified images over all images."""
-    # Predictions and labels are validated where they arise; the metric's own validation would copy them to the host.
-    return MulticlassAccuracy(average="micro", validate_args=False)
-
-
-def _update(accuracy: Metric, correct: Tensor) -> None:
-    """Count the images whose entry of ``correct``, ``(N,)``, bool, is True."""
-    accuracy.update(correct.int(), torch.ones_like(correct, dtype=torch.int))

@@ -17,6 +17,8 @@ def parse_number(value: float | str, name: str) -> float:
     Raises:
         ValueError: If the value is not a finite number.
     """
+    if type(value) is float and math.isfinite(value):
+        return value
     problem = f"{name} must be a number or a fraction such as 8/255, got {' '.join(repr(value).split())}"
     try:
         if isinstance(value, str):

@@ -16,8 +16,7 @@ def make_generator(device: torch.device | str, *purpose: str | int | float) -> t
         device: Device of the random numbers.
         purpose: Values whose ``repr`` is hashed to the seed.
     """
-    digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big", signed=True))
+    return torch.Generator(device).manual_seed(_seed(purpose))
 
 
 def seed_torch(device: torch.device, *purpose: str | int | float) -> None:
@@ -25,10 +24,14 @@ def seed_torch(device: torch.device, *purpose: str | int | float) -> None:
 
     Dropout, custom loaders and custom augmentations use these generators.
     """
-    seed = make_generator("cpu", *purpose).initial_seed()
+    seed = _seed(purpose)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":  # torch.manual_seed is slow: it searches all kinds of devices
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+def _seed(purpose: tuple[str | int | float, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def run_seed(trainer: Any) -> int:

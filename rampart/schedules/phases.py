@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from rampart.attacks.eps import Eps, parse_eps, parse_number, to_fraction
@@ -80,13 +81,31 @@ class Phase:
             return end
         if self.shape == "cosine":
             return start + (end - start) * (1 - math.cos(math.pi * update / (updates - 1))) / 2
-        # In fractions, so that 0.01 x (epoch + 1) is 0.07 and 0.35, not 0.07000000000000001.
-        return float(to_fraction(start) + (to_fraction(end) - to_fraction(start)) * update / (updates - 1))
+        return _linear(start, end, update, updates - 1)
 
     def _ends(self) -> tuple[float, float]:
-        # The upper bound depends on the norm, which only the attack knows: EpsilonRampCallback checks it.
-        end = parse_eps(self.end_eps, "L2", "end_eps")
-        return end if self.start_eps is None else parse_eps(self.start_eps, "L2", "start_eps"), end
+        return _parse_ends(self.start_eps, self.end_eps)
+
+
+@lru_cache(typed=True)
+def _parse_ends(start_eps: Eps | None, end_eps: Eps) -> tuple[float, float]:
+    # The upper bound depends on the norm, which only the attack knows: EpsilonRampCallback checks it.
+    end = parse_eps(end_eps, "L2", "end_eps")
+    return end if start_eps is None else parse_eps(start_eps, "L2", "start_eps"), end
+
+
+@lru_cache
+def _fractions(start: float, end: float) -> tuple[int, int, int]:
+    """Return integers ``a, b, c`` with start = a / c and end = b / c, for the decimal numbers that are shown."""
+    first, last = to_fraction(start), to_fraction(end)
+    common = math.lcm(first.denominator, last.denominator)
+    return int(first * common), int(last * common), common
+
+
+def _linear(start: float, end: float, part: int, parts: int) -> float:
+    """Return ``start + (end - start) part / parts``, in whole numbers, so that 0.01 x 7 is 0.07, not 0.0700...01."""
+    first, last, common = _fractions(start, end)
+    return (first * parts + (last - first) * part) / (common * parts)
 
 
 def eps_schedule(
