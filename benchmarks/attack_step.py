@@ -82,7 +82,7 @@ def run_foolbox(network: nn.Module, images: Tensor, labels: Tensor, eps: float, 
     from foolbox import Misclassification, PyTorchModel
     from foolbox.attacks import LinfPGD
 
-    model = PyTorchModel(network, bounds=(0, 1), device="cpu")
+    model = PyTorchModel(network, bounds=(0, 1), device=images.device)
     attack = LinfPGD(abs_stepsize=step, steps=steps, random_start=False)
     adv: Tensor = attack.run(model, images, Misclassification(labels), epsilon=eps)
     return adv
@@ -93,18 +93,22 @@ def run_art(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
-    model = PyTorchClassifier(network, nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1))
+    device = "cpu" if images.device.type == "cpu" else "gpu"
+    model = PyTorchClassifier(
+        network, nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1), device_type=device
+    )
     attack = ProjectedGradientDescentPyTorch(
         model, eps=eps, eps_step=step, max_iter=steps, num_random_init=0, batch_size=len(images), verbose=False
     )
-    return torch.from_numpy(attack.generate(images.numpy(), np.eye(10, dtype=np.float32)[labels.numpy()]))
+    adv = attack.generate(images.cpu().numpy(), np.eye(10, dtype=np.float32)[labels.cpu().numpy()])
+    return torch.from_numpy(adv).to(images.device)
 
 
 def run_apgd(network: nn.Module, images: Tensor, labels: Tensor, eps: float, _step: float, steps: int) -> None:
     """Run APGD-CE of pyautoattack: another algorithm, timed per gradient."""
     from pyautoattack.autopgd_base import APGDAttack
 
-    attack = APGDAttack(network, n_iter=steps, norm="Linf", eps=eps, loss="ce", device="cpu", seed=0)
+    attack = APGDAttack(network, n_iter=steps, norm="Linf", eps=eps, loss="ce", device=images.device.type, seed=0)
     attack.init_hyperparam(images)
     attack.attack_single_run(images, labels, x_init=images)
 

@@ -1,0 +1,139 @@
+"""Networks and images of the attack-step tables, and the contestants."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.accelerator_sections.setting import Precision, Rows, Setting
+from benchmarks.as_published import PlainMNISTCNN, PlainResNet18
+from benchmarks.attack_step import EPS, PEERS, STEP_SIZE, run_papers_loop
+from rampart.attacks import PGD, AtImage
+from rampart.kernels import Execution, allow_tf32
+from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
+
+Attack = Callable[[int], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Network and images of one attack-step table.
+
+    Attributes:
+        kind: Name of the network.
+        ours: Rampart's network, in eval mode.
+        plain: The network as published, with the same weights; in eval mode.
+        images: ``(N, C, H, W)``, float32, in [0, 1], on the device.
+        labels: ``(N,)``, int64, on the device.
+    """
+
+    kind: str
+    ours: nn.Module
+    plain: nn.Module
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def eps(self) -> float:
+        """Radius, pixel scale."""
+        return EPS[self.base]
+
+    @property
+    def step_size(self) -> float:
+        """Step length, pixel scale."""
+        return STEP_SIZE[self.base]
+
+    @property
+    def base(self) -> str:
+        """Name of the network whose radius and step size are used."""
+        return self.kind.removeprefix("gated ")
+
+
+def build_case(kind: str, batch_size: int, setting: Setting) -> Case:
+    """Build a network with random weights, and random images."""
+    torch.manual_seed(setting.seed)
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "MNIST CNN": MNISTCNN,
+        "gated MNIST CNN": GatedMNISTCNN,
+        "ResNet-18": ResNet18,
+    }
+    ours, plain = builders[kind](), PlainResNet18() if kind == "ResNet-18" else PlainMNISTCNN()
+    plain.load_state_dict(ours.state_dict())
+    shape = (3, 32, 32) if kind == "ResNet-18" else (1, 28, 28)
+    images, labels = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
+    device = setting.device
+    return Case(kind, ours.eval().to(device), plain.eval().to(device), images.to(device), labels.to(device))
+
+
+@contextmanager
+def use_precision(precision: Precision, device: str) -> Iterator[None]:
+    """Compute in a precision, by torch's own switches."""
+    with ExitStack() as stack:
+        if device != "cpu":
+            stack.enter_context(allow_tf32(precision == "tf32"))
+        if precision == "bfloat16":
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        yield
+
+
+@contextmanager
+def execute(execution: Execution, device: str) -> Iterator[None]:
+    """Execute an attack of training with these options."""
+    with execution.training(device), execution.attack(device):
+        yield
+
+
+def run_rampart(case: Case, execution: Execution, steps: int) -> Tensor:
+    """Run Rampart's PGD from the images."""
+    attack = PGD(steps=steps, step_size=case.step_size, start=AtImage())
+    with execute(execution, case.images.device.type):
+        return attack(case.ours, case.images, case.labels, case.eps)
+
+
+def run_other(
+    case: Case, loop: Callable[..., Any], network: nn.Module, precision: Precision, steps: int
+) -> Tensor | None:
+    """Run the paper's loop, or a library's attack, from the images."""
+    with use_precision(precision, case.images.device.type):
+        result = loop(network, case.images, case.labels, case.eps, case.step_size, steps)
+    return result if isinstance(result, Tensor) else None
+
+
+def list_executions(setting: Setting, compiled: bool) -> dict[str, Execution]:
+    """Return the options that are compared, by name: each precision eager and captured, then compiled."""
+    found = {}
+    for capture in (False, True):
+        form = "captured" if capture else "eager"
+        if capture and setting.on_cpu:
+            form = "captured (eager on the CPU)"
+        for precision in setting.size.precisions:
+            found[f"Rampart, {form}, {precision}"] = Execution(capture=capture, attack_precision=precision)
+    if compiled:
+        options = Execution(capture=True, compile=True, attack_precision=setting.size.precisions[-1])
+        found[f"Rampart, captured and compiled, {setting.size.precisions[-1]}"] = options
+    return found
+
+
+def list_others(case: Case, setting: Setting, rows: Rows) -> dict[str, Attack]:
+    """Return the paper's loop and the libraries by name, without those that are not installed or fail."""
+    fast: Precision = "tf32" if "tf32" in setting.size.precisions else "float32"
+    found: dict[str, Attack] = {
+        f"paper's loop, {precision}": partial(run_other, case, run_papers_loop, case.plain, precision)
+        for precision in dict.fromkeys(["float32", fast])
+    }
+    for name, peer in PEERS.items():
+        if case.kind.startswith("gated"):
+            continue  # the same loops on one more network
+        for network, where in ((case.plain, ""), (case.ours, " on Rampart's network")):
+            run = partial(run_other, case, peer, network, fast)
+            try:
+                run(1)
+            except Exception as error:  # a library may fail on a device in any way
+                rows.leave_out(f"{name}{where}, {case.kind}", error)
+                break
+            found[f"{name}{where}, {fast}"] = run
+    return found
