@@ -10,7 +10,6 @@ from callbacks.outputs import save_figure, warn_if_not_drawn
 from rampart.attacks.context import attack_context
 from rampart.attacks.logits import compute_logits
 from rampart.attacks.random import make_generator
-from rampart.data import read_batch
 from rampart.evaluation import adversarial_figure, can_be_drawn
 
 
@@ -65,7 +64,7 @@ class AdversarialImagesCallback(Callback):
             self._draw(trainer, pl_module, trainer.current_epoch)
 
     def _keep_examples(self, batch: Any, module: Any) -> None:
-        images, labels, _ = read_batch(batch, dtype=module.image_dtype)
+        images, labels, _ = module.read_batch(batch)
         assert labels is not None
         self._examples = images[: self.num_images], labels[: self.num_images]
 

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks.outputs import new_file, run_folder, save_figure, warn_if_not_drawn
 from rampart.attacks import PGD, Attack, Eps, parse_eps
 from rampart.attacks.random import make_generator
-from rampart.data import Batch, read_batch
+from rampart.data import Batch
 from rampart.evaluation import fooling_eps, robustness_figure
 
 
@@ -72,7 +72,7 @@ class RobustnessCurveCallback(Callback):
         if left <= 0:
             return
         module: Any = pl_module
-        counted = outputs if isinstance(outputs, Batch) else read_batch(batch, dtype=module.image_dtype)
+        counted = outputs if isinstance(outputs, Batch) else module.read_batch(batch)
         assert counted.labels is not None
         images, labels = counted.images[:left], counted.labels[:left]
         if len(images) == 0:

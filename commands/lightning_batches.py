@@ -93,8 +93,7 @@ class _VisitorStrategy(SingleDeviceStrategy):
 
     def test_step(self, batch: Any, batch_idx: int, *_: Any) -> None:
         try:
-            dtype = getattr(self.lightning_module, "image_dtype", torch.float32)
-            images, labels, _index = read_batch(batch, dtype=dtype)
+            images, labels, _index = getattr(self.lightning_module, "read_batch", read_batch)(batch)
         except ValueError as error:
             raise ValueError(f"{error} (batch {batch_idx + 1} of the test loader)") from error
         assert self.visit is not None

@@ -21,9 +21,9 @@ from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed
 from rampart.attacks.validation import checked_images
-from rampart.data import read_batch
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
+from rampart.kernels import lay_out_network, lay_out_state
 from rampart.objectives import AdversarialTraining, Objective
 
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
@@ -140,7 +140,7 @@ class AdversarialClassifier(EvaluationSteps):
         return ()
 
     def setup(self, stage: str) -> None:
-        """Agree on the run's seed between processes, and refuse settings that can't be used together.
+        """Agree on the run's seed between processes, set the memory format, and refuse settings that can't be combined.
 
         Raises:
             TypeError: If the objective can't use the class of the attack or of a layer.
@@ -148,6 +148,8 @@ class AdversarialClassifier(EvaluationSteps):
         """
         agree_on_run_seed(self.trainer)
         check_precision(self.trainer)
+        device_type = self.trainer.strategy.root_device.type
+        self.image_format = lay_out_network(self.network, self.execution.memory_format, device_type)
         if stage == "fit":
             self.objective.check(self.attack, self.network)
             check_accumulation(self.trainer, self.objective)
@@ -163,7 +165,7 @@ class AdversarialClassifier(EvaluationSteps):
         Raises:
             ValueError: If the batch has none of the accepted forms, or the loss is NaN or infinite.
         """
-        images, labels, _ = read_batch(batch, dtype=self.image_dtype)
+        images, labels, _ = self.read_batch(batch)
         assert labels is not None
         generator = self._generator("train", self.trainer.global_step, batch_idx)
         with self.execution.training(self.device.type), checked_images(images):
@@ -193,7 +195,7 @@ class AdversarialClassifier(EvaluationSteps):
             super().backward(loss, *args, **kwargs)
 
     def on_train_start(self) -> None:
-        """Refuse several loaders and unsuitable schedules, and forget the losses of an earlier training.
+        """Refuse several loaders and unsuitable schedules, and prepare the state of the training.
 
         Raises:
             ValueError: If there are several loaders, or a learning-rate schedule does not suit the run.
@@ -203,6 +205,8 @@ class AdversarialClassifier(EvaluationSteps):
         check_one_loader(self.trainer.val_dataloaders, "val")
         warn_about_stream(self.trainer.train_dataloader, "train", self.trainer.world_size)
         self._losses = FiniteLossCheck()
+        for optimizer in self.trainer.optimizers:  # A resumed run has the memory format of the checkpoint's.
+            lay_out_state(optimizer)
 
     def on_train_epoch_end(self) -> None:
         """Check the losses that have not been checked yet.

@@ -15,7 +15,7 @@ from rampart.attacks.random import make_generator, run_seed
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.data import Batch, read_batch
 from rampart.evaluation import robust_mask
-from rampart.kernels import Execution
+from rampart.kernels import Execution, lay_out
 from rampart.networks import plain_form
 
 
@@ -33,7 +33,10 @@ class EvaluationSteps(LightningModule):
     """
 
     execution: Execution = Execution()
-    """How networks are executed; neither a hyper-parameter nor part of a checkpoint."""
+    """Options of execution; neither a hyper-parameter nor part of a checkpoint."""
+
+    image_format: torch.memory_format | None = None
+    """Memory format of images passed to the network, set before a run; None leaves them unchanged."""
 
     def __init__(
         self, network: nn.Module, val_attack: Attack, target_eps: float, test_attacks: Sequence[NamedAttack]
@@ -70,6 +73,19 @@ class EvaluationSteps(LightningModule):
         """Dtype of the images passed to the network: float64 if its first weights are float64, else float32."""
         first = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
         return torch.float64 if first == torch.float64 else torch.float32
+
+    def read_batch(self, batch: Any, labelled: bool = True) -> Batch:
+        """Read a batch with images in the dtype and memory format of the network; see :func:`rampart.data.read_batch`.
+
+        Args:
+            batch: A batch in one of the accepted forms.
+            labelled: Require labels.
+
+        Raises:
+            ValueError: If the batch has none of the accepted forms.
+        """
+        images, labels, index = read_batch(batch, labelled, self.image_dtype)
+        return Batch(lay_out(images, self.image_format), labels, index)
 
     def on_validation_start(self) -> None:
         """Refuse several loaders, and reset the count of images.
@@ -129,7 +145,7 @@ class EvaluationSteps(LightningModule):
         Raises:
             ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
         """
-        images, known, index = read_batch(batch, labelled=False, dtype=self.image_dtype)
+        images, known, index = self.read_batch(batch, labelled=False)
         with self.execution.evaluation(self.device.type):
             clean = self._logits(images, f"on batch {batch_idx} of predict").softmax(1).max(1)
             labels = clean.indices if known is None else known
@@ -153,7 +169,7 @@ class EvaluationSteps(LightningModule):
         self, batch: Any, stage: str, batch_idx: int, clean: Accuracy, robust: Iterable[tuple[NamedAttack, Accuracy]]
     ) -> Batch:
         """Count the correctly classified images of a batch and, for each attack, the robust images."""
-        images, labels, index = read_batch(batch, dtype=self.image_dtype)
+        images, labels, index = self.read_batch(batch)
         assert labels is not None
         kept = self._padding.count_unpadded(len(images))
         counted = Batch(images[:kept], labels[:kept], None if index is None else index[:kept])

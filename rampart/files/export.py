@@ -91,7 +91,7 @@ def _unwrap(network: nn.Module) -> nn.Module:
 
 def _collect_weights(network: nn.Module) -> dict[str, Tensor]:
     state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
 def _encode_pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:

@@ -3,6 +3,7 @@
 from rampart.kernels.convolution import can_use_pooled_convolution, pooled_convolution
 from rampart.kernels.execution import Execution, current_execution
 from rampart.kernels.fast_path import can_skip_calls, is_traced_or_transformed
+from rampart.kernels.memory_format import lay_out, lay_out_network, lay_out_state
 from rampart.kernels.precision import allow_tf32, full_float32, tf32_allowed
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "current_execution",
     "full_float32",
     "is_traced_or_transformed",
+    "lay_out",
+    "lay_out_network",
+    "lay_out_state",
     "pooled_convolution",
     "tf32_allowed",
 ]
