@@ -35,9 +35,7 @@ def load_test_images(data_dir: str | None, num_images: int | None) -> TensorBatc
     data.prepare_data()
     data.setup("test")
     loader = data.test_dataloader()
-    if num_images:
-        loader.images, loader.labels = loader.images[:num_images], loader.labels[:num_images]
-    return loader
+    return TensorBatches(loader.images[:num_images], loader.labels[:num_images], loader.batch_size)
 
 
 def evaluate_papers_way(weights: Path, loader: TensorBatches) -> float:
