@@ -42,7 +42,7 @@ def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.flo
     whole numbers of any dtype, ``(N,)`` or ``(N, 1)``, or one-hot ``(N, classes)``.
 
     Args:
-        batch: Batch that the loader yielded.
+        batch: Batch that the loader yielded. A :class:`Batch` is returned unchanged if its images have the dtype.
         labelled: Raise an error if the batch has no labels.
         dtype: Dtype of the returned images: float32, or float64 for a float64 network.
 
@@ -53,6 +53,8 @@ def read_batch(batch: Any, labelled: bool = True, dtype: torch.dtype = torch.flo
         ValueError: If the batch has another form; the message describes it in one line. On an accelerator, wrong values
             raise the device's asynchronous assertion instead.
     """
+    if isinstance(batch, Batch) and batch.images.dtype == dtype and (batch.labels is not None or not labelled):
+        return batch
     images, labels, index = _split_batch(batch)
     images = _as_tensor(images, None)
     if images is None or (labels is None and labelled):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rampart.data.augment import draw_offsets, scale_images, shift_images
+from rampart.data.batch import Batch
 from rampart.data.order import EpochOrder
 from rampart.data.placement import move_tensor
 
@@ -14,10 +15,11 @@ from rampart.data.placement import move_tensor
 class TensorBatches:
     """Iterable of batches ``(images, labels, index)``, without worker processes or Python code per image.
 
-    Images are ``(N, C, H, W)``, float32, in [0, 1]; labels ``(N,)``, int64; ``index`` is the zero-based index of each
-    image in the data set, ``(N,)``, int64. A drop-in for DataLoader in Lightning that shards itself across ranks: in
-    training all ranks have the same number of batches, in evaluation each image is on exactly one rank. The order of an
-    epoch depends on seed and epoch alone, and a run that is resumed within an epoch continues with the next batch.
+    A batch is a :class:`Batch`: images ``(N, C, H, W)``, float32, in [0, 1]; labels ``(N,)``, int64; ``index`` is the
+    zero-based index of each image in the data set, ``(N,)``, int64. A drop-in for DataLoader in Lightning that shards
+    itself across ranks: in training all ranks have the same number of batches, in evaluation each image is on exactly
+    one rank. The order of an epoch depends on seed and epoch alone, and a run that is resumed within an epoch continues
+    with the next batch.
 
     Batches are the same on every device. Images are chosen where they are held, moved as uint8 if they are held
     elsewhere, and shifted and scaled on the batches' device, all without waiting for that device.
@@ -91,7 +93,7 @@ class TensorBatches:
             images, labels, index = (move_tensor(part, self.device) for part in chosen)
             if offsets is not None:
                 images = shift_images(images, offsets[index], self.max_shift)
-            yield scale_images(images), labels, index
+            yield Batch(scale_images(images), labels, index)  # type: ignore[misc]  # has labels and index
 
     def _draw_offsets(self) -> Tensor:
         # Offsets of all images at once: an image's shift must not depend on the batches before it.

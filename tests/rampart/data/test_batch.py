@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rampart.data import read_batch
+from rampart.data import Batch, TensorBatches, read_batch
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([3, 0, 9, 1])
@@ -79,6 +79,16 @@ def test_an_index_is_kept_from_tuples_and_dictionaries() -> None:
         index = read_batch(batch).index
         assert index is not None
         assert torch.equal(index, INDEX)
+
+
+def test_a_batch_that_was_read_already_is_returned_unchanged() -> None:
+    batch = read_batch((IMAGES, LABELS, INDEX))
+    assert read_batch(batch) is batch
+    assert read_batch(batch, dtype=torch.float64).images.dtype == torch.float64
+    (of_tensors,) = TensorBatches(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), LABELS, batch_size=4)
+    assert read_batch(of_tensors) is of_tensors
+    with pytest.raises(ValueError, match=r"a batch must be \(images, labels\)"):
+        read_batch(Batch(IMAGES, None, None))
 
 
 @pytest.mark.parametrize("batch", [IMAGES, IMAGES.numpy(), (IMAGES,), {"image": IMAGES}])
