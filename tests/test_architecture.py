@@ -16,8 +16,8 @@ LIBRARIES = {"filelock", "jinja2", "matplotlib", "numpy", "onnx", "onnxscript", 
 TORCH_PACKAGES = sorted(file.parent.name for file in (ROOT / "rampart").glob("*/__init__.py"))
 # The subpackages of rampart that each of them may import.
 MAY_IMPORT = {
-    "attacks": set(),
     "kernels": set(),
+    "attacks": {"kernels"},
     "data": {"attacks"},
     "schedules": {"attacks"},
     "networks": {"kernels"},

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rampart.kernels import DerivedWeights, current_execution, frozen_weights
+
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """A network, or any function of a batch of images ``(N, ...)`` that returns logits ``(N, C)``."""
 
@@ -37,6 +39,8 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
         stack.enter_context(torch.enable_grad())
         if _casts_to_float16(device_type):
             stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(current_execution().attack(device_type))
+        stack.enter_context(frozen_weights(DerivedWeights()))
         if isinstance(model, nn.Module):
             stack.enter_context(_changed_flags(model, batchnorm))
         yield

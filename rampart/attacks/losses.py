@@ -1,6 +1,8 @@
 """Per-image losses that attacks maximise: ``(logits (N, C), labels (N,)) -> (N,)``."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from types import FunctionType
 from typing import Literal, TypeAlias
 
 import torch
@@ -59,3 +61,51 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 LOSSES: dict[LossName, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+class ReferenceLoss(ABC):
+    """A loss that compares the logits with tensors that belong to the clean images, such as their logits.
+
+    Attacks on several rows of a batch pass the rows of these tensors. Called as a function, as by custom attacks, it
+    is a loss ``(logits, labels) -> (N,)`` of the whole batch.
+    """
+
+    @abstractmethod
+    def reference(self) -> tuple[Tensor, ...]:
+        """Return the tensors, with one entry per image in the first dimension; called inside the attack."""
+
+    @abstractmethod
+    def compare(self, logits: Tensor, labels: Tensor, *reference: Tensor) -> Tensor:
+        """Return the loss of each row, ``(M,)``.
+
+        Args:
+            logits: ``(M, C)``.
+            labels: ``(M,)``, int64.
+            reference: Rows of the tensors that :meth:`reference` returns.
+        """
+
+    @property
+    def kind(self) -> Hashable:
+        """Everything but the tensors that decides the values; None if there may be more, such as a random state."""
+        return None
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each image of the whole batch, ``(N,)``."""
+        return self.compare(logits, labels, *self.reference())
+
+
+def get_reference(loss: LossName | AttackLoss) -> tuple[Tensor, ...]:
+    """Return the tensors with which a loss compares the logits; none for an ordinary loss."""
+    return loss.reference() if isinstance(loss, ReferenceLoss) else ()
+
+
+def describe_loss(loss: LossName | AttackLoss) -> Hashable:
+    """Return what decides a loss's values, as part of the kind of a step; None if that is not known.
+
+    Named losses and functions that refer to nothing but their arguments are known.
+    """
+    if isinstance(loss, ReferenceLoss):
+        return loss.kind
+    if isinstance(loss, FunctionType) and (loss.__closure__ or loss.__name__ == "<lambda>"):
+        return None
+    return loss if isinstance(loss, (str, FunctionType)) else None

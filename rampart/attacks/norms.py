@@ -2,11 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from rampart.attacks.eps import NormName
+
+Ball: TypeAlias = tuple[Tensor, ...]
+"""Bounds of balls: tensors with one entry per image in the first dimension, or without dimensions."""
 
 
 class Norm(ABC):
@@ -23,15 +27,32 @@ class Norm(ABC):
         """
 
     @abstractmethod
-    def steepest_step(self, grad: Tensor, step_size: float) -> Tensor:
-        """Return the step of length ``step_size`` that raises a linear loss most; zero where ``grad`` is zero."""
+    def steepest_step(self, grad: Tensor, step_size: float | Tensor) -> Tensor:
+        """Return the step of length ``step_size`` that raises a linear loss most; zero where ``grad`` is zero.
+
+        Args:
+            grad: ``(N, ...)``, gradient of each image's loss.
+            step_size: Pixel scale; a tensor without dimensions or ``(N, 1, ..., 1)``.
+        """
 
     @abstractmethod
-    def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
-        """Move ``adv`` into the ball of radius ``eps`` around ``images`` and into the box [0, 1].
+    def ball(self, images: Tensor, eps: float) -> Ball:
+        """Return what :meth:`clip_` needs of the balls of radius ``eps`` around images, as a tuple of tensors.
 
-        The radius used is :meth:`safe_radius`, so rounding to the images' dtype leaves the result inside.
+        The radius used is :meth:`safe_radius`, so rounding to the images' dtype leaves every point inside.
+
+        Args:
+            images: ``(N, ...)``, float, in [0, 1].
+            eps: Radius on the pixel scale.
         """
+
+    @abstractmethod
+    def clip_(self, adv: Tensor, ball: Ball) -> Tensor:
+        """Move the points ``adv``, like the images, into their balls and into the box [0, 1], in place."""
+
+    def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
+        """Return ``adv`` moved into the ball of radius ``eps`` around ``images`` and into the box [0, 1]."""
+        return self.clip_(adv.clone(), self.ball(images, eps))
 
     @abstractmethod
     def length(self, delta: Tensor) -> Tensor:
@@ -51,14 +72,17 @@ class Linf(Norm):
 
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         noise = _uniform(images, generator).mul_(2).sub_(1).mul_(eps)
-        return self.project(noise.add_(images), images, eps)
+        return self.clip_(noise.add_(images), self.ball(images, eps))
 
-    def steepest_step(self, grad: Tensor, step_size: float) -> Tensor:
+    def steepest_step(self, grad: Tensor, step_size: float | Tensor) -> Tensor:
         return grad.sign().mul_(step_size)
 
-    def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
+    def ball(self, images: Tensor, eps: float) -> Ball:
         radius = self.safe_radius(images, eps)
-        return torch.clamp(adv, images - radius, images + radius).clamp_(0, 1)
+        return (images - radius).clamp_(min=0), (images + radius).clamp_(max=1)
+
+    def clip_(self, adv: Tensor, ball: Ball) -> Tensor:
+        return adv.clamp_(*ball)
 
     def length(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().amax(1)
@@ -77,16 +101,20 @@ class L2(Norm):
         radius = eps * uniform.pow(1 / images[0].numel())
         return self.project(images + self.steepest_step(direction, 1.0).mul_(radius), images, eps)
 
-    def steepest_step(self, grad: Tensor, step_size: float) -> Tensor:
+    def steepest_step(self, grad: Tensor, step_size: float | Tensor) -> Tensor:
         # Dividing by the largest entry first keeps the squares of tiny gradients from rounding to zero.
         grad = grad / _per_image(grad.abs().flatten(1).amax(1), grad).clamp_min(torch.finfo(grad.dtype).tiny)
         length = _per_image(self.length(grad), grad)
         return grad.mul_(step_size).div_(length.clamp_min(torch.finfo(grad.dtype).tiny))
 
-    def project(self, adv: Tensor, images: Tensor, eps: float) -> Tensor:
-        delta = adv - images
+    def ball(self, images: Tensor, eps: float) -> Ball:
+        return images, images.new_full((), self.safe_radius(images, eps))
+
+    def clip_(self, adv: Tensor, ball: Ball) -> Tensor:
+        images, radius = ball
+        delta = adv.sub_(images)
         length = _per_image(self.length(delta), delta)
-        scale = (self.safe_radius(images, eps) / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_(max=1)
+        scale = (radius / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_(max=1)
         return delta.mul_(scale).add_(images).clamp_(0, 1)
 
     def length(self, delta: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from rampart.attacks.attack import Attack, keep_active
 from rampart.attacks.context import BatchNormMode, Model, attack_context
 from rampart.attacks.eps import Eps, NormName, parse_number, to_fraction
-from rampart.attacks.input_gradient import loss_gradient, loss_gradient_of_weights, misclassified, predict
-from rampart.attacks.losses import LOSSES, AttackLoss, LossName
+from rampart.attacks.input_gradient import loss_gradient_of_weights
+from rampart.attacks.losses import LOSSES, AttackLoss, LossName, ReferenceLoss, describe_loss, get_reference
 from rampart.attacks.norms import NORMS
+from rampart.attacks.pgd_run import PGDRunner
 from rampart.attacks.starts import AtImage, Start, Uniform
 from rampart.attacks.steps import Step, StepSchedule, plan_steps
 from rampart.attacks.validation import check_choice, check_labels, read_inputs
@@ -170,12 +171,7 @@ class PGD(Attack):
             return images
         with attack_context(model, self.batchnorm, images.device.type):
             initial = None if initial is None else initial.detach().clone()
-            chosen: Tensor | slice = slice(None)
-            if active is not None and self.batchnorm == "eval":
-                chosen = active.nonzero().squeeze(1)
-            adv = self._run_all(model, images, labels, eps, generator, initial, chosen)
-            if isinstance(chosen, Tensor):
-                return images.index_copy(0, chosen, adv)
+            adv = self._run_all(model, images, labels, eps, generator, initial, active)
             return adv if active is None else keep_active(adv, images, active)
 
     def with_weight_gradient(
@@ -214,13 +210,16 @@ class PGD(Attack):
         if eps == 0 or len(images) == 0 or not steps:
             return self(model, images, labels, eps, generator), (None,) * len(weights)
         with attack_context(model, self.batchnorm, images.device.type):
-            adv = self._begin(images, eps, generator, None)
-            adv = self._run(model, images, labels, eps, adv, generator, steps[:-1]).adv
+            runner = self._runner(model, eps, generator, steps[:-1])
+            ball, reference = runner.norm.ball(images, eps), get_reference(self.loss)
+            adv = runner.run(self._begin(images, eps, generator, None), labels, ball, reference).adv
             for weight in weights:
                 weight.requires_grad_()  # The context froze them, and restores their flags.
             loss = partial(self._loss, labels=labels, check=len(steps) == 1)
             grad, gradients = loss_gradient_of_weights(model, adv, loss, weights)
-            return self._move(adv, grad, images, eps, steps[-1], generator), gradients
+            grad = self.step_gradient(grad, steps[-1].number, eps, generator)
+            change = runner.norm.steepest_step(grad, steps[-1].length)
+            return runner.norm.clip_(change.add_(adv), ball), gradients
 
     def _run_all(
         self,
@@ -230,67 +229,50 @@ class PGD(Attack):
         eps: float,
         generator: torch.Generator | None,
         initial: Tensor | None,
-        chosen: Tensor | slice,
+        active: Tensor | None,
     ) -> Tensor:
-        """Make all runs on the chosen rows of a batch; return the worst results, in the order of the rows."""
-        # Starts are computed for all images, so no image's start depends on which others are fooled.
-        begin = self._begin(images, eps, generator, initial)[chosen]
-        chosen_images, chosen_labels, steps = images[chosen], labels[chosen], self._steps(eps)
-        worst = self._run(model, chosen_images, chosen_labels, eps, begin, generator, steps)
-        every_row = torch.arange(len(chosen_images), device=images.device)
-        for _ in range(self.restarts - 1):
-            begin = self._begin(images, eps, generator, initial)[chosen]
-            left = every_row[~worst.fooled] if self.stop_when_fooled else every_row
-            if len(left):
-                run = self._run(model, chosen_images[left], chosen_labels[left], eps, begin[left], generator, steps)
-                worst.keep(left, run.adv, run.fooled, run.loss)
+        """Make all runs, and return the worst results; anything for images that are not active."""
+        runner = self._runner(model, eps, generator, self._steps(eps))
+        ball, reference = runner.norm.ball(images, eps), get_reference(self.loss)
+        inactive = None if active is None or self.batchnorm != "eval" else ~active
+        if inactive is None and self.stop_when_fooled:
+            inactive = torch.zeros_like(labels, dtype=torch.bool)
+        worst: WorstIterate | None = None
+        for _ in range(self.restarts):
+            # Starts are computed for all images, so no image's start depends on which others are fooled.
+            begin = self._begin(images, eps, generator, initial)
+            done = inactive
+            if inactive is not None:
+                done = inactive | worst.fooled if worst is not None and self.stop_when_fooled else inactive.clone()
+            run = runner.run(begin, labels, ball, reference, done)
+            if worst is None:
+                worst = run
+            else:
+                worst.keep(run.adv, run.fooled, run.loss, None if done is None else ~done)
+        assert worst is not None
         return worst.adv
 
     def _begin(self, images: Tensor, eps: float, generator: torch.Generator | None, initial: Tensor | None) -> Tensor:
         norm = NORMS[self.norm]
         return self.start.point(images, eps, norm, generator) if initial is None else norm.project(initial, images, eps)
 
-    def _run(
-        self,
-        model: Model,
-        images: Tensor,
-        labels: Tensor,
-        eps: float,
-        adv: Tensor,
-        generator: torch.Generator | None,
-        steps: Sequence[Step],
-    ) -> WorstIterate:
-        worst = WorstIterate.begin(adv)
-        active = torch.arange(len(images), device=images.device)
-        for step in steps:
-            logits, loss, grad = loss_gradient(model, adv, partial(self._loss, labels=labels, check=step.number == 0))
-            if self.iterate == "best" or self.stop_when_fooled:
-                fooled = misclassified(logits, labels)
-            if self.iterate == "best":
-                worst.keep(active, adv, fooled, loss)
-            if self.stop_when_fooled and bool(fooled.any()):
-                if self.iterate == "last":
-                    worst.keep(active[fooled], adv[fooled], fooled[fooled], loss[fooled])
-                left = ~fooled
-                active, images, labels, adv, grad = (x[left] for x in (active, images, labels, adv, grad))
-                if len(active) == 0:
-                    return worst
-            adv = self._move(adv, grad, images, eps, step, generator)
-        if self.iterate == "last":
-            worst.adv.index_copy_(0, active, adv)
-        if self.iterate == "best" or self.restarts > 1:
-            logits = predict(model, adv)
-            worst.keep(active, adv, misclassified(logits, labels), self._loss(logits, labels))
-        return worst
+    def _runner(self, model: Model, eps: float, generator: torch.Generator | None, steps: Sequence[Step]) -> PGDRunner:
+        changed = type(self).step_gradient is not PGD.step_gradient
+        loss = self.loss
+        return PGDRunner(
+            model,
+            NORMS[self.norm],
+            loss.compare if isinstance(loss, ReferenceLoss) else self._loss,
+            describe_loss(loss),
+            steps,
+            best=self.iterate == "best",
+            restarts=self.restarts,
+            stop=self.stop_when_fooled,
+            step_gradient=(lambda grad, step: self.step_gradient(grad, step, eps, generator)) if changed else None,
+        )
 
     def _steps(self, eps: float) -> list[Step]:
         return plan_steps(self.steps_at(eps), self.step_size_at(eps), self.step_schedule)
-
-    def _move(
-        self, adv: Tensor, grad: Tensor, images: Tensor, eps: float, step: Step, generator: torch.Generator | None
-    ) -> Tensor:
-        norm, grad = NORMS[self.norm], self.step_gradient(grad, step.number, eps, generator)
-        return norm.project(norm.steepest_step(grad, step.length).add_(adv), images, eps)
 
     def _loss(self, logits: Tensor, labels: Tensor, check: bool = False) -> Tensor:
         if check:

@@ -125,17 +125,25 @@ def _type_name(value: Any) -> str:
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Check that labels are classes of the network; see :func:`check_classes`.
+
+    Raises:
+        ValueError: If a label is outside [0, C) for logits ``(N, C)``.
+    """
+    check_classes(labels, logits.shape[1])
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
     """Check that labels are classes of the network.
 
     Raises:
-        ValueError: If a label is outside [0, C) for logits ``(N, C)``. On an accelerator, a wrong label raises the
-            device's asynchronous assertion instead.
+        ValueError: If a label is outside [0, classes). On an accelerator, a wrong label raises the device's
+            asynchronous assertion instead.
     """
     if labels.numel():
         require(
-            ((labels >= 0) & (labels < logits.shape[1])).all(),
-            f"labels must be in [0, {logits.shape[1]}), the network's classes{{}}: match the network's num_classes to "
-            "the data",
+            ((labels >= 0) & (labels < classes)).all(),
+            f"labels must be in [0, {classes}), the network's classes{{}}: match the network's num_classes to the data",
             labels,
         )
 

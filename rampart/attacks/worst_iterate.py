@@ -1,13 +1,12 @@
 """Keep the worst iterate of each image: one that fools the model, or else the one with the highest loss."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass
-class WorstIterate:
+class WorstIterate(NamedTuple):
     """Worst iterate of each image so far: one that fools the model, or else the one with the highest loss.
 
     Attributes:
@@ -27,10 +26,18 @@ class WorstIterate:
         dtype = torch.promote_types(adv.dtype, torch.float32)
         return cls(adv.clone(), adv.new_zeros(n, dtype=torch.bool), adv.new_full((n,), -torch.inf, dtype=dtype))
 
-    def keep(self, index: Tensor, adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
-        """Keep the worse of the stored and the new candidate for each image in ``index``."""
+    def keep(self, adv: Tensor, fooled: Tensor, loss: Tensor, rows: Tensor | None = None) -> None:
+        """Keep the worse of the stored and the new candidate for each image, in place.
+
+        Args:
+            adv: ``(N, ...)``, the new points.
+            fooled: ``(N,)``, bool, True if the new point fools the model.
+            loss: ``(N,)``, loss at the new points.
+            rows: ``(N,)``, bool, the images that have a new candidate; all if None.
+        """
         loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
-        worse = torch.where(fooled == self.fooled[index], loss > self.loss[index], fooled)
-        self.adv.index_copy_(0, index, torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv[index]))
-        self.loss.index_copy_(0, index, torch.where(worse, loss, self.loss[index]))
-        self.fooled.index_copy_(0, index, fooled | self.fooled[index])
+        worse = torch.where(fooled == self.fooled, loss > self.loss, fooled)
+        worse = worse if rows is None else worse & rows
+        self.adv.copy_(torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv))
+        self.loss.copy_(torch.where(worse, loss, self.loss))
+        self.fooled.logical_or_(worse & fooled)

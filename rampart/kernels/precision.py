@@ -51,6 +51,11 @@ def tf32_allowed() -> bool:
     return "tf32" in [_get(operation) for operation in _OPERATIONS if operation[0] == "cuda"]
 
 
+def float32_precisions() -> tuple[str, ...]:
+    """Return torch's precision of float32 operations, for each backend and kind of operation."""
+    return tuple(_get(operation) for operation in _OPERATIONS)
+
+
 @contextmanager
 def _changed(matmul: str, cudnn: bool, precisions: dict[tuple[str, str], str]) -> Iterator[None]:
     """Change the older settings, for matrix products and cuDNN, and the newer ones per operation; restore them."""

@@ -34,6 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rampart.kernels import derive_weights
+
 LEVELS = (0.43, 0.5, 0.57)
 PLACES = 8  # bright and dark pixels, each at the four places around the kernel's centre
 GATES = PLACES * (len(LEVELS) - 1)
@@ -129,7 +131,7 @@ class GateConv2d(nn.Conv2d):
             self.weight[:, 1 : 2 * GATES : 2] = -self.weight[:, 0 : 2 * GATES : 2]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        gate_weight = (weight[:, 0 : 2 * GATES : 2] - weight[:, 1 : 2 * GATES : 2]) / 2
+        (gate_weight,) = derive_weights(self, [weight], lambda: (_subtract_pairs(weight),))
         return F.conv2d(input, gate_weight, bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -137,6 +139,11 @@ class GateConv2d(nn.Conv2d):
         if weight is not None and not torch.equal(weight[:, 0 : 2 * GATES : 2], -weight[:, 1 : 2 * GATES : 2]):
             error_msgs.append(_NOT_GATES.format(f"{prefix}weight"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _subtract_pairs(weight: Tensor) -> Tensor:
+    """Return the weights of the gates, ``(C, 16, K, K)``: half the difference of each pair of channels."""
+    return (weight[:, 0 : 2 * GATES : 2] - weight[:, 1 : 2 * GATES : 2]) / 2
 
 
 def _reduce_squares(pixels: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rampart.kernels import can_skip_calls
+from rampart.kernels import can_skip_calls, conv_bn
 from rampart.networks.normalize import Normalize
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -56,7 +56,7 @@ class ResNet18(nn.Module):
         x = self.normalize(images)
         if can_skip_calls(images) and len(images) >= CHANNELS_LAST_FROM:
             x = x.contiguous(memory_format=torch.channels_last)
-        x = F.relu(_conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
+        x = F.relu(conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
         logits: Tensor = self.linear(x.mean((2, 3)))  # (N, 512, 4, 4) -> (N, 512)
@@ -78,35 +78,14 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, outputs, H / stride, W / stride)``."""
-        out = _conv_bn(self.conv2, self.bn2, F.relu(_conv_bn(self.conv1, self.bn1, x)))
+        out = conv_bn(self.conv2, self.bn2, F.relu(conv_bn(self.conv1, self.bn1, x)))
         if len(self.shortcut):
             conv, bn = self.shortcut
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(bn, _BatchNorm)
-            x = _conv_bn(conv, bn, x)
+            x = conv_bn(conv, bn, x)
         return F.relu(out + x)
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, stride=1))
-
-
-def _conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
-    """Return ``bn(conv(x))``, computed as one convolution where that is allowed and faster."""
-    if not _should_fold(conv, bn, x):
-        normalized: Tensor = bn(conv(x))
-        return normalized
-    mean, var = bn.running_mean, bn.running_var
-    assert mean is not None
-    assert var is not None
-    scale = bn.weight * (var + bn.eps).rsqrt()
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, bn.bias - mean * scale, conv.stride, conv.padding)
-
-
-def _should_fold(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:
-    """Return True if BatchNorm is a fixed scale and shift, and scaling the weight is less work than a separate pass."""
-    if not can_skip_calls(x, conv, bn) or bn.training or not bn.affine or bn.running_mean is None:
-        return False
-    outputs = x.shape[0] * x.shape[2] * x.shape[3] * conv.out_channels // (conv.stride[0] * conv.stride[1])
-    return 2 * outputs >= conv.weight.numel()

@@ -9,7 +9,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from rampart.attacks import Attack
+from rampart.attacks.input_gradient import predict
 from rampart.attacks.logits import compute_logits
+from rampart.attacks.losses import ReferenceLoss
 from rampart.attacks.validation import check_labels
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from rampart.networks.gates import GateConv2d, Gates
@@ -104,17 +106,21 @@ class TRADES(Objective):
         return ObjectiveOutput(clean_loss + self.beta * kl, logits, parts)
 
 
-class _AttackDivergence:
+class _AttackDivergence(ReferenceLoss):
     """The attack's loss: KL of its logits from the clean logits, computed in the mode that the attack runs in."""
 
-    def __init__(self, network: nn.Module, images: Tensor, reference: Tensor | None) -> None:
-        self.network, self.images, self.reference = network, images, reference
+    kind = "KL divergence"
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - an attack's loss
-        if self.reference is None:  # Computed inside the attack, where the network is in the attack's mode.
-            with torch.no_grad():
-                self.reference = compute_logits(self.network, self.images)
-        return _divergence(self.reference, logits)
+    def __init__(self, network: nn.Module, images: Tensor, clean: Tensor | None) -> None:
+        self.network, self.images, self.clean = network, images, clean
+
+    def reference(self) -> tuple[Tensor, ...]:
+        if self.clean is None:  # Computed inside the attack, where the network is in the attack's mode.
+            self.clean = predict(self.network, self.images)
+        return (self.clean,)
+
+    def compare(self, logits: Tensor, labels: Tensor, *reference: Tensor) -> Tensor:  # noqa: ARG002 - an attack's loss
+        return _divergence(reference[0], logits)
 
 
 def _depends_on_mode(network: nn.Module) -> bool:

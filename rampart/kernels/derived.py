@@ -1,0 +1,83 @@
+"""Tensors computed from weights, such as folded BatchNorm, once per attack instead of once per forward pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+Compute = Callable[[], tuple[Tensor, ...]]
+
+
+class DerivedWeights:
+    """Tensors computed from the weights of a network that does not change, each computed at its first use."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[object, ...], tuple[Compute, tuple[Tensor, ...]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: tuple[object, ...], compute: Compute) -> tuple[Tensor, ...]:
+        """Return the tensors of this key, computed at the first call."""
+        if key not in self._entries:
+            with torch.no_grad():
+                self._entries[key] = compute, compute()
+        return self._entries[key][1]
+
+    def refresh(self) -> None:
+        """Compute all tensors again, in their place in memory, after the weights have changed."""
+        with torch.no_grad():
+            for compute, tensors in self._entries.values():
+                for tensor, new in zip(tensors, compute(), strict=True):
+                    tensor.copy_(new)
+
+
+_CURRENT: ContextVar[DerivedWeights | None] = ContextVar("derived weights", default=None)
+
+
+@contextmanager
+def frozen_weights(derived: DerivedWeights) -> Iterator[None]:
+    """Compute derived weights only once inside the context, in which no weight may change.
+
+    Args:
+        derived: Tensors computed so far; new ones are added.
+    """
+    token = _CURRENT.set(derived)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current_derived() -> DerivedWeights | None:
+    """Return the derived weights of the innermost :func:`frozen_weights`; None outside of any."""
+    return _CURRENT.get()
+
+
+def derive_weights(
+    layer: nn.Module, sources: Sequence[Tensor], compute: Compute, channels_last: bool = False
+) -> tuple[Tensor, ...]:
+    """Return tensors computed from a layer's weights, in an attack computed once.
+
+    Args:
+        layer: The layer, which has one kind of derived weights.
+        sources: Weights and buffers that ``compute`` reads. If one needs a gradient, nothing is reused.
+        compute: Function that computes the tensors. It may refer to the layer, but not to the network.
+        channels_last: Memory format in which 4-D tensors are kept for reuse.
+    """
+    derived = None if torch.compiler.is_compiling() else _CURRENT.get()
+    if derived is None or (torch.is_grad_enabled() and any(source.requires_grad for source in sources)):
+        return compute()
+    device = sources[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else sources[0].dtype
+
+    def convert() -> tuple[Tensor, ...]:
+        tensors = [tensor.to(dtype) for tensor in compute()]
+        return tuple(
+            tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.ndim == 4 else tensor
+            for tensor in tensors
+        )
+
+    return derived.get((id(layer), dtype, channels_last), convert)

@@ -1,0 +1,80 @@
+"""Dependencies of a recording besides its inputs: addresses of weights, modes, attributes and torch's settings."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from rampart.kernels.precision import float32_precisions
+
+_OF_ALL_MODULES = frozenset(nn.Module().__dict__)
+
+
+def find_obstacle(network: nn.Module) -> str | None:
+    """Return the reason why a network must be called and can't be recorded; None if there is none."""
+    for module in network.modules():
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            return f"{type(module).__name__} distributes it"
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"its layer {type(module).__name__} has hooks"
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "there are global forward hooks"
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        return "there are global backward hooks"
+    return None
+
+
+def locate_weights(network: nn.Module) -> tuple[object, ...]:
+    """Return what changes if a recording of the network would no longer compute what the network computes.
+
+    These are the addresses of its parameters and buffers, and the attributes of its modules, except those that torch
+    defines: their settings do not change after construction.
+    """
+    addresses = [tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())]
+    attributes = [
+        (name, _describe(value))
+        for module in network.modules()
+        if not type(module).__module__.startswith("torch.nn.")
+        for name, value in vars(module).items()
+        if name not in _OF_ALL_MODULES
+    ]
+    return *addresses, *attributes
+
+
+def _describe(value: Any) -> object:
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.dtype
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_describe(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((_describe(key), _describe(item)) for key, item in value.items())
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return type(value), value
+    return type(value), id(value)
+
+
+def describe_modes(network: nn.Module) -> Hashable:
+    """Return the indices of the modules in train mode, with BatchNorm's ``track_running_stats``."""
+    return tuple(
+        (index, isinstance(module, _BatchNorm) and module.track_running_stats)
+        for index, module in enumerate(network.modules())
+        if module.training
+    )
+
+
+def describe_settings(device_type: str) -> Hashable:
+    """Return torch's settings that decide which operations compute a network."""
+    available = torch.amp.is_autocast_available(device_type)
+    casts = available and torch.is_autocast_enabled(device_type)
+    return (
+        torch.get_autocast_dtype(device_type) if casts else None,
+        float32_precisions(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
