@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rampart.attacks.context import Model
 from rampart.attacks.eps import NormName
-from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
+from rampart.attacks.input_gradient import loss_gradient, misclassified
 from rampart.attacks.losses import LOSSES, AttackLoss, LossName, targeted_dlr
 from rampart.attacks.norms import NORMS
 from rampart.attacks.search import Found, Search, ranked_class
@@ -103,23 +103,24 @@ class APGD(Search):
         model: Model,
         images: Tensor,
         labels: Tensor,
-        active: Tensor,
+        logits: Tensor,
+        done: Tensor,
         eps: float,
         run: int,
         generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`rampart.attacks.search.Search.run`."""
         norm, checkpoints = NORMS[self.norm], [0, *self.checkpoints()]
+        active = (~done).nonzero().squeeze(1)
         start = norm.random_start(images, eps, generator)[active]
-        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        found = Found(images.clone(), done.clone())
         images, labels = images[active], labels[active]
         target_class = labels
         if self.targets is not None:
-            logits = predict(model, images)
             rank = run // self.restarts
             if rank >= logits.shape[1] - 1:
                 return None
-            target_class = ranked_class(logits, labels, rank)
+            target_class = ranked_class(logits[active], labels, rank)
         state = _State.begin(active, images, labels, target_class, start, 2 * eps)
         for step in range(self.steps + 1):
             loss_function = partial(self._loss, labels=state.labels, target_class=state.target_class)
@@ -128,7 +129,7 @@ class APGD(Search):
             fooled = misclassified(logits, state.labels)
             if bool(fooled.any()):
                 found.adv[state.index[fooled]] = state.adv[fooled]
-                found.fooled[state.index[fooled]] = True
+                found.done[state.index[fooled]] = True
                 state = state.select(~fooled)
                 if len(state.index) == 0:
                     return found

@@ -65,17 +65,18 @@ class FAB(Search):
         model: Model,
         images: Tensor,
         labels: Tensor,
-        active: Tensor,
+        logits: Tensor,
+        done: Tensor,
         eps: float,
         run: int,
         generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`rampart.attacks.search.Search.run`."""
-        norm, index = NORMS[self.norm], active
-        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        norm, index = NORMS[self.norm], (~done).nonzero().squeeze(1)
+        found = Found(images.clone(), done.clone())
         start = images if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
-        images, labels, adv = images[active], labels[active], start[active]
-        logits, rank = predict(model, images), run // self.restarts
+        images, labels, adv = images[index], labels[index], start[index]
+        logits, rank = logits[index], run // self.restarts
         if rank >= logits.shape[1] - 1:
             return None
         target_class = ranked_class(logits, labels, rank)
@@ -86,7 +87,7 @@ class FAB(Search):
             if bool(across.any()):
                 fooled = across & (norm.length(adv - images) <= norm.safe_radius(images, eps))
                 found.adv[index[fooled]] = adv[fooled]
-                found.fooled[index[fooled]] = True
+                found.done[index[fooled]] = True
                 index, images, labels, target_class, adv, across = (
                     x[~fooled] for x in (index, images, labels, target_class, adv, across)
                 )

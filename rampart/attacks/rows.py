@@ -48,7 +48,7 @@ class ActiveRows(Generic[State]):
     """
 
     def __init__(self, runner: StepRunner[State], state: State, results: Sequence[str]) -> None:
-        self._runner, self._on_cpu, self._steps = runner, state.done.device.type == "cpu", 0
+        self._runner, self._at_once, self._steps = runner, reads_are_free(state.done.device), 0
         self.results: dict[str, Any] = {name: map_tensors(getattr(state, name), torch.clone) for name in results}
         self._runner.state = state
         self.any_left = self._shrink()
@@ -68,7 +68,7 @@ class ActiveRows(Generic[State]):
         """
         self._runner.run()
         self._steps += 1
-        if self._on_cpu or self._steps % CHECKED_EVERY == 0:
+        if self._at_once or self._steps % CHECKED_EVERY == 0:
             self.any_left = self._shrink()
         return self.any_left
 
@@ -82,10 +82,10 @@ class ActiveRows(Generic[State]):
         state = self.state
         rows = len(state.done)
         left = rows - int(state.done.sum())
-        size = left if self._on_cpu else smallest_size(left, rows)
+        size = left if self._at_once else smallest_size(left, rows)
         if size == rows or left == 0:
             return left > 0
-        if self._on_cpu:
+        if self._at_once:
             self._store(state, state.done.nonzero().squeeze(1))
             kept = (~state.done).nonzero().squeeze(1)
         else:
@@ -99,6 +99,11 @@ class ActiveRows(Generic[State]):
         for name, result in self.results.items():
             for whole, part in zip(list_tensors(result), list_tensors(getattr(state, name)), strict=True):
                 whole.index_copy_(0, index, part[rows])
+
+
+def reads_are_free(device: torch.device) -> bool:
+    """Return True if the host reads values on a device without waiting for it, as on a CPU."""
+    return device.type == "cpu"
 
 
 def smallest_size(left: int, rows: int) -> int:

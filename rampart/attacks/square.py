@@ -79,7 +79,8 @@ class Square(Search):
         model: Model,
         images: Tensor,
         labels: Tensor,
-        active: Tensor,
+        logits: Tensor,
+        done: Tensor,
         eps: float,
         run: int,  # noqa: ARG002 - runs differ only in their random numbers
         generator: torch.Generator | None,
@@ -88,8 +89,9 @@ class Square(Search):
         if images.ndim != 4:
             raise ValueError(f"Square needs images of shape (N, C, H, W), got {tuple(images.shape)}")
         windows, (height, width) = WINDOWS[self.norm], images.shape[2:]
+        active = (~done).nonzero().squeeze(1)
         random = BatchRandom(generator, len(images), active)
-        found = Found(images.clone(), torch.zeros_like(labels, dtype=torch.bool))
+        found = Found(images.clone(), done.clone())
         images, labels = images[active], labels[active]
         adv = trial = windows.start(images, eps, random)
         best_loss = torch.full_like(labels, -torch.inf, dtype=images.dtype)
@@ -102,7 +104,7 @@ class Square(Search):
             adv = torch.where(better.view(-1, 1, 1, 1), trial, adv)
             if bool(fooled.any()):
                 found.adv[random.active[fooled]] = adv[fooled]
-                found.fooled[random.active[fooled]] = True
+                found.done[random.active[fooled]] = True
                 left = ~fooled
                 random.active, images, labels, adv, best_loss = (
                     x[left] for x in (random.active, images, labels, adv, best_loss)
