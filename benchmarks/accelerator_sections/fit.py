@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accelerator_sections.command_line import BASELINE, OURS, build_fit, find_missing, list_checkouts
+from benchmarks.accelerator_sections.command_line import BASELINE, OURS, build_fit, check_images, list_checkouts
 from benchmarks.accelerator_sections.setting import Recipe, Rows, Setting
 from benchmarks.accelerator_sections.worker import Worker, WorkerError
 from benchmarks.timing import Times
@@ -18,46 +18,63 @@ START = 120.0  # seconds that a process may take to start
 
 def measure(setting: Setting, rows: Rows) -> None:
     """Add one row per recipe to the table ``fit``."""
-    recipes = setting.size.recipes
-    for number, recipe in enumerate(recipes):
-        seconds = setting.seconds_left() / (len(recipes) - number)
-        try:
-            if reason := find_missing(recipe, setting):
-                raise WorkerError(reason)
-            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-                measure_recipe(recipe, setting, rows, seconds, Path(folder), stack)
-        except WorkerError as error:
-            rows.leave_out(f"fit, {recipe.name}", error)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        started: dict[str, dict[str, Worker]] = {}
+        # Processes that wait cost an accelerator memory alone, and starting takes longer than measuring.
+        for recipe in () if setting.on_cpu else setting.size.recipes:
+            started[recipe.name] = start(recipe, setting, rows, Path(name), stack)
+        for number, recipe in enumerate(setting.size.recipes):
+            seconds = setting.seconds_left() / (len(setting.size.recipes) - number)
+            with ExitStack() as own:
+                workers = started.get(recipe.name) or start(recipe, setting, rows, Path(name), own)
+                try:
+                    measure_recipe(recipe, setting, rows, seconds, workers)
+                except WorkerError as error:
+                    rows.leave_out(f"fit, {recipe.name}", error)
+                finally:
+                    for worker in workers.values():
+                        worker.stop()
 
 
-def measure_recipe(
-    recipe: Recipe, setting: Setting, rows: Rows, seconds: float, folder: Path, stack: ExitStack
-) -> None:
+def start(recipe: Recipe, setting: Setting, rows: Rows, folder: Path, stack: ExitStack) -> dict[str, Worker]:
+    """Start a training in every checkout; it waits for requests before its first update."""
+    workers: dict[str, Worker] = {}
+    folder = folder / str(setting.size.recipes.index(recipe))
+    folder.mkdir()
+    try:
+        if recipe.config:
+            check_images(setting)
+        for name, checkout in list_checkouts(setting).items():
+            arguments = build_fit(recipe, setting, checkout, folder / name)
+            workers[name] = stack.enter_context(Worker(arguments, checkout, folder / f"{name}.txt"))
+    except WorkerError as error:
+        rows.leave_out(f"fit, {recipe.name}", error)
+    return workers
+
+
+def measure_recipe(recipe: Recipe, setting: Setting, rows: Rows, seconds: float, workers: dict[str, Worker]) -> None:
     """Train in all checkouts in turn, and add a row.
 
     Raises:
         WorkerError: If this checkout's training fails.
     """
-    start, workers, first, replies = time.monotonic(), {}, {}, {}
-    for name, checkout in list_checkouts(setting).items():
-        arguments = build_fit(recipe, setting, checkout, folder / name)
-        workers[name] = stack.enter_context(Worker(arguments, checkout, folder / f"{name}.txt"))
+    begun, first, replies = time.monotonic(), {}, {}
+    workers = dict(workers)
     for name in list(workers):
         try:
             workers[name].receive(START)
-            begun = time.monotonic()
-            for _ in range(WARM_UP):
-                workers[name].ask(START, updates=recipe.updates)
-            first[name] = time.monotonic() - begun
+            first[name] = workers[name].ask(START, updates=WARM_UP * recipe.updates)["seconds"]
         except WorkerError as error:
             del workers[name]
             if name == OURS:
                 raise
             rows.leave_out(f"{name}, fit, {recipe.name}", error)
+    if not workers:
+        return
     found: dict[str, list[float]] = {name: [] for name in workers}
     least, largest = setting.size.rounds
     for done in range(largest):
-        if done >= least and time.monotonic() - start > 0.9 * seconds:
+        if done >= least and time.monotonic() - begun > 0.9 * seconds:
             break
         for name, worker in workers.items():
             replies[name] = worker.ask(START, updates=recipe.updates)

@@ -16,7 +16,7 @@ from benchmarks.accelerator_sections.setting import ROOT, Row
 from benchmarks.accelerator_sections.worker import last_line
 
 # Share of the time by section; those that are not measured leave theirs to the others.
-WEIGHTS = {"agreement": 40, "attack_step": 120, "fit": 75, "evaluation": 90, "two_ranks": 30, "trained": 300}
+WEIGHTS = {"agreement": 30, "attack_step": 110, "fit": 75, "evaluation": 120, "two_ranks": 25, "trained": 300}
 GRACE = 5.0  # seconds after a section's time until it is killed
 
 

@@ -41,6 +41,7 @@ class Size:
         compiled: The cases in which the compiled network is measured too, which takes long to compile.
         steps: Gradient steps per attack: the first number for all contestants, others for Rampart and its baseline.
         precisions: Precisions of Rampart's attack.
+        peers: Time libraries too.
         rounds: Least and largest number of timed rounds.
         agreement_images: Images per network and attack whose results are compared.
         attack_steps: Gradient steps, and a twentieth of the queries, of the compared attacks.
@@ -57,6 +58,7 @@ class Size:
     compiled: tuple[tuple[str, int], ...]
     steps: tuple[int, ...]
     precisions: tuple[Precision, ...]
+    peers: bool
     rounds: tuple[int, int]
     agreement_images: int
     attack_steps: int
@@ -77,6 +79,7 @@ SIZES = {
         compiled=(),
         steps=(2, 1),
         precisions=("float32", "bfloat16"),
+        peers=True,
         rounds=(1, 1),
         agreement_images=4,
         attack_steps=2,
@@ -89,7 +92,7 @@ SIZES = {
         trained=(
             "--ramp.phases=null",
             "--trainer.max_epochs=1",
-            "--trainer.limit_train_batches=2",
+            "--trainer.limit_train_batches=4",
             "--trainer.limit_test_batches=1",
         ),
     ),
@@ -98,6 +101,7 @@ SIZES = {
         compiled=(),
         steps=(5,),
         precisions=("float32",),
+        peers=False,
         rounds=(5, 15),
         agreement_images=32,
         attack_steps=10,
@@ -123,12 +127,13 @@ SIZES = {
         compiled=(("MNIST CNN", 128), ("ResNet-18", 512)),
         steps=(20, 5),
         precisions=("float32", "tf32", "bfloat16"),
-        rounds=(3, 15),
+        peers=True,
+        rounds=(3, 9),
         agreement_images=64,
         attack_steps=20,
         recipes=(
-            Recipe("fast", FAST, 100),
-            Recipe("quickstart", QUICKSTART, 100),
+            Recipe("fast", FAST, 50),
+            Recipe("quickstart", QUICKSTART, 50),
             Recipe("ResNet-18, PGD-7, bf16", None, 20, 128, "bf16-mixed"),
             Recipe("ResNet-18, PGD-7", None, 5, 512),
         ),
@@ -176,7 +181,7 @@ class Setting:
         """Return the command line's options for MNIST, or for the bundled digits if there is no folder."""
         if self.data_dir is None:
             return ["--data", "DigitsDataModule"]
-        return ["--data.data_dir", str(Path(self.data_dir).resolve())]
+        return ["--data", "MNISTDataModule", "--data.data_dir", str(Path(self.data_dir).resolve())]
 
 
 class Rows:

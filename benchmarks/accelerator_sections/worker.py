@@ -3,10 +3,10 @@
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,15 @@ class Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-        self._write.detach()
+        self.stop()
+        with suppress(OSError):
+            self._write.close()
         os.close(self._read)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
 
 
 def run_command(arguments: list[str], folder: Path, log: Path, seconds: float) -> float:

@@ -11,7 +11,6 @@ import os
 import time
 import warnings
 from contextlib import ExitStack
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -51,8 +50,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Return the largest amount of allocated memory in GiB; None if the device does not count it."""
-    count = None if device.type == "cpu" else getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    """Return the largest amount of memory that torch's allocator held, in GiB; None if the device does not count it."""
+    # Not what was allocated: a recorded step keeps memory that counts as free.
+    count = None if device.type == "cpu" else getattr(torch.get_device_module(device), "max_memory_reserved", None)
     return None if count is None else count() / 2**30
 
 
@@ -172,25 +172,28 @@ def run_attack(
     return {"seconds": seconds}
 
 
+def load_case(file: str) -> dict[str, Any]:
+    """Return the network, images and labels of a file that holds them with ``kind`` and ``device``."""
+    case: dict[str, Any] = torch.load(file, weights_only=True)
+    network, device = build_network(case["kind"]), case["device"]
+    network.load_state_dict(case["state_dict"])
+    return {name: case[name].to(device) for name in ("images", "labels")} | {"network": network.eval().to(device)}
+
+
 def serve_requests() -> None:
     """Serve requests for attack steps until the pipe is closed.
 
-    The first request names a file with ``kind``, ``state_dict``, ``images``, ``labels`` and ``device``.
+    A request has ``case``, a file to load, or the arguments of :func:`run_attack` on the case that was loaded last.
     """
-    channel = Channel()
-    case = torch.load(channel.receive()["case"], weights_only=True)
-    network = build_network(case["kind"])
-    network.load_state_dict(case["state_dict"])
-    device = case["device"]
-    case |= {
-        "network": network.eval().to(device),
-        "images": case["images"].to(device),
-        "labels": case["labels"].to(device),
-    }
+    channel, case = Channel(), dict[str, Any]()
     channel.send()
-    run = partial(run_attack, case)
     while True:
-        channel.send(**run(**channel.receive()))
+        request = channel.receive()
+        if "case" in request:
+            case = load_case(request["case"])
+            channel.send()
+        else:
+            channel.send(**run_attack(case, **request))
 
 
 if __name__ == "__main__":
