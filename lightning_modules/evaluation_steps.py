@@ -16,6 +16,7 @@ from rampart.attacks.validation import check_finite, check_labels
 from rampart.data import Batch, read_batch
 from rampart.evaluation import robust_mask
 from rampart.kernels import Execution, lay_out
+from rampart.kernels.network_state import locate_weights
 from rampart.networks import plain_form
 
 
@@ -66,7 +67,16 @@ class EvaluationSteps(LightningModule):
     @property
     def evaluated_network(self) -> nn.Module:
         """Network that validation, test and predict attack, in its plain form (:func:`rampart.networks.plain_form`)."""
-        return plain_form(self.network)
+        plain = plain_form(self.network)
+        if plain is self.network:
+            return plain
+        # The same object as long as it has the same weights and attributes, because recordings belong to an object.
+        kept: nn.Module | None = self.__dict__.get("_plain")
+        if kept is None or locate_weights(kept) != locate_weights(plain):
+            kept = self.__dict__["_plain"] = plain  # not a submodule
+        for module, mode in zip(kept.modules(), plain.modules(), strict=True):
+            module.training = mode.training
+        return kept
 
     @property
     def image_dtype(self) -> torch.dtype:

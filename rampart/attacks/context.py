@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rampart.kernels import DerivedWeights, current_execution, frozen_weights
+from rampart.kernels.precision import autocast_dtype
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """A network, or any function of a batch of images ``(N, ...)`` that returns logits ``(N, C)``."""
@@ -37,19 +38,13 @@ def attack_context(model: Model, batchnorm: BatchNormMode, device_type: str) -> 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if _casts_to_float16(device_type):
+        if autocast_dtype(device_type) == torch.float16:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(current_execution().attack(device_type))
         stack.enter_context(frozen_weights(DerivedWeights()))
         if isinstance(model, nn.Module):
             stack.enter_context(_changed_flags(model, batchnorm))
         yield
-
-
-def _casts_to_float16(device_type: str) -> bool:
-    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
-        return False
-    return torch.get_autocast_dtype(device_type) == torch.float16
 
 
 @contextmanager

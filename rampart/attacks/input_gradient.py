@@ -61,7 +61,7 @@ def _differentiate(
     values = loss(logits)
     gradients: Sequence[Tensor | None] = [None] * (1 + len(weights))
     if values.requires_grad:
-        gradients = torch.autograd.grad(values.sum(), [adv, *weights], allow_unused=True)
+        gradients = torch.autograd.grad(values, [adv, *weights], torch.ones_like(values), allow_unused=True)
     grad = torch.zeros_like(adv) if gradients[0] is None else gradients[0]
     # NaN from the model must not move images out of the box.
     return logits.detach(), values.detach(), grad.nan_to_num(nan=0.0), gradients[1:]

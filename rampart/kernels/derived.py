@@ -7,6 +7,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from rampart.kernels.precision import autocast_dtype
+
 Compute = Callable[[], tuple[Tensor, ...]]
 
 
@@ -70,8 +72,7 @@ def derive_weights(
     derived = None if torch.compiler.is_compiling() else _CURRENT.get()
     if derived is None or (torch.is_grad_enabled() and any(source.requires_grad for source in sources)):
         return compute()
-    device = sources[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else sources[0].dtype
+    dtype = autocast_dtype(sources[0].device.type) or sources[0].dtype
 
     def convert() -> tuple[Tensor, ...]:
         tensors = [tensor.to(dtype) for tensor in compute()]

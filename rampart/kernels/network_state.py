@@ -9,7 +9,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from rampart.kernels.precision import float32_precisions
+from rampart.kernels.precision import autocast_dtype, float32_precisions
 
 _OF_ALL_MODULES = frozenset(nn.Module().__dict__)
 
@@ -68,10 +68,8 @@ def describe_modes(network: nn.Module) -> Hashable:
 
 def describe_settings(device_type: str) -> Hashable:
     """Return torch's settings that decide which operations compute a network."""
-    available = torch.amp.is_autocast_available(device_type)
-    casts = available and torch.is_autocast_enabled(device_type)
     return (
-        torch.get_autocast_dtype(device_type) if casts else None,
+        autocast_dtype(device_type),
         float32_precisions(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.enabled,

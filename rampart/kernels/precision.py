@@ -51,6 +51,12 @@ def tf32_allowed() -> bool:
     return "tf32" in [_get(operation) for operation in _OPERATIONS if operation[0] == "cuda"]
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype to which autocast casts on this type of device; None without autocast."""
+    enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else None
+
+
 def float32_precisions() -> tuple[str, ...]:
     """Return torch's precision of float32 operations, for each backend and kind of operation."""
     return tuple(_get(operation) for operation in _OPERATIONS)

@@ -6,9 +6,10 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from lightning_modules import AdversarialClassifier
+from lightning_modules import AdversarialClassifier, MNISTClassifier
 from lightning_modules.loaders import SamplerPadding, warn_about_stream
 from rampart.attacks import PGD, AtImage, NamedAttack
+from rampart.networks import GatedMNISTCNN
 
 IMAGES = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3
@@ -268,3 +269,17 @@ def test_the_test_step_returns_the_counted_images() -> None:
     module.log = lambda *_, **__: None
     counted = module.test_step((IMAGES, LABELS, LABELS), 0)
     assert [len(part) for part in counted] == [4, 4, 4]
+
+
+def test_the_plain_form_stays_the_same_object_until_weights_or_modes_change() -> None:
+    module = MNISTClassifier(network=GatedMNISTCNN())
+    plain = module.evaluated_network
+    assert module.evaluated_network is plain
+    assert "_plain" not in dict(module.named_modules())
+    module.network.eval()
+    assert module.evaluated_network is plain
+    assert not plain.training
+    module.network.fc2 = torch.nn.Linear(1024, 10)
+    changed = module.evaluated_network
+    assert changed is not plain
+    assert changed.fc2 is module.network.fc2
