@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rampart.attacks.context import Model
+from rampart.kernels import call_compiled, current_execution
 
 
 def compute_logits(model: Model, images: Tensor) -> Tensor:
@@ -14,6 +15,8 @@ def compute_logits(model: Model, images: Tensor) -> Tensor:
 
     The model gets a copy of the images, so it may change its input in place. It may return the logits in a tuple of
     one, or under the name ``logits``, as Hugging Face's models do.
+
+    A network is called in its compiled form if the current :class:`rampart.kernels.Execution` says so.
 
     Args:
         model: A network, or any function of a batch of images.
@@ -23,7 +26,10 @@ def compute_logits(model: Model, images: Tensor) -> Tensor:
         ValueError: If the model fails on images of this shape, or returns anything else.
     """
     try:
-        output = _logits_in(model(images.clone()))
+        if isinstance(model, nn.Module) and current_execution().compile:
+            output = _logits_in(call_compiled(model, images.clone()))
+        else:
+            output = _logits_in(model(images.clone()))
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # An error of the device, such as full memory.
             raise

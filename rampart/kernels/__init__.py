@@ -1,5 +1,6 @@
 """Execution of networks: options, faster implementations of layers, and floating-point precision, with torch alone."""
 
+from rampart.kernels.compiled import call_compiled
 from rampart.kernels.convolution import can_use_pooled_convolution, pooled_convolution
 from rampart.kernels.derived import DerivedWeights, derive_weights, frozen_weights
 from rampart.kernels.execution import Execution, current_execution
@@ -15,6 +16,7 @@ __all__ = [
     "Memo",
     "StepRunner",
     "allow_tf32",
+    "call_compiled",
     "can_skip_calls",
     "can_use_pooled_convolution",
     "conv_bn",
