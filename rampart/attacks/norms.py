@@ -114,7 +114,7 @@ class L2(Norm):
         images, radius = ball
         delta = adv.sub_(images)
         length = _per_image(self.length(delta), delta)
-        scale = (radius / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_(max=1)
+        scale = length.clamp_min_(torch.finfo(delta.dtype).tiny).reciprocal_().mul_(radius).clamp_(max=1)
         return delta.mul_(scale).add_(images).clamp_(0, 1)
 
     def length(self, delta: Tensor) -> Tensor:
