@@ -4,7 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.accelerator_sections.attack_cases import Case, build_case, execute, use_precision
+from benchmarks.accelerator_sections.attack_cases import (
+    Case,
+    build_case,
+    execute,
+    may_capture,
+    note_fallbacks,
+    use_precision,
+)
 from benchmarks.accelerator_sections.setting import ROOT, Rows, Setting
 from benchmarks.attack_step import compare_images
 from benchmarks.evaluation import load_test_images
@@ -39,11 +46,13 @@ def compare_gradients(case: Case, setting: Setting, rows: Rows) -> None:
     logits, direction = compute_exactly(case, images)
     for capture in (False, True):
         for precision in setting.size.precisions:
-            options = Execution(capture=capture, attack_precision=precision)
+            options = Execution(capture=may_capture(capture, setting), attack_precision=precision)
             attack = PGD(norm="L2", steps=1, step_size=FORWARD, start=AtImage())
             try:
-                with execute(options, setting.device):
-                    step = (attack(case.ours, images, case.labels, 2 * FORWARD) - images).double().cpu()
+                with execute(options, setting.device), note_fallbacks(f"{case.kind}, {precision}", rows):
+                    for _ in range(1 + capture):  # short attacks are captured the second time
+                        adv = attack(case.ours, images, case.labels, 2 * FORWARD)
+                    step = (adv - images).double().cpu()
                 with use_precision(precision, setting.device), torch.no_grad():
                     found = case.ours(images).double().cpu()
             except Exception as error:  # one form's failure must not end the others
@@ -118,7 +127,10 @@ def compare_attacks(setting: Setting, rows: Rows) -> None:
         for name, attack in list_attacks(setting.size.attack_steps).items():
             try:
                 eager = attack_once(attack, on_device, images, labels, setting, Execution(capture=False))
-                captured = attack_once(attack, on_device, images, labels, setting, Execution(capture=True))
+                options = Execution(capture=may_capture(True, setting))
+                with note_fallbacks(name, rows):
+                    for _ in range(1 if setting.on_cpu else 2):  # short attacks are captured the second time
+                        captured = attack_once(attack, on_device, images, labels, setting, options)
                 on_cpu = eager
                 if not setting.on_cpu:
                     on_cpu = attack_once(attack, network, images, labels, setting, Execution(capture=False), "cpu")

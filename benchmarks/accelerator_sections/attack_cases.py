@@ -1,5 +1,6 @@
 """Networks and images of the attack-step tables, and the contestants."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rampart.kernels import Execution, allow_tf32
 from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
 
 Attack = Callable[[int], Tensor | None]
+FALLBACKS = ("CUDA graph", "compile")  # parts of the warnings about them
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,29 @@ def list_executions(setting: Setting, capture: bool, compiled: bool) -> dict[str
     if capture:
         form = "captured (eager on the CPU)" if setting.on_cpu else "captured"
     found = {
-        f"Rampart, {form}, {precision}": Execution(capture=capture, attack_precision=precision)
+        f"Rampart, {form}, {precision}": Execution(capture=may_capture(capture, setting), attack_precision=precision)
         for precision in setting.size.precisions
     }
     if compiled:
         last = setting.size.precisions[-1]
         found[f"Rampart, {form} and compiled, {last}"] = Execution(True, compile=True, attack_precision=last)
     return found
+
+
+def may_capture(capture: bool, setting: Setting) -> bool | None:
+    """Return the option for capture: the default in place of True on a CPU, which would warn that it has no graphs."""
+    return None if capture and setting.on_cpu else capture
+
+
+@contextmanager
+def note_fallbacks(what: str, rows: Rows) -> Iterator[None]:
+    """Add a line for each warning that steps are called and not captured, or that a network is not compiled."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(note.message) for note in caught):
+        if any(word in message for word in FALLBACKS):
+            rows.leave_out(f"capture or compilation of {what}", message)
 
 
 def choose_fast(setting: Setting) -> Precision:

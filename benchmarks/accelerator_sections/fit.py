@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accelerator_sections.attack_cases import FALLBACKS
 from benchmarks.accelerator_sections.command_line import BASELINE, OURS, build_fit, check_images, list_checkouts
 from benchmarks.accelerator_sections.setting import Recipe, Rows, Setting
 from benchmarks.accelerator_sections.worker import Worker, WorkerError
@@ -88,6 +89,9 @@ def measure_recipe(recipe: Recipe, setting: Setting, rows: Rows, seconds: float,
     if BASELINE in workers:
         row["speed_over_baseline"] = times.ratio(BASELINE, OURS)
     rows.add("fit", **row, **find_waits(workers[OURS], setting))
+    for line in workers[OURS].log.read_text(errors="replace").splitlines():
+        if any(word in line for word in FALLBACKS) and "warn" in line.lower():
+            rows.leave_out(f"capture or compilation of fit, {recipe.name}", line)
 
 
 def find_waits(worker: Worker, setting: Setting) -> dict[str, Any]:
