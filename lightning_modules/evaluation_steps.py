@@ -16,7 +16,7 @@ from rampart.attacks.validation import check_finite, check_labels
 from rampart.data import Batch, read_batch
 from rampart.evaluation import robust_mask
 from rampart.kernels import Execution, lay_out
-from rampart.kernels.network_state import locate_weights
+from rampart.kernels.network_state import list_modules, locate_weights
 from rampart.networks import plain_form
 
 
@@ -72,7 +72,7 @@ class EvaluationSteps(LightningModule):
             return plain
         # The same object as long as it has the same weights and attributes, because recordings belong to an object.
         kept: nn.Module | None = self.__dict__.get("_plain")
-        if kept is None or locate_weights(kept) != locate_weights(plain):
+        if kept is None or locate_weights(list_modules(kept)) != locate_weights(list_modules(plain)):
             kept = self.__dict__["_plain"] = plain  # not a submodule
         for module, mode in zip(kept.modules(), plain.modules(), strict=True):
             module.training = mode.training

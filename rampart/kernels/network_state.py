@@ -1,6 +1,6 @@
 """Dependencies of a recording besides its inputs: addresses of weights, modes, attributes and torch's settings."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,20 @@ from rampart.kernels.precision import autocast_dtype, float32_precisions
 _OF_ALL_MODULES = frozenset(nn.Module().__dict__)
 
 
-def find_obstacle(network: nn.Module) -> str | None:
-    """Return the reason why a network must be called and can't be recorded; None if there is none."""
-    for module in network.modules():
+def list_modules(network: nn.Module) -> list[nn.Module]:
+    """Return a network and all its parts. ``modules()`` lists the same, at more than twice the time."""
+    found, left = {id(network): network}, [network]
+    while left:
+        for child in left.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                left.append(child)
+    return list(found.values())
+
+
+def find_obstacle(modules: Sequence[nn.Module]) -> str | None:
+    """Return the reason why a network of these modules must be called and can't be recorded; None if there is none."""
+    for module in modules:
         if isinstance(module, (DataParallel, DistributedDataParallel)):
             return f"{type(module).__name__} distributes it"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -28,16 +39,22 @@ def find_obstacle(network: nn.Module) -> str | None:
     return None
 
 
-def locate_weights(network: nn.Module) -> tuple[object, ...]:
-    """Return what changes if a recording of the network would no longer compute what the network computes.
+def locate_weights(modules: Sequence[nn.Module]) -> tuple[object, ...]:
+    """Return what changes if a recording of these modules would no longer compute what they compute.
 
-    These are the addresses of its parameters and buffers, and the attributes of its modules, except those that torch
-    defines: their settings do not change after construction.
+    These are the addresses of parameters and buffers, and the attributes of modules, except those that torch defines:
+    their settings do not change after construction.
     """
-    addresses = [tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())]
+    addresses = [
+        tensor.data_ptr()
+        for module in modules
+        for tensors in (module._parameters, module._buffers)
+        for tensor in tensors.values()
+        if tensor is not None
+    ]
     attributes = [
         (name, _describe(value))
-        for module in network.modules()
+        for module in modules
         if not type(module).__module__.startswith("torch.nn.")
         for name, value in vars(module).items()
         if name not in _OF_ALL_MODULES
@@ -57,11 +74,11 @@ def _describe(value: Any) -> object:
     return type(value), id(value)
 
 
-def describe_modes(network: nn.Module) -> Hashable:
+def describe_modes(modules: Sequence[nn.Module]) -> Hashable:
     """Return the indices of the modules in train mode, with BatchNorm's ``track_running_stats``."""
     return tuple(
         (index, isinstance(module, _BatchNorm) and module.track_running_stats)
-        for index, module in enumerate(network.modules())
+        for index, module in enumerate(modules)
         if module.training
     )
 

@@ -8,7 +8,7 @@ memory. So a step changes the tensors of a state in place, and decides nothing o
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from rampart.kernels.cuda_graphs import CUDAGraphs, Recorder
 from rampart.kernels.derived import DerivedWeights, current_derived, frozen_weights
 from rampart.kernels.execution import current_execution
 from rampart.kernels.fast_path import is_traced_or_transformed
-from rampart.kernels.network_state import describe_modes, describe_settings, find_obstacle, locate_weights
+from rampart.kernels.network_state import describe_modes, describe_settings, find_obstacle, list_modules, locate_weights
 from rampart.kernels.state import copy_state, copy_to, describe_state, largest_difference, state_tensors
 
 State = TypeVar("State")
@@ -138,11 +138,12 @@ class _NetworkRecordings:
         if self._refused or state_tensors(state)[0].device != self._device:
             return None
         try:
-            self._check(network)
-            settings = describe_modes(network), describe_settings(self._device.type), current_execution()
+            modules = list_modules(network)
+            self._check(modules)
+            settings = describe_modes(modules), describe_settings(self._device.type), current_execution()
             key = kind, describe_state(state), settings, threading.get_ident()
             if key not in self._recordings and self._pays(key, steps):
-                self._recordings[key] = self._make(network, step, state)
+                self._recordings[key] = self._make(modules, step, state)
                 if len(self._recordings) > MOST_RECORDINGS:
                     self._recordings.popitem(last=False)
             if (recording := self._recordings.get(key)) is not None:
@@ -156,15 +157,15 @@ class _NetworkRecordings:
             warnings.warn(f"{name} is attacked without CUDA graphs, which takes longer: {reason}", stacklevel=4)
             return None
 
-    def _check(self, network: nn.Module) -> None:
+    def _check(self, modules: Sequence[nn.Module]) -> None:
         """Forget recordings of other weights, and refuse a network that can't be recorded.
 
         Raises:
             RuntimeError: If the network is refused.
         """
-        if obstacle := find_obstacle(network):
+        if obstacle := find_obstacle(modules):
             raise RuntimeError(obstacle)
-        if (weights := locate_weights(network)) != self._weights:
+        if (weights := locate_weights(modules)) != self._weights:
             self._moves += bool(self._weights)
             if self._moves > MOST_MOVES:
                 raise RuntimeError("its weights or attributes are replaced again and again")
@@ -179,16 +180,19 @@ class _NetworkRecordings:
             self._needed_once.popitem(last=False)
         return False
 
-    def _make(self, network: nn.Module, step: Callable[[State, Memo], None], state: State) -> _Recording[State]:
+    def _make(
+        self, modules: Sequence[nn.Module], step: Callable[[State, Memo], None], state: State
+    ) -> _Recording[State]:
         # In train mode, the steps that warm up may update running statistics.
-        buffers = list(network.buffers()) if describe_modes(network) else []
+        updated = modules if describe_modes(modules) else []
+        buffers = [buffer for module in updated for buffer in module._buffers.values() if buffer is not None]
         before, caching = [buffer.clone() for buffer in buffers], torch.is_autocast_cache_enabled()
         try:
             self._refresh_derived()
             torch.set_autocast_cache_enabled(False)  # A cached cast would be freed, but still read by replays.
             with frozen_weights(self._derived):
                 recording = _Recording(step, state, self._recorder)
-            if locate_weights(network) != self._weights:
+            if locate_weights(modules) != self._weights:
                 raise RuntimeError("its attributes or weights change when it is called")
             return recording
         finally:
