@@ -1,7 +1,8 @@
 """Auto-PGD: projected gradient ascent with momentum that chooses its own step sizes (Croce and Hein 2020)."""
 
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,10 +10,12 @@ from torch import Tensor
 from rampart.attacks.context import Model
 from rampart.attacks.eps import NormName
 from rampart.attacks.input_gradient import loss_gradient, misclassified
-from rampart.attacks.losses import LOSSES, AttackLoss, LossName, targeted_dlr
-from rampart.attacks.norms import NORMS
+from rampart.attacks.losses import LOSSES, AttackLoss, LossName, describe_loss, targeted_dlr
+from rampart.attacks.norms import NORMS, Ball, Norm
+from rampart.attacks.rows import ActiveRows
 from rampart.attacks.search import Found, Search, ranked_class
 from rampart.attacks.validation import check_choice
+from rampart.kernels import Memo, StepRunner
 
 MOMENTUM = 0.25  # 1 - alpha in section 3.1: share of the previous step that is kept
 RISES = 0.75  # rho: share of steps that must raise the loss, or else the step size is halved
@@ -110,74 +113,68 @@ class APGD(Search):
         generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`rampart.attacks.search.Search.run`."""
-        norm, checkpoints = NORMS[self.norm], [0, *self.checkpoints()]
-        active = (~done).nonzero().squeeze(1)
-        start = norm.random_start(images, eps, generator)[active]
-        found = Found(images.clone(), done.clone())
-        images, labels = images[active], labels[active]
-        target_class = labels
+        norm, target_class = NORMS[self.norm], None
+        start = norm.random_start(images, eps, generator)
         if self.targets is not None:
             rank = run // self.restarts
             if rank >= logits.shape[1] - 1:
                 return None
-            target_class = ranked_class(logits[active], labels, rank)
-        state = _State.begin(active, images, labels, target_class, start, 2 * eps)
-        for step in range(self.steps + 1):
-            loss_function = partial(self._loss, labels=state.labels, target_class=state.target_class)
-            logits, loss, grad = loss_gradient(model, state.adv, loss_function)
-            state.update(loss, grad)
-            fooled = misclassified(logits, state.labels)
-            if bool(fooled.any()):
-                found.adv[state.index[fooled]] = state.adv[fooled]
-                found.done[state.index[fooled]] = True
-                state = state.select(~fooled)
-                if len(state.index) == 0:
-                    return found
-            if step == self.steps:
-                break
-            if step > 0 and step in checkpoints:
-                state.halve_step_sizes(interval=step - checkpoints[checkpoints.index(step) - 1])
-            step_taken = norm.steepest_step(state.grad, 1.0).mul_(state.step_size)
-            adv = norm.project(step_taken.add_(state.adv), state.images, eps)
-            if step > 0:
-                mixed = state.adv + (1 - MOMENTUM) * (adv - state.adv) + MOMENTUM * (state.adv - state.previous)
-                adv = norm.project(mixed, state.images, eps)
-            state.previous, state.adv = state.adv, adv
-        found.adv[state.index] = state.best
-        return found
+            target_class = ranked_class(logits, labels, rank)
 
-    def _loss(self, logits: Tensor, labels: Tensor, target_class: Tensor) -> Tensor:
-        if self.targets is not None:
+        def step(state: _State, memo: Memo) -> None:  # noqa: ARG001 - the interface of StepRunner
+            state.move(norm)
+            state.evaluate(model, self._loss)
+
+        loss = describe_loss(self.loss) if self.targets is None else "targeted DLR"
+        kind = "APGD", type(norm), loss
+        runner = StepRunner(model, step, kind, self.steps * self.runs, record=loss is not None)
+        state = _State.begin(done, labels, target_class, norm.ball(images, eps), start, 2 * eps)
+        rows = ActiveRows(runner, state, ["best", "done"])
+        intervals = {point: point - before for before, point in pairwise([0, *self.checkpoints()])}
+        for steps in range(-1, self.steps):  # The first evaluates the starting point.
+            if not rows.any_left:
+                break
+            if steps in intervals:
+                rows.state.halve_step_sizes(intervals[steps])
+            rows.run()
+        found = rows.collect()
+        return Found(found["best"], found["done"])
+
+    def _loss(self, logits: Tensor, labels: Tensor, target_class: Tensor | None) -> Tensor:
+        if target_class is not None:
             return targeted_dlr(logits, labels, target_class)
         return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(logits, labels)
 
 
 @dataclass
 class _State:
-    """State of each image's search. The first dimension of every tensor has one entry per image.
+    """State of each image's search, changed in place. Tensors with dimensions have one entry per image in the first.
 
     Attributes:
         index: ``(M,)``, int64, index of each image in the batch.
-        images: ``(M, ...)``, the clean images.
+        done: ``(M,)``, bool, True for images whose best point is final.
         labels: ``(M,)``, int64.
-        target_class: ``(M,)``, int64, the target classes; the labels of an untargeted attack.
+        target_class: ``(M,)``, int64, the target classes; None for an untargeted attack.
+        ball: Bounds of the points.
         adv: ``(M, ...)``, the current points.
         previous: ``(M, ...)``, the points before the last step.
         grad: ``(M, ...)``, gradient of the loss at ``adv``.
         loss: ``(M,)``, loss at ``adv``.
-        best: ``(M, ...)``, the points with the highest loss so far.
+        best: ``(M, ...)``, the points that fool the model, or else have the highest loss so far.
         best_grad: ``(M, ...)``, gradient at ``best``.
         best_loss: ``(M,)``, loss at ``best``.
         step_size: ``(M, 1, ..., 1)``, pixel scale.
         rises: ``(M,)``, int64, number of steps since the last checkpoint that raised the loss.
         best_at_checkpoint: ``(M,)``, ``best_loss`` at the last checkpoint.
         was_halved: ``(M,)``, bool, True if the step size was halved at the last checkpoint.
+        evaluated: Scalar, int64, number of points that the model has seen.
     """
 
     index: Tensor
-    images: Tensor
+    done: Tensor
     labels: Tensor
-    target_class: Tensor
+    target_class: Tensor | None
+    ball: Ball
     adv: Tensor
     previous: Tensor
     grad: Tensor
@@ -189,32 +186,57 @@ class _State:
     rises: Tensor
     best_at_checkpoint: Tensor
     was_halved: Tensor
+    evaluated: Tensor
 
     @classmethod
     def begin(
-        cls, index: Tensor, images: Tensor, labels: Tensor, target_class: Tensor, adv: Tensor, step_size: float
+        cls, done: Tensor, labels: Tensor, target_class: Tensor | None, ball: Ball, adv: Tensor, step_size: float
     ) -> "_State":
-        """Return the state before the first forward pass."""
-        lowest = images.new_full((len(images),), -torch.inf)
+        """Return the state of a batch before the first forward pass."""
+        n = len(adv)
+        lowest = adv.new_full((n,), -torch.inf)
         return cls(
-            index, images, labels, target_class, adv, previous=adv, grad=torch.zeros_like(adv), loss=-lowest,
-            best=adv.clone(), best_grad=torch.zeros_like(adv), best_loss=lowest.clone(),
-            step_size=images.new_full((len(images), *[1] * (images.ndim - 1)), step_size),
-            rises=torch.zeros_like(labels), best_at_checkpoint=lowest,
-            was_halved=torch.ones_like(labels, dtype=torch.bool),  # no condition 2 at the first checkpoint
+            torch.arange(n, device=adv.device), done.clone(), labels, target_class, ball, adv,
+            previous=torch.zeros_like(adv), grad=torch.zeros_like(adv), loss=-lowest,
+            best=adv.clone(), best_grad=torch.zeros_like(adv), best_loss=lowest,
+            step_size=adv.new_full((n, *[1] * (adv.ndim - 1)), step_size),
+            rises=torch.zeros_like(labels), best_at_checkpoint=lowest.clone(),
+            was_halved=torch.ones_like(done),  # no condition 2 at the first checkpoint
+            evaluated=labels.new_zeros(()),
         )  # fmt: skip
 
-    def select(self, rows: Tensor) -> "_State":
-        """Return the state of some images."""
-        return _State(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def move(self, norm: Norm) -> None:
+        """Take a step: none before the starting point is evaluated, the next one without momentum."""
+        plain = norm.steepest_step(self.grad, 1.0).mul_(self.step_size).add_(self.adv)
+        plain = norm.clip_(plain, self.ball)
+        kept = torch.sub(self.adv, self.previous, out=self.previous).mul_(MOMENTUM)
+        mixed = norm.clip_((plain - self.adv).mul_(1 - MOMENTUM).add_(self.adv).add_(kept), self.ball)
+        self.previous.copy_(self.adv)
+        moved = torch.where(self.evaluated > 1, mixed, plain)
+        torch.where(self.evaluated > 0, moved, self.adv, out=self.adv)
 
-    def update(self, loss: Tensor, grad: Tensor) -> None:
-        """Update the best point and the number of rises with the loss and gradient at ``adv``."""
-        loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
-        self.rises = self.rises + (loss > self.loss)
-        self.loss, self.grad = loss, grad
-        better = loss > self.best_loss
-        self.best[better], self.best_grad[better], self.best_loss[better] = self.adv[better], grad[better], loss[better]
+    def evaluate(self, model: Model, loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+        """Compute loss and gradient at ``adv``, and update the best point and the number of rises.
+
+        Args:
+            model: Maps images to logits ``(M, C)``.
+            loss: Function ``(logits, labels, target_class) -> (M,)``.
+        """
+        logits, losses, grad = loss_gradient(
+            model, self.adv, lambda logits: loss(logits, self.labels, self.target_class)
+        )
+        losses = losses.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
+        fooled = misclassified(logits, self.labels)
+        better = losses > self.best_loss
+        self.rises.add_(losses > self.loss)
+        self.loss.copy_(losses)
+        self.grad.copy_(grad)
+        torch.maximum(losses, self.best_loss, out=self.best_loss)
+        torch.where(better.view_as(self.step_size), grad, self.best_grad, out=self.best_grad)
+        keep = ((better | fooled) & ~self.done).view_as(self.step_size)
+        torch.where(keep, self.adv, self.best, out=self.best)
+        self.done.logical_or_(fooled)
+        self.evaluated.add_(1)
 
     def halve_step_sizes(self, interval: int) -> None:
         """Halve the step size of images with too few rises (condition 1) or no new best loss (condition 2).
@@ -227,8 +249,10 @@ class _State:
         few_rises = self.rises <= RISES * interval
         no_new_best = ~self.was_halved & (self.best_at_checkpoint >= self.best_loss)
         stuck = few_rises | no_new_best
-        self.step_size[stuck] /= 2
-        self.adv = torch.where(stuck.view_as(self.step_size), self.best, self.adv)
-        self.grad = torch.where(stuck.view_as(self.step_size), self.best_grad, self.grad)
-        self.was_halved, self.best_at_checkpoint = stuck, self.best_loss.clone()
-        self.rises = torch.zeros_like(self.rises)
+        rows = stuck.view_as(self.step_size)
+        torch.where(rows, self.step_size / 2, self.step_size, out=self.step_size)
+        torch.where(rows, self.best, self.adv, out=self.adv)
+        torch.where(rows, self.best_grad, self.grad, out=self.grad)
+        self.was_halved.copy_(stuck)
+        self.best_at_checkpoint.copy_(self.best_loss)
+        self.rises.zero_()

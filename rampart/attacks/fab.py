@@ -9,9 +9,11 @@ from torch import Tensor
 from rampart.attacks.context import Model
 from rampart.attacks.eps import NormName
 from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
-from rampart.attacks.norms import NORMS
+from rampart.attacks.norms import NORMS, Norm
+from rampart.attacks.rows import ActiveRows
 from rampart.attacks.search import Found, Search, ranked_class
 from rampart.attacks.validation import check_choice
+from rampart.kernels import Memo, StepRunner
 
 LARGEST_PULL = 0.1  # alpha_max: largest weight of the step from the image in the mean of two steps
 OVERSHOOT = 1.05  # eta: step length as a multiple of the distance to the linear boundary
@@ -72,40 +74,78 @@ class FAB(Search):
         generator: torch.Generator | None,
     ) -> Found | None:
         """See :meth:`rampart.attacks.search.Search.run`."""
-        norm, index = NORMS[self.norm], (~done).nonzero().squeeze(1)
-        found = Found(images.clone(), done.clone())
-        start = images if run % self.restarts == 0 else norm.random_start(images, eps / 2, generator)
-        images, labels, adv = images[index], labels[index], start[index]
-        logits, rank = logits[index], run // self.restarts
+        norm, rank, from_image = NORMS[self.norm], run // self.restarts, run % self.restarts == 0
+        start = images.clone() if from_image else norm.random_start(images, eps / 2, generator)
         if rank >= logits.shape[1] - 1:
             return None
-        target_class = ranked_class(logits, labels, rank)
-        for step in range(self.steps + 1):
-            # The first run starts at the images, whose logits are known.
-            known = step == 0 and run % self.restarts == 0
-            across = misclassified(logits if known else predict(model, adv), labels)
-            if bool(across.any()):
-                fooled = across & (norm.length(adv - images) <= norm.safe_radius(images, eps))
-                found.adv[index[fooled]] = adv[fooled]
-                found.done[index[fooled]] = True
-                index, images, labels, target_class, adv, across = (
-                    x[~fooled] for x in (index, images, labels, target_class, adv, across)
-                )
-                if len(index) == 0:
-                    break
-                # Fooled, but outside the ball: continue from a point nearer to the image.
-                adv[across] = images[across] + BACKWARD * (adv[across] - images[across])
-            if step == self.steps:
+
+        def step(state: _State, memo: Memo) -> None:  # noqa: ARG001 - the interface of StepRunner
+            state.move(model, self.norm)
+            state.classify(model, norm)
+
+        radius = images.new_full((), norm.safe_radius(images, eps))
+        index, target_class = torch.arange(len(images), device=images.device), ranked_class(logits, labels, rank)
+        runner = StepRunner(model, step, ("FAB", type(norm)), self.steps * self.runs)
+        state = _State(index, done.clone(), images, labels, target_class, start, radius)
+        rows = ActiveRows(runner, state, ["adv", "done"])
+        # Images that are attacked are classified correctly; random points may not be.
+        left = rows.any_left and (from_image or rows.run(lambda state: state.classify(model, norm)))
+        for _ in range(self.steps):
+            if not left:
                 break
-            loss = partial(_logit_difference, labels=labels, target_class=target_class)
-            _, difference, grad = loss_gradient(model, adv, loss)
-            from_adv, from_image = (_step_to_boundary(x, adv, difference, grad, self.norm) for x in (adv, images))
-            length, radius = (norm.length(x).clamp_min(1e-8) for x in (from_adv, from_image))
-            pull = (length / (length + radius)).clamp_max(LARGEST_PULL).view(-1, *[1] * (images.ndim - 1))
-            adv = (1 - pull) * (adv + OVERSHOOT * from_adv) + pull * (images + OVERSHOOT * from_image)
-            # NaN logits must not end an image's search.
-            adv = torch.where(adv.isnan(), images, adv).clamp_(0, 1)
-        return found
+            left = rows.run()
+        found = rows.collect()
+        return Found(torch.where(_per_row(found["done"], images), found["adv"], images), found["done"])
+
+
+@dataclass
+class _State:
+    """State of each image's search, changed in place. Tensors with dimensions have one entry per image in the first.
+
+    Attributes:
+        index: ``(M,)``, int64, index of each image in the batch.
+        done: ``(M,)``, bool, True for images whose point is final.
+        images: ``(M, ...)``, the clean images.
+        labels: ``(M,)``, int64.
+        target_class: ``(M,)``, int64.
+        adv: ``(M, ...)``, the current points.
+        radius: Scalar, largest length of a perturbation that ends the search, pixel scale.
+    """
+
+    index: Tensor
+    done: Tensor
+    images: Tensor
+    labels: Tensor
+    target_class: Tensor
+    adv: Tensor
+    radius: Tensor
+
+    def classify(self, model: Model, norm: Norm) -> None:
+        """End the search for images that are fooled inside the ball; move other fooling points towards the image."""
+        across = misclassified(predict(model, self.adv), self.labels) & ~self.done
+        change = self.adv - self.images
+        inside = norm.length(change) <= self.radius
+        nearer = change.mul_(BACKWARD).add_(self.images)
+        torch.where(_per_row(across & ~inside, nearer), nearer, self.adv, out=self.adv)
+        self.done.logical_or_(across & inside)
+
+    def move(self, model: Model, norm: NormName) -> None:
+        """Step over the linear boundary, from the current points and from the images, to a mean of the two results."""
+        loss = partial(_logit_difference, labels=self.labels, target_class=self.target_class)
+        _, difference, grad = loss_gradient(model, self.adv, loss)
+        from_adv, from_image = (
+            _step_to_boundary(start, self.adv, difference, grad, norm) for start in (self.adv, self.images)
+        )
+        length, radius = (NORMS[norm].length(change).clamp_min(1e-8) for change in (from_adv, from_image))
+        pull = _per_row((length / (length + radius)).clamp_max(LARGEST_PULL), self.adv)
+        moved = (1 - pull) * (self.adv + OVERSHOOT * from_adv) + pull * (self.images + OVERSHOOT * from_image)
+        # NaN logits must not end an image's search.
+        moved = torch.where(moved.isnan(), self.images, moved).clamp_(0, 1)
+        torch.where(_per_row(self.done, moved), self.adv, moved, out=self.adv)
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))  # (M,) -> (M, 1, ..., 1)
 
 
 def _logit_difference(logits: Tensor, labels: Tensor, target_class: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class PGD(Attack):
             with the highest loss.
         stop_when_fooled: End the search for an image with the first iterate that fools the model, and continue with
             the other images of the batch. For evaluations: it gives the robust accuracy of ``iterate="best"`` at a
-            lower cost. Each step waits for the device. Needs ``batchnorm="eval"``.
+            lower cost. On an accelerator every tenth step waits for the device. Needs ``batchnorm="eval"``.
         loss: The loss to maximise, a name or a function ``(logits, labels) -> (N,)``.
         batchnorm: Mode of BatchNorm during the attack; see :func:`rampart.attacks.context.attack_context`.
 

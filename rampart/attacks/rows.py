@@ -1,6 +1,6 @@
 """Rows of a batch that are still attacked, while others are done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -60,13 +60,20 @@ class ActiveRows(Generic[State]):
         """State of the rows that are attacked; change it only in place."""
         return self._runner.state
 
-    def run(self) -> bool:
+    def run(self, step: Callable[[State], None] | None = None) -> bool:
         """Run one step.
+
+        Args:
+            step: Another step, which is called, such as a first step that differs from the others; the runner's if
+                None.
 
         Returns:
             False if all rows are known to be done.
         """
-        self._runner.run()
+        if step is None:
+            self._runner.run()
+        else:
+            step(self.state)
         self._steps += 1
         if self._at_once or self._steps % CHECKED_EVERY == 0:
             self.any_left = self._shrink()
