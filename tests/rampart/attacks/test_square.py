@@ -1,13 +1,11 @@
-import itertools
-from typing import Any
-
 import pytest
 import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from rampart.attacks import PGD, AtImage, NormName, Square
-from rampart.attacks.square_windows import BatchRandom, L2Windows, Window, _bump
+from rampart.attacks.square_numbers import QueryNumbers
+from rampart.attacks.square_windows import L2Windows, LinfWindows, _bump
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel
 
@@ -42,45 +40,47 @@ def test_bumps_equal_those_of_the_published_code(height: int, width: int) -> Non
     torch.testing.assert_close(_bump(height, width, expected), expected)
 
 
-def test_an_l2_query_moves_length_as_in_algorithm_3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_l2_query_moves_length_as_in_algorithm_3() -> None:
     """Compared with a loop over images and channels."""
     images = torch.full((4, 3, 12, 10), 0.5).double()
-    eps, side, windows, random = 0.4, 5, L2Windows(), BatchRandom(None, 4, torch.arange(4))
-    adv = 0.5 + 0.9 * (windows.start(images, eps, random) - 0.5)  # leaves a part of eps unused
-    placed: list[Window] = []
-    original = BatchRandom.window
-
-    def recorded(*args: Any) -> Window:
-        placed.append(original(*args))
-        return placed[-1]
-
-    monkeypatch.setattr(BatchRandom, "window", recorded)
-    moved = windows.move(adv, images, eps, side, random)
+    eps, side, windows = 0.4, 5, L2Windows()
+    adv = 0.5 + 0.9 * (windows.start(images, eps, None) - 0.5)  # leaves a part of eps unused
+    random = QueryNumbers(None, 4, windows.counts(3), images.device)
+    numbers = random.draw(windows.ends(side, 12, 10))
+    moved = windows.move(adv, windows.ball(images, eps), numbers, torch.tensor(side), {})
     eta = torch.cat([_bump(2, 5, images), -_bump(3, 5, images)])
     eta = eta / eta.norm()
-    for n in range(4):
-        (r1, s1), (r2, s2) = ([int((at[n] == 0).nonzero()) for at in (one.rows, one.columns)] for one in placed)
-        matches = []
-        for tile in (eta, eta.T):
-            for signs in itertools.product((-1, 1), repeat=3):
-                delta = (adv - images)[n].clone()
-                unused = eps**2 - delta.norm() ** 2
-                both = torch.zeros(12, 10, dtype=torch.bool)
-                both[r1 : r1 + 5, s1 : s1 + 5] = both[r2 : r2 + 5, s2 : s2 + 5] = True
-                for channel, sign in enumerate(signs):
-                    window = delta[channel, r1 : r1 + 5, s1 : s1 + 5]
-                    new = sign * tile + window / window.norm()
-                    new = new / new.norm() * (delta[channel][both].norm() ** 2 + unused / 3).sqrt()
-                    delta[channel, r2 : r2 + 5, s2 : s2 + 5] = 0
-                    delta[channel, r1 : r1 + 5, s1 : s1 + 5] = new
-                assert delta.norm().item() == pytest.approx(eps)
-                matches.append(torch.allclose(moved[n] - images[n], delta, atol=1e-9))
-        assert sum(matches) == 1
+    for n, (r1, s1, r2, s2, *signs, coin) in enumerate(numbers.tolist()):
+        delta = (adv - images)[n].clone()
+        unused = eps**2 - delta.norm() ** 2
+        both = torch.zeros(12, 10, dtype=torch.bool)
+        both[r1 : r1 + 5, s1 : s1 + 5] = both[r2 : r2 + 5, s2 : s2 + 5] = True
+        for channel, sign in enumerate(signs):
+            window = delta[channel, r1 : r1 + 5, s1 : s1 + 5]
+            new = (2 * sign - 1) * (eta if coin else eta.T) + window / window.norm()
+            new = new / new.norm() * (delta[channel][both].norm() ** 2 + unused / 3).sqrt()
+            delta[channel, r2 : r2 + 5, s2 : s2 + 5] = 0
+            delta[channel, r1 : r1 + 5, s1 : s1 + 5] = new
+        assert delta.norm().item() == pytest.approx(eps)
+        torch.testing.assert_close(moved[n] - images[n], delta, atol=1e-9, rtol=0)
+
+
+def test_an_linf_query_changes_one_window_per_channel_to_a_bound() -> None:
+    images, windows = torch.rand(5, 3, 7, 9), LinfWindows()
+    adv, ball = windows.start(images, 0.1, None), windows.ball(images, 0.1)
+    numbers = QueryNumbers(None, 5, windows.counts(3), images.device).draw(windows.ends(4, 7, 9))
+    expected = adv.clone()
+    for n, (row, column, *signs) in enumerate(numbers.tolist()):
+        for channel, sign in enumerate(signs):
+            window = n, channel, slice(row, row + 4), slice(column, column + 4)
+            expected[window] = ball[sign][window]
+    assert torch.equal(windows.move(adv, ball, numbers, torch.tensor(4), {}), expected)
+    assert torch.equal(windows.move(adv, ball, numbers, torch.tensor(0), {}), adv)
 
 
 def test_l2_starts_have_the_length_eps_and_differ_between_images() -> None:
     images = torch.full((6, 2, 11, 13), 0.5)
-    start = L2Windows().start(images, 0.3, BatchRandom(None, 6, torch.arange(6)))
+    start = L2Windows().start(images, 0.3, None)
     torch.testing.assert_close((start - images).flatten(1).norm(dim=1), torch.full((6,), 0.3))
     assert len({tuple(one.sign().flatten().tolist()) for one in start - images}) == 6
 

@@ -1,0 +1,53 @@
+"""Random whole numbers of Square, drawn for a whole batch so that they don't depend on which images are active."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rampart.attacks.rows import reads_are_free
+
+QUERIES_AT_ONCE = 64
+"""Queries whose numbers are drawn at once on an accelerator, where one call takes as long as many numbers."""
+
+
+def draw_below(
+    end: int, shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return random whole numbers in [0, end), int64."""
+    return torch.randint(end, list(shape), generator=generator, device=device)
+
+
+class QueryNumbers:
+    """Random numbers of each query of a run.
+
+    On a CPU they are drawn query by query, on an accelerator for many queries with equal ends at once. So the two give
+    different numbers, but neither depends on which images are active or on whether steps are recorded.
+
+    Args:
+        generator: Source of random numbers; the global one if None.
+        batch: Number of images in the whole batch, N.
+        counts: Numbers per image and query that have the same end, for each end.
+        device: Device of the numbers.
+    """
+
+    def __init__(
+        self, generator: torch.Generator | None, batch: int, counts: Sequence[int], device: torch.device
+    ) -> None:
+        queries = 1 if reads_are_free(device) else QUERIES_AT_ONCE
+        self._numbers = torch.empty(queries, batch, sum(counts), dtype=torch.int64, device=device)
+        self._parts = torch.split(self._numbers, list(counts), 2)
+        self._generator, self._ends, self._used = generator, [0], 0
+
+    def draw(self, ends: list[int]) -> Tensor:
+        """Return the numbers of the next query; ``(N, K)``, int64, valid until the next call.
+
+        Args:
+            ends: Numbers are from 0 to below their end, one for each count.
+        """
+        if ends != self._ends or self._used == len(self._numbers):
+            for part, end in zip(self._parts, ends, strict=True):
+                part.random_(0, end, generator=self._generator)
+            self._ends, self._used = ends, 0
+        self._used += 1
+        return self._numbers[self._used - 1]
