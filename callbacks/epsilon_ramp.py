@@ -39,6 +39,8 @@ class EpsilonRampCallback(Callback):
         self.phases = phases
         self.init_from = init_from
         self._attack: Any = None
+        self._attack_of_phase: Any = None
+        self._phase: Phase | None = None  # that of the last batch
         self._before: tuple[Any, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,7 +55,7 @@ class EpsilonRampCallback(Callback):
         for attribute in ("eps", "attack", "network"):
             if not hasattr(pl_module, attribute):
                 raise TypeError(f"EpsilonRampCallback sets `{attribute}`, which {type(pl_module).__name__} lacks")
-        self._attack = pl_module.attack
+        self._attack, self._phase = pl_module.attack, None
         if self.phases:
             self._check_phases(trainer, pl_module, self.phases)
             self._before = pl_module.eps, pl_module.attack
@@ -81,7 +83,9 @@ class EpsilonRampCallback(Callback):
             steps_per_epoch=_steps_per_epoch(trainer),
             global_step=trainer.global_step,
         )
-        pl_module.eps, pl_module.attack = eps, self._phase_attack(phase)  # type: ignore[assignment]
+        if phase is not self._phase:
+            self._phase, self._attack_of_phase = phase, self._phase_attack(phase)
+        pl_module.eps, pl_module.attack = eps, self._attack_of_phase  # type: ignore[assignment]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the module's eps and attack."""

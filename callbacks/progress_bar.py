@@ -1,6 +1,7 @@
 """The progress bar of an adversarial training run."""
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ SHORT_NAMES = {
     "train/eps": ("eps", "{:.3f}"),
     "train/adv_loss": ("loss", "{:.2f}"),
 }
+SECONDS = 0.1
+"""Least time between two updates within an epoch."""
+
 LINE = "{desc} {percentage:3.0f}% {elapsed}<{remaining}{postfix}"
 
 
@@ -24,12 +28,14 @@ class RampartProgressBar(TQDMProgressBar):
     The bar of a test counts forward passes of the network, so that it moves during a long attack on one batch.
 
     Args:
-        refresh_rate: Number of batches between two updates of the bar; each update waits for the device.
+        refresh_rate: Number of batches between two updates of the bar. Updates are at least a tenth of a second apart,
+            because each waits for the device.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate)
         self._counter: Any = None
+        self._updated = 0.0
 
     def init_train_tqdm(self) -> Tqdm:
         """Create the bar of the whole run."""
@@ -65,8 +71,9 @@ class RampartProgressBar(TQDMProgressBar):
         done = batch_idx + 1 + (trainer.current_epoch * int(batches) if math.isfinite(batches) else 0)
         if not self._started:
             bar.initial, self._started = done - 1, True
-        if not bar.disable and (done % self.refresh_rate == 0 or batch_idx + 1 == batches):
-            bar.n = done
+        due = done % self.refresh_rate == 0 and time.monotonic() - self._updated >= SECONDS
+        if not bar.disable and (due or batch_idx + 1 == batches):
+            self._updated, bar.n = time.monotonic(), done
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,6 +1,7 @@
 """LightningModule for adversarial training with any network, attack, objective and optimizer."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from lightning_modules.trainer_checks import check_accumulation, check_precision
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed
 from rampart.attacks.validation import checked_images
+from rampart.data import Batch
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
 from rampart.kernels import lay_out_network, lay_out_state
@@ -168,7 +170,9 @@ class AdversarialClassifier(EvaluationSteps):
         images, labels, _ = self.read_batch(batch)
         assert labels is not None
         generator = self._generator("train", self.trainer.global_step, batch_idx)
-        with self.execution.training(self.device.type), checked_images(images):
+        # A batch that has this form already was not looked at.
+        checked = nullcontext() if isinstance(batch, Batch) else checked_images(images)
+        with self.execution.training(self.device.type), checked:
             output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self._losses.add(output.loss, self.eps, self.trainer, self.network)
         self.train_adv_acc.update(output.logits.argmax(1) == labels)

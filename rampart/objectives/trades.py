@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from rampart.attacks import Attack
 from rampart.attacks.input_gradient import predict
 from rampart.attacks.logits import compute_logits
-from rampart.attacks.losses import ReferenceLoss
+from rampart.attacks.losses import AttackLoss, LossName, ReferenceLoss
 from rampart.attacks.validation import check_labels
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
 from rampart.networks.gates import GateConv2d, Gates
@@ -67,8 +67,12 @@ class TRADES(Objective):
             TypeError: If the attack's loss can't be replaced.
             ValueError: If the attack starts at the clean images, or leaves fooled images out of its batch.
         """
+        self._prepare(attack, "cross_entropy")
+
+    def _prepare(self, attack: Attack, loss: LossName | AttackLoss) -> Attack:
+        """Return the attack with another loss; errors are those of :meth:`check`."""
         try:
-            attack.with_loss("cross_entropy")
+            prepared = attack.with_loss(loss)
         except TypeError as error:
             raise TypeError(f"TRADES needs an attack whose loss it can replace, such as PGD, got {attack}") from error
         if attack.drops_fooled_images:
@@ -81,6 +85,7 @@ class TRADES(Objective):
                 "TRADES needs an attack with a random start, as KL has no gradient at the clean images, such as PGD "
                 f"with start: Uniform, got {attack}"
             )
+        return prepared
 
     def __call__(
         self,
@@ -92,12 +97,12 @@ class TRADES(Objective):
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`; ``parts`` holds ``adv_loss``, ``clean_loss`` and ``kl``."""
-        self.check(attack, network)
         clean = None if _depends_on_mode(network) else compute_logits(network, images)
         divergence = _AttackDivergence(network, images, None if clean is None else clean.detach())
-        adv = attack.with_loss(divergence)(network, images, labels, eps, generator=generator)
+        adv = self._prepare(attack, divergence)(network, images, labels, eps, generator=generator)
         clean = compute_logits(network, images) if clean is None else clean
-        check_labels(labels, clean)
+        if eps == 0:  # The attack checks the labels only if it has steps to make.
+            check_labels(labels, clean)
         clean_loss = F.cross_entropy(clean, labels)
         logits = compute_logits(network, adv)
         kl = _divergence(clean, logits).mean()
