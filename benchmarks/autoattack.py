@@ -28,6 +28,7 @@ from benchmarks.mnist import load_first_images, load_trained
 from benchmarks.record import Record, describe_file, new_file
 from benchmarks.timing import Times, time_in_turn
 from rampart.evaluation import WorstCaseSearch, in_memory, preset_attacks
+from rampart.kernels import full_float32
 from rampart.networks import MNISTCNN
 
 BATCH_SIZE = 250
@@ -146,6 +147,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write JSON."""
     arguments = parse(argv)
     images, labels = load_first_images(arguments.data_dir, arguments.split, arguments.num_images)
+    with full_float32(images.device.type):
+        compare(arguments, images, labels)
+
+
+def compare(arguments: argparse.Namespace, images: Tensor, labels: Tensor) -> None:
+    """Run the contestants in turn, print and write JSON."""
     record = Record(arguments.out, arguments.seed)
     results: dict[str, list[Result]] = {}
 

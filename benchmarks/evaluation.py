@@ -25,6 +25,7 @@ from lightning_modules import MNISTClassifier
 from rampart.attacks import PGD, NamedAttack
 from rampart.data import TensorBatches
 from rampart.files import load_weights
+from rampart.kernels import full_float32
 
 EPS, STEP_SIZE, STEPS = 0.4, 0.005, 200
 
@@ -92,9 +93,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     loader = load_test_images(arguments.data_dir, arguments.num_images)
-    record = Record(arguments.out, seed=0)
+    with full_float32("cpu"):
+        record = Record(arguments.out, seed=0)
+        result = measure(arguments.weights, loader, arguments.rounds)
     settings = {"images": len(loader.labels), "attack": f"PGD-{STEPS}, step size {STEP_SIZE}, eps {EPS}"}
-    record.show(describe_file(arguments.weights) | settings | measure(arguments.weights, loader, arguments.rounds))
+    record.show(describe_file(arguments.weights) | settings | result)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch import nn
 from benchmarks.mnist import load_first_images, load_trained
 from benchmarks.published_networks import TradesSmallCNN, wong_kolter_cnn
 from benchmarks.record import Record, describe_file, new_file
+from rampart.kernels import full_float32
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,13 +114,13 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any] | None:
         print(f"left out: pyautoattack ({error})", file=sys.stderr)
         return None
     device = "cuda" if torch.cuda.is_available() and arguments.accelerator != "cpu" else "cpu"
-    torch.backends.cudnn.allow_tf32 = False
     builder: Callable[[], nn.Module] = BUILDERS[arguments.case]
     network = load_trained(builder(), arguments.weights).to(device)
     images, labels = (x.to(device) for x in load_first_images(arguments.data_dir, "test", arguments.peer))
     attack = AutoAttack(network, eps=CASES[arguments.case].eps, seed=0, device=device)
     start = time.perf_counter()
-    _, found = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)
+    with full_float32(device):
+        _, found = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)
     return {
         "version": version("pyautoattack"),
         "images": len(labels),

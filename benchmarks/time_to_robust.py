@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,11 @@ class TimeToRobust(Callback):
         assert isinstance(network, nn.Module)
         network.register_forward_hook(self._count)
         seed: Any = pl_module.run_seed
-        self._record = Record(self._out, seed)
+        with self._evaluation(pl_module):
+            self._record = Record(self._out, seed)
         self._start, self._away = time.monotonic(), 0.0  # leaves out the validation before the first step
-        self._measure(trainer, pl_module.evaluated_network)
+        with self._evaluation(pl_module):
+            self._measure(trainer, pl_module.evaluated_network)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
         """Stop the clock."""
@@ -75,7 +78,12 @@ class TimeToRobust(Callback):
         """Measure every few epochs, and after the last."""
         done = trainer.current_epoch + 1
         if done % self._every == 0 or done == trainer.max_epochs:
-            self._measure(trainer, pl_module.evaluated_network)
+            with self._evaluation(pl_module):
+                self._measure(trainer, pl_module.evaluated_network)
+
+    def _evaluation(self, module: Any) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = module.execution.evaluation(module.device.type)
+        return context
 
     def _count(self, _network: nn.Module, _inputs: Any, logits: Tensor | Interval) -> None:
         if isinstance(logits, Interval):  # one evaluation of its middle, one of its radius

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_warn
+
+from rampart.files import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +34,12 @@ def new_file(folder: Path, stem: str, suffix: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}{suffix}"
     return path
+
+
+def describe_evaluation(trainer: Trainer, module: Any) -> dict[str, Any]:
+    """Return the provenance of an evaluation's numbers; call it when the evaluation starts."""
+    with module.execution.evaluation(module.device.type):
+        return provenance(module.device, module.image_dtype, trainer.world_size, str(trainer.precision))
 
 
 def save_figure(trainer: Trainer, tag: str, figure: "Figure", name: str | None = None) -> Path:

@@ -1,6 +1,7 @@
 """Predictions as a CSV file."""
 
 import csv
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from callbacks.outputs import new_file, run_folder
+from callbacks.outputs import describe_evaluation, new_file, run_folder
+from rampart.files import fingerprint
 
 COLUMNS = ("index", "label", "clean_prediction", "clean_confidence", "adv_prediction", "adv_confidence")
 
@@ -19,11 +21,21 @@ class PredictionWriterCallback(Callback):
 
     The index is the image's zero-based position in its data set, from the batch or from the loader's sampler. It is
     empty if neither has it and several processes read from the loader. The label is empty if unknown. A
-    confidence is the probability of the predicted class.
+    confidence is the probability of the predicted class. ``predictions.json`` has the attack, the weights and the
+    provenance.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the rows."""
+        """Clear the rows, and describe the evaluation."""
+        module: Any = pl_module
+        named = module.prediction_attack
+        self._report = {
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "weights": fingerprint(*module.network.state_dict().values()),
+            "attack": {"name": named.name, "eps": named.eps, **named.attack.settings()},
+            "seed": module.run_seed,
+            **describe_evaluation(trainer, module),
+        }
         self._rows: list[list[Any]] = []
         self._sampled = False
 
@@ -68,6 +80,8 @@ class PredictionWriterCallback(Callback):
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(rows)
+        report = new_file(run_folder(trainer), "predictions", ".json")
+        report.write_text(json.dumps({"images": len(rows), **self._report}, indent=2, default=str) + "\n")
         print(f"\nPredictions: {path}")
 
     def _positions(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:

@@ -7,10 +7,10 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from callbacks.outputs import new_file, run_folder
+from callbacks.outputs import describe_evaluation, new_file, run_folder
 from rampart.attacks import NamedAttack, parse_eps
 from rampart.evaluation import find_contradictions
-from rampart.files import fingerprint, provenance
+from rampart.files import fingerprint
 
 
 class ResultsTableCallback(Callback):
@@ -47,7 +47,7 @@ class ResultsTableCallback(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the metrics and start the clock."""
         module: Any = pl_module
-        self._begin(module.test_clean_acc, *module.test_robust_acc)
+        self._begin(trainer, module, module.test_clean_acc, *module.test_robust_acc)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the accuracies over all ranks from the metrics, since a barebones trainer logs nothing."""
@@ -69,7 +69,7 @@ class ResultsTableCallback(Callback):
         """Reset the metrics and start the clock."""
         module: Any = pl_module
         if trainer.state.fn == "validate":
-            self._begin(module.val_clean_acc, module.val_robust_acc)
+            self._begin(trainer, module, module.val_clean_acc, module.val_robust_acc)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the accuracies over all ranks."""
@@ -85,9 +85,10 @@ class ResultsTableCallback(Callback):
             named = NamedAttack(module.val_attack, module.target_eps)
             self._report(trainer, pl_module, "validate", [named], images)
 
-    def _begin(self, *metrics: Metric) -> None:
+    def _begin(self, trainer: Trainer, module: Any, *metrics: Metric) -> None:
         for metric in metrics:
             metric.reset()
+        self._origin = describe_evaluation(trainer, module)
         self._start = time.monotonic()
 
     def _finish(self, *metrics: Metric) -> None:
@@ -109,8 +110,6 @@ class ResultsTableCallback(Callback):
         if images is not None:
             _check_consistency(attacks, rows, images)
         classifier: Any = module
-        with classifier.execution.evaluation(classifier.device.type):
-            origin = provenance(classifier.device, classifier.image_dtype, trainer.world_size, str(trainer.precision))
         report = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else self.weights,
             "weights": fingerprint(*classifier.network.state_dict().values()),
@@ -119,7 +118,7 @@ class ResultsTableCallback(Callback):
             "seed": classifier.run_seed,
             "fit_seconds": self._measure_fit_seconds(),
             f"{command}_seconds": round(time.monotonic() - self._start, 1),
-            **origin,
+            **self._origin,
         }
         path = new_file(run_folder(trainer), command, ".json")
         path.write_text(json.dumps(report, indent=2, default=str) + "\n")

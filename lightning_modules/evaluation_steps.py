@@ -79,6 +79,11 @@ class EvaluationSteps(LightningModule):
         return kept
 
     @property
+    def prediction_attack(self) -> NamedAttack:
+        """Attack of predict: the last of the test attacks, or the validation attack if there are none."""
+        return self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
+
+    @property
     def image_dtype(self) -> torch.dtype:
         """Dtype of the images passed to the network: float64 if its first weights are float64, else float32."""
         first = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
@@ -159,7 +164,7 @@ class EvaluationSteps(LightningModule):
         with self.execution.evaluation(self.device.type):
             clean = self._logits(images, f"on batch {batch_idx} of predict").softmax(1).max(1)
             labels = clean.indices if known is None else known
-            named = self.test_attacks[-1] if self.test_attacks else NamedAttack(self.val_attack, self.target_eps)
+            named = self.prediction_attack
             attacked = named(self.evaluated_network, images, labels, generator=self._generator("predict", batch_idx))
             adv = self._logits(attacked, f"under {named.name} on batch {batch_idx} of predict").softmax(1).max(1)
         given = {name: value for name, value in (("label", known), ("index", index)) if value is not None}

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from rampart.kernels import tf32_allowed
+from rampart.kernels import current_execution, tf32_allowed
+from rampart.kernels.recording import RECORDERS
 
 
 def provenance(
@@ -35,9 +37,11 @@ def provenance(
     Returns:
         ``commit`` (followed by ``+`` if files differ from it; None outside a git checkout of Rampart),
         ``versions`` of Python and the main packages, ``processor``, ``gpus``, ``threads``, ``device``, ``world_size``,
-        ``precision`` of the logits, ``tf32`` (whether products may be rounded to it), ``trainer_precision`` and
-        ``deterministic``.
+        ``precision`` of the logits, ``tf32`` (whether products may be rounded to it), ``trainer_precision``,
+        ``deterministic``, and ``execution``, the current options of :class:`rampart.kernels.Execution` with the
+        device's defaults in place of None.
     """
+    where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
     return {
         "commit": _commit(),
@@ -45,12 +49,13 @@ def provenance(
         "processor": _processor(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
-        "device": str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "device": where,
         "world_size": _world_size() if world_size is None else world_size,
         "precision": str(dtype).removeprefix("torch."),
         "tf32": tf32_allowed(),
         "trainer_precision": trainer_precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "execution": _describe_execution(torch.device(where).type),
     }
 
 
@@ -60,6 +65,13 @@ def fingerprint(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _describe_execution(device_type: str) -> dict[str, Any]:
+    options = current_execution()
+    capture = options.capture is not False and device_type in RECORDERS
+    memory_format = options.memory_format or ("contiguous" if device_type == "cpu" else "channels_last")
+    return asdict(options) | {"capture": capture, "memory_format": memory_format}
 
 
 def _world_size() -> int:

@@ -69,7 +69,7 @@ class Execution:
         Args:
             device_type: Type of the networks' device.
         """
-        with _using(replace(self, attack_precision=None)), full_float32(device_type):
+        with _using(replace(self, tf32=False, attack_precision=None)), full_float32(device_type):
             yield
 
     @contextmanager

@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,11 @@ def test_each_image_has_its_index(tmp_path: Path, loader: Any, labels: bool) -> 
     assert [int(row["index"]) for row in rows] == list(range(7))
     assert [row["label"] for row in rows] == [str(label) if labels else "" for label in LABELS.tolist()]
     assert [int(row["clean_prediction"]) for row in rows] == module(IMAGES).argmax(1).tolist()
+    report = json.loads((tmp_path / "predictions.json").read_text())
+    assert (report["images"], report["attack"]["name"], report["attack"]["eps"]) == (7, "PGD-20 @ 0.1", 0.1)
+    assert (report["precision"], report["tf32"], report["deterministic"]) == ("float32", False, False)
+    assert (report["device"], report["world_size"]) == ("cpu", 1)
+    assert report["execution"]["memory_format"] == "contiguous"
 
 
 def two_processes(folder: Path, monkeypatch: Any, loaders: list[Any], places: list[list[list[int]]]) -> None:
@@ -65,10 +71,10 @@ def two_processes(folder: Path, monkeypatch: Any, loaders: list[Any], places: li
     for rank in (1, 0):
         trainer: Any = SimpleNamespace(
             world_size=2, is_global_zero=rank == 0, predict_dataloaders=loaders[rank], logger=None,
-            default_root_dir=folder,
+            default_root_dir=folder, ckpt_path=None, precision="32-true",
         )  # fmt: skip
         writer: Any = PredictionWriterCallback()
-        writer.on_predict_start(trainer, None)
+        writer.on_predict_start(trainer, AdversarialClassifier(nn.Flatten(), eps=0.1))
         for number, batch in enumerate(places[rank]):
             classes = torch.tensor(batch)
             writer.on_predict_batch_end(trainer, None, {"clean_prediction": classes}, None, number)

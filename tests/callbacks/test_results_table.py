@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,6 +13,7 @@ from callbacks import ResultsTableCallback
 from cli import main
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD, Attack, Eps, Model
+from rampart.kernels import Execution
 from tests.conftest import ROOT
 from tests.test_cli import QUICKSTART
 
@@ -55,8 +56,28 @@ def test_the_report_names_the_precision_of_its_numbers(tmp_path: Path, precision
         default_root_dir=tmp_path, callbacks=[ResultsTableCallback()], logger=False, accelerator="cpu",
         precision=precision, enable_progress_bar=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.test(AdversarialClassifier(network, eps=0.1, val_attack=PGD(steps=1)), loader)
+    module = AdversarialClassifier(network, eps=0.1, val_attack=PGD(steps=1))
+    module.execution = Execution(tf32=True, memory_format="channels_last", attack_precision="bfloat16")
+    trainer.test(module, loader)
     report = json.loads((tmp_path / "test.json").read_text())
     expected = "float64" if precision == "64-true" else "float32"
     names = ("precision", "trainer_precision", "tf32", "device", "world_size", "deterministic")
     assert [report[name] for name in names] == [expected, precision, False, "cpu", 1, False]
+    assert report["execution"] == {
+        "capture": False, "compile": False, "memory_format": "channels_last", "tf32": False, "attack_precision": None,
+    }  # fmt: skip
+
+
+def test_the_report_names_the_settings_of_the_test_not_those_after_it(tmp_path: Path) -> None:
+    class Changing(Callback):
+        def on_test_epoch_end(self, *_: Any) -> None:
+            torch.use_deterministic_algorithms(False)
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    loader: Any = DataLoader(TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6) % 3), batch_size=6)
+    trainer = Trainer(
+        default_root_dir=tmp_path, callbacks=[ResultsTableCallback(), Changing()], logger=False, accelerator="cpu",
+        deterministic=True, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.test(AdversarialClassifier(network, eps=0.1, val_attack=PGD(steps=1)), loader)
+    assert json.loads((tmp_path / "test.json").read_text())["deterministic"]
