@@ -22,27 +22,36 @@ def measure(setting: Setting, rows: Rows) -> None:
         return
     found: dict[str, list[Row]] = {name: [] for name in list_checkouts(setting)}
     with tempfile.TemporaryDirectory() as folder:
-        for done in range(setting.size.evaluate_rounds):
-            for name, checkout in list_checkouts(setting).items():
-                runs = Path(folder) / f"{name}-{done}"
-                try:
-                    row = evaluate(setting, checkout, WEIGHTS, runs)
-                except WorkerError as error:
-                    rows.leave_out(f"evaluate, {name}", error)
-                    continue
-                found[name].append(rows.add("evaluate", code=name, **row))
-    compare(found, rows)
+        try:
+            for done in range(setting.size.evaluate_rounds):
+                if done and setting.seconds_left() < 1.2 * sum(parts[-1]["wall_seconds"] for parts in found.values()):
+                    break
+                for name, checkout in list_checkouts(setting).items():
+                    row = evaluate(setting, checkout, WEIGHTS, Path(folder) / f"{name}-{done}")
+                    found[name].append(rows.add("evaluate", code=name, **row))
+        except WorkerError as error:
+            rows.leave_out(f"evaluate, {name}", error)
+    if BASELINE in found:
+        compare(found[OURS], found[BASELINE], rows)
 
 
-def compare(found: dict[str, list[Row]], rows: Rows) -> None:
-    """Add the ratios of times, and the difference of counts, of rounds that both completed."""
-    pairs = list(zip(found[OURS], found.get(BASELINE, []), strict=False))
-    if not pairs:
-        return
-    for key in ("attack_seconds", "wall_seconds"):
-        times = Times({OURS: [ours[key] for ours, _ in pairs], BASELINE: [theirs[key] for _, theirs in pairs]})
-        rows.add("evaluate, compared", time=key, rounds=len(pairs), speed_over_baseline=times.ratio(BASELINE, OURS),
-                 robust=pairs[-1][0]["robust"], baseline_robust=pairs[-1][1]["robust"])  # fmt: skip
+def compare(ours: list[Row], baseline: list[Row], rows: Rows) -> None:
+    """Add the ratios of times, and the counts, in total and by attack, of rounds that both completed."""
+    pairs = list(zip(ours, baseline, strict=False))
+    for key in ("attack_seconds", "wall_seconds") if pairs else ():
+        times = Times({OURS: [row[key] for row, _ in pairs], BASELINE: [row[key] for _, row in pairs]})
+        add_comparison(rows, key, times, *(row["robust"] for row in pairs[-1]))
+    for number, (stage, other) in enumerate(zip(*(row["stages"] for row in pairs[-1]), strict=True) if pairs else ()):
+        seconds = [[max(row["stages"][number]["seconds"], 0.05) for row in pair] for pair in pairs]  # rounded to 0.1
+        times = Times({OURS: [pair[0] for pair in seconds], BASELINE: [pair[1] for pair in seconds]})
+        add_comparison(rows, f"seconds of {stage['attack']}", times, stage["robust"], other["robust"])
+
+
+def add_comparison(rows: Rows, time: str, times: Times, robust: int, baseline_robust: int) -> None:
+    """Add a row: the kind of time, the ratio of speeds, and the images that are robust after it."""
+    ratio = times.ratio(BASELINE, OURS)
+    counts = {"robust": robust, "baseline_robust": baseline_robust, "rounds": len(times.seconds[OURS])}
+    rows.add("evaluate, compared", time=time, seconds=times.median(OURS), speed_over_baseline=ratio, **counts)
 
 
 def evaluate(

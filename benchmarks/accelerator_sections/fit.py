@@ -27,7 +27,9 @@ def measure(setting: Setting, rows: Rows) -> None:
         for number, recipe in enumerate(setting.size.recipes):
             seconds = setting.seconds_left() / (len(setting.size.recipes) - number)
             with ExitStack() as own:
-                workers = started.get(recipe.name) or start(recipe, setting, rows, Path(name), own)
+                workers = started.get(recipe.name)
+                if workers is None:
+                    workers = start(recipe, setting, rows, Path(name), own)
                 try:
                     measure_recipe(recipe, setting, rows, seconds, workers)
                 except WorkerError as error:
@@ -73,9 +75,8 @@ def measure_recipe(recipe: Recipe, setting: Setting, rows: Rows, seconds: float,
     if not workers:
         return
     found: dict[str, list[float]] = {name: [] for name in workers}
-    least, largest = setting.size.rounds
-    for done in range(largest):
-        if done >= least and time.monotonic() - begun > 0.9 * seconds:
+    for done in range(setting.size.rounds[1]):
+        if done and time.monotonic() - begun > 0.9 * seconds:
             break
         for name, worker in workers.items():
             replies[name] = worker.ask(START, updates=recipe.updates)

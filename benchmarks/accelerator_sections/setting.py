@@ -42,7 +42,7 @@ class Size:
         steps: Gradient steps per attack: the first number for all contestants, others for Rampart and its baseline.
         precisions: Precisions of Rampart's attack.
         peers: Time libraries too.
-        rounds: Least and largest number of timed rounds.
+        rounds: Least and largest number of timed rounds; fewer if there is no time left.
         agreement_images: Images per network and attack whose results are compared.
         attack_steps: Gradient steps, and a twentieth of the queries, of the compared attacks.
         recipes: Trainings.
@@ -97,20 +97,20 @@ SIZES = {
         ),
     ),
     "cpu": Size(
-        cases=(("MNIST CNN", 128), ("gated MNIST CNN", 64), ("ResNet-18", 32)),
+        cases=(("MNIST CNN", 128), ("gated MNIST CNN", 64), ("ResNet-18", 16)),
         compiled=(),
         steps=(5,),
         precisions=("float32",),
         peers=False,
-        rounds=(5, 15),
+        rounds=(3, 15),
         agreement_images=32,
         attack_steps=10,
         recipes=(
             Recipe("fast", FAST, 10),
             Recipe("quickstart", QUICKSTART, 20),
-            Recipe("ResNet-18, PGD-7", None, 1, 32),
+            Recipe("ResNet-18, PGD-7", None, 1, 16),
         ),
-        evaluated_images=25,
+        evaluated_images=10,
         preset="autoattack",
         evaluate_rounds=3,
         rank_updates=10,
