@@ -25,7 +25,8 @@ LINE = "{desc} {percentage:3.0f}% {elapsed}<{remaining}{postfix}"
 class RampartProgressBar(TQDMProgressBar):
     """Show epoch, remaining time of the run, clean and robust accuracy, eps and loss in 80 columns.
 
-    The bar of a test counts forward passes of the network, so that it moves during a long attack on one batch.
+    On a CPU, the bar of a test counts forward passes of the network, so that it moves during a long attack on one
+    batch. On an accelerator it counts batches: an attack's steps are replayed without calling the network's layers.
 
     Args:
         refresh_rate: Number of batches between two updates of the bar. Updates are at least a tenth of a second apart,
@@ -77,15 +78,16 @@ class RampartProgressBar(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting forward passes, by a hook on the network's last layer."""
+        """Start counting: forward passes by a hook on the network's last layer, or batches."""
         super().on_test_start(trainer, pl_module)
         module: Any = pl_module
         self._passes = 0
         plain = [layer for layer in module.network.modules() if not isinstance(layer, torch.jit.ScriptModule)]
         layers = [layer for layer in plain if not list(layer.children())]
-        if layers and not self.test_progress_bar.disable:
+        by_pass = bool(layers) and module.device.type == "cpu"
+        if by_pass and not self.test_progress_bar.disable:
             self._counter = layers[-1].register_forward_pre_hook(self._count)
-        expected = 1 + sum(_estimate_passes(named.attack.settings()) for named in module.test_attacks)
+        expected = 1 + sum(_estimate_passes(named.attack.settings()) for named in module.test_attacks) if by_pass else 1
         batches = sum(trainer.num_test_batches)
         self.test_progress_bar.total = expected * int(batches) if math.isfinite(batches) else None
         self._per_batch = 0

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from types import FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Literal, TypeAlias
 
 import torch
@@ -102,10 +102,25 @@ def get_reference(loss: LossName | AttackLoss) -> tuple[Tensor, ...]:
 def describe_loss(loss: LossName | AttackLoss) -> Hashable:
     """Return what decides a loss's values, as part of the kind of a step; None if that is not known.
 
-    Named losses and functions that refer to nothing but their arguments are known.
+    Named losses are known, and functions that refer to nothing but their arguments, modules, classes and other
+    functions. A function that is defined anew for each batch is the same loss.
     """
     if isinstance(loss, ReferenceLoss):
         return loss.kind
-    if isinstance(loss, FunctionType) and (loss.__closure__ or loss.__name__ == "<lambda>"):
+    if not isinstance(loss, FunctionType):
+        return loss if isinstance(loss, str) else None
+    defaults = *(loss.__defaults__ or ()), *(loss.__kwdefaults__ or {}).values()
+    if loss.__closure__ or not all(value is None or isinstance(value, _CONSTANT) for value in defaults):
         return None
-    return loss if isinstance(loss, (str, FunctionType)) else None
+    used = (loss.__globals__[name] for name in _list_names(loss.__code__) if name in loss.__globals__)
+    return (loss.__module__, loss.__code__, defaults) if all(isinstance(value, _CODE) for value in used) else None
+
+
+_CODE = (ModuleType, type, FunctionType, BuiltinFunctionType)
+_CONSTANT = (bool, int, float, str)
+
+
+def _list_names(code: CodeType) -> set[str]:
+    """Return the names of globals and attributes in a function's code, and in that of functions inside it."""
+    inside = (_list_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inside)

@@ -9,30 +9,33 @@ from torch import Tensor, nn
 
 from rampart.kernels.precision import autocast_dtype
 
-Compute = Callable[[], tuple[Tensor, ...]]
+Compute = Callable[..., tuple[Tensor, ...]]
 
 
 class DerivedWeights:
     """Tensors computed from the weights of a network that does not change, each computed at its first use."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[object, ...], tuple[Compute, tuple[Tensor, ...]]] = {}
+        self._entries: dict[tuple[object, ...], tuple[Compute, Sequence[Tensor], tuple[Tensor, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: tuple[object, ...], compute: Compute) -> tuple[Tensor, ...]:
-        """Return the tensors of this key, computed at the first call."""
+    def get(self, key: tuple[object, ...], sources: Sequence[Tensor], compute: Compute) -> tuple[Tensor, ...]:
+        """Return ``compute(*sources)``; the tensors of the first call if this key had the same source tensors then."""
         if key not in self._entries:
             with torch.no_grad():
-                self._entries[key] = compute, compute()
-        return self._entries[key][1]
+                self._entries[key] = compute, sources, compute(*sources)
+        _, first, tensors = self._entries[key]
+        if any(one is not other for one, other in zip(first, sources, strict=True)):
+            return compute(*sources)  # Weights that are computed at each call, or replaced during a call.
+        return tensors
 
     def refresh(self) -> None:
         """Compute all tensors again, in their place in memory, after the weights have changed."""
         with torch.no_grad():
-            for compute, tensors in self._entries.values():
-                for tensor, new in zip(tensors, compute(), strict=True):
+            for compute, sources, tensors in self._entries.values():
+                for tensor, new in zip(tensors, compute(*sources), strict=True):
                     tensor.copy_(new)
 
 
@@ -65,20 +68,20 @@ def derive_weights(
 
     Args:
         layer: The layer, which has one kind of derived weights.
-        sources: Weights and buffers that ``compute`` reads. If one needs a gradient, nothing is reused.
-        compute: Function that computes the tensors. It may refer to the layer, but not to the network.
+        sources: Weights and buffers. If one needs a gradient, nothing is reused.
+        compute: Function of the sources that computes the tensors. It must not refer to the network.
         channels_last: Memory format in which 4-D tensors are kept for reuse.
     """
     derived = None if torch.compiler.is_compiling() else _CURRENT.get()
     if derived is None or (torch.is_grad_enabled() and any(source.requires_grad for source in sources)):
-        return compute()
+        return compute(*sources)
     dtype = autocast_dtype(sources[0].device.type) or sources[0].dtype
 
-    def convert() -> tuple[Tensor, ...]:
-        tensors = [tensor.to(dtype) for tensor in compute()]
+    def convert(*sources: Tensor) -> tuple[Tensor, ...]:
+        tensors = [tensor.to(dtype) for tensor in compute(*sources)]
         return tuple(
             tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.ndim == 4 else tensor
             for tensor in tensors
         )
 
-    return derived.get((id(layer), dtype, channels_last), convert)
+    return derived.get((id(layer), dtype, channels_last), sources, convert)

@@ -29,16 +29,16 @@ def conv_bn(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> Tensor:
     sources = conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var
     # On a CPU, oneDNN chooses the weights' layout itself.
     channels_last = x.device.type != "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-    weight, bias = derive_weights(conv, sources, partial(_fold, conv, bn), channels_last)
+    weight, bias = derive_weights(conv, sources, partial(_fold, bn.eps), channels_last)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
-def _fold(conv: nn.Conv2d, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+def _fold(
+    eps: float, weight: Tensor, bn_weight: Tensor, bn_bias: Tensor, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the weight and the bias of the convolution that computes both layers."""
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    scale = bn.weight * (bn.running_var + bn.eps).rsqrt()
-    return conv.weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
+    scale = bn_weight * (var + eps).rsqrt()
+    return weight * scale[:, None, None, None], bn_bias - mean * scale
 
 
 def _should_fold(conv: nn.Conv2d, bn: _BatchNorm, x: Tensor) -> bool:

@@ -1,7 +1,9 @@
 """Dependencies of a recording besides its inputs: addresses of weights, modes, attributes and torch's settings."""
 
 from collections.abc import Hashable, Sequence
+from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +30,9 @@ def list_modules(network: nn.Module) -> list[nn.Module]:
 def find_obstacle(modules: Sequence[nn.Module]) -> str | None:
     """Return the reason why a network of these modules must be called and can't be recorded; None if there is none."""
     for module in modules:
-        if isinstance(module, (DataParallel, DistributedDataParallel)):
-            return f"{type(module).__name__} distributes it"
+        if isinstance(module, (DataParallel, DistributedDataParallel, torch.jit.ScriptModule)):
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            return f"{type(module).__name__} {'hides its attributes' if scripted else 'distributes it'}"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return f"its layer {type(module).__name__} has hooks"
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
@@ -39,39 +42,49 @@ def find_obstacle(modules: Sequence[nn.Module]) -> str | None:
     return None
 
 
+def list_weights(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers of a module, without those of its parts."""
+    return [
+        tensor for tensors in (module._parameters, module._buffers) for tensor in tensors.values() if tensor is not None
+    ]
+
+
 def locate_weights(modules: Sequence[nn.Module]) -> tuple[object, ...]:
     """Return what changes if a recording of these modules would no longer compute what they compute.
 
-    These are the addresses of parameters and buffers, and the attributes of modules, except those that torch defines:
-    their settings do not change after construction.
+    These are the addresses of parameters and buffers, and the attributes of modules; of those that torch defines, only
+    the numbers, such as a slope.
     """
-    addresses = [
-        tensor.data_ptr()
-        for module in modules
-        for tensors in (module._parameters, module._buffers)
-        for tensor in tensors.values()
-        if tensor is not None
-    ]
-    attributes = [
-        (name, _describe(value))
-        for module in modules
-        if not type(module).__module__.startswith("torch.nn.")
-        for name, value in vars(module).items()
-        if name not in _OF_ALL_MODULES
-    ]
+    addresses = [tensor.data_ptr() for module in modules for tensor in list_weights(module)]
+    attributes: list[object] = []
+    for module in modules:
+        if type(module).__module__.startswith("torch.nn."):
+            attributes += [value for value in vars(module).values() if type(value) in _NUMBERS]
+        else:
+            named = vars(module).items()
+            attributes += [(name, _describe(value)) for name, value in named if name not in _OF_ALL_MODULES]
     return *addresses, *attributes
+
+
+_NUMBERS = frozenset([int, float])  # Modes, which are bool, are described by `describe_modes`.
 
 
 def _describe(value: Any) -> object:
     if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, value.dtype
+        # A kernel gets the value that a number on the host has when it is launched.
+        changes = value._version if value.device.type == "cpu" and not value.is_inference() else 0
+        return value.data_ptr(), value.shape, value.dtype, changes
     if isinstance(value, (tuple, list)):
         return type(value), *(_describe(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((_describe(key), _describe(item)) for key, item in value.items())
+    if isinstance(value, (dict, SimpleNamespace)):
+        items = value if isinstance(value, dict) else vars(value)
+        return tuple((_describe(key), _describe(item)) for key, item in items.items())
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return type(value), value
-    return type(value), id(value)
+    try:
+        return type(value), id(value), ref(value)  # Another object may have the address of one that is gone.
+    except TypeError:
+        return type(value), id(value)
 
 
 def describe_modes(modules: Sequence[nn.Module]) -> Hashable:

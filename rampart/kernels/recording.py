@@ -6,12 +6,12 @@ memory. So a step changes the tensors of a state in place, and decides nothing o
 """
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -20,8 +20,16 @@ from rampart.kernels.cuda_graphs import CUDAGraphs, Recorder
 from rampart.kernels.derived import DerivedWeights, current_derived, frozen_weights
 from rampart.kernels.execution import current_execution
 from rampart.kernels.fast_path import is_traced_or_transformed
-from rampart.kernels.network_state import describe_modes, describe_settings, find_obstacle, list_modules, locate_weights
+from rampart.kernels.network_state import (
+    describe_modes,
+    describe_settings,
+    find_obstacle,
+    list_modules,
+    list_weights,
+    locate_weights,
+)
 from rampart.kernels.state import copy_state, copy_to, describe_state, largest_difference, state_tensors
+from rampart.kernels.warning import warn_on_rank_zero
 
 State = TypeVar("State")
 Memo: TypeAlias = dict[str, Any]
@@ -29,8 +37,11 @@ Memo: TypeAlias = dict[str, Any]
 RECORDERS: dict[str, type[Recorder]] = {} if torch.version.hip else {"cuda": CUDAGraphs}
 """Recorder of each device type; on other devices steps are called."""
 
-MOST_RECORDINGS = 24
+MOST_RECORDINGS = 48
 """Recordings kept per network; the least recently used is dropped."""
+
+MOST_DROPPED = 100
+"""Number of recordings of a network that may be dropped before its steps are no longer recorded."""
 
 MANY_STEPS = 16
 """Number of steps from which recording pays at once. With fewer, a step is recorded the second time it is needed."""
@@ -77,7 +88,7 @@ class StepRunner(Generic[State]):
         """Set the state. Its tensors are copied if the step is replayed, and changed in place otherwise."""
         self.state, self._recording = state, None
         device = state_tensors(state)[0].device
-        if self._network is not None and _may_record(device):
+        if self._network is not None and self._steps > 0 and _may_record(device):
             recordings = _RECORDINGS.get(self._network)
             if recordings is None:
                 recordings = _RECORDINGS[self._network] = _NetworkRecordings(device)
@@ -117,9 +128,11 @@ class _NetworkRecordings:
     """All recordings of one network on one device, with the derived weights that they share."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._refused, self._moves = device, False, 0
+        self._device, self._refused, self._moves, self._dropped = device, False, 0, 0
         self._recordings: OrderedDict[Hashable, _Recording[Any]] = OrderedDict()
         self._needed_once: OrderedDict[Hashable, None] = OrderedDict()
+        self._too_large: set[Hashable] = set()
+        self._warned: set[str] = set()
         self._weights: tuple[object, ...] = ()
         self._forget()
 
@@ -129,7 +142,7 @@ class _NetworkRecordings:
         self._recorder = RECORDERS[self._device.type](self._device)
         self._derived = DerivedWeights()
         self._refresh: tuple[int, Callable[[], None]] | None = None
-        self._refreshed_for: DerivedWeights | None = None
+        self._refreshed_for: Callable[[], DerivedWeights | None] = _nothing
 
     def find(
         self, network: nn.Module, step: Callable[[State, Memo], None], state: State, kind: Hashable, steps: int
@@ -138,33 +151,53 @@ class _NetworkRecordings:
         if self._refused or state_tensors(state)[0].device != self._device:
             return None
         try:
-            modules = list_modules(network)
-            self._check(modules)
-            settings = describe_modes(modules), describe_settings(self._device.type), current_execution()
-            key = kind, describe_state(state), settings, threading.get_ident()
-            if key not in self._recordings and self._pays(key, steps):
-                self._recordings[key] = self._make(modules, step, state)
-                if len(self._recordings) > MOST_RECORDINGS:
-                    self._recordings.popitem(last=False)
-            if (recording := self._recordings.get(key)) is not None:
-                self._recordings.move_to_end(key)
-                self._refresh_derived()
-            return recording
+            with _LOCK:
+                modules = list_modules(network)
+                if obstacle := find_obstacle(modules):  # Hooks may be removed again.
+                    self._warn(network, obstacle)
+                    return None
+                return self._find(modules, step, state, kind, steps)
+        except torch.OutOfMemoryError:  # Smaller batches may still be recorded.
+            self._forget()
+            self._warn(network, "there is too little memory to record them, at least for batches of one size")
         except Exception as error:  # The network may be any code. If it fails by itself, it fails again when called.
             self._refused = True
             self._forget()
-            reason, name = (str(error).splitlines() or [type(error).__name__])[0], type(network).__name__
-            warnings.warn(f"{name} is attacked without CUDA graphs, which takes longer: {reason}", stacklevel=4)
-            return None
+            self._warn(network, (str(error).splitlines() or [type(error).__name__])[0])
+        return None
 
-    def _check(self, modules: Sequence[nn.Module]) -> None:
-        """Forget recordings of other weights, and refuse a network that can't be recorded.
+    def _find(
+        self,
+        modules: Sequence[nn.Module],
+        step: Callable[[State, Memo], None],
+        state: State,
+        kind: Hashable,
+        steps: int,
+    ) -> _Recording[State] | None:
+        self._forget_moved(modules)
+        settings = describe_modes(modules), describe_settings(self._device.type), current_execution()
+        key = kind, describe_state(state), settings, threading.get_ident()
+        self._recorder.wait()
+        if key not in self._recordings and self._pays(key, steps):
+            self._too_large.add(key)
+            self._recordings[key] = self._make(modules, step, state)
+            self._too_large.remove(key)
+            if len(self._recordings) > MOST_RECORDINGS:
+                self._recordings.popitem(last=False)
+                self._dropped += 1
+                if self._dropped > MOST_DROPPED:
+                    raise RuntimeError("its batches have too many different shapes, or its attacks too many settings")
+        if (recording := self._recordings.get(key)) is not None:
+            self._recordings.move_to_end(key)
+            self._refresh_derived()
+        return recording
+
+    def _forget_moved(self, modules: Sequence[nn.Module]) -> None:
+        """Forget recordings of other weights.
 
         Raises:
-            RuntimeError: If the network is refused.
+            RuntimeError: If the weights have moved too often.
         """
-        if obstacle := find_obstacle(modules):
-            raise RuntimeError(obstacle)
         if (weights := locate_weights(modules)) != self._weights:
             self._moves += bool(self._weights)
             if self._moves > MOST_MOVES:
@@ -172,7 +205,15 @@ class _NetworkRecordings:
             self._weights = weights
             self._forget()
 
+    def _warn(self, network: nn.Module, reason: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            name = type(network).__name__
+            warn_on_rank_zero(f"{name} is attacked without CUDA graphs, which takes longer: {reason}", 5)
+
     def _pays(self, key: Hashable, steps: int) -> bool:
+        if key in self._too_large:
+            return False
         if steps >= MANY_STEPS or key in self._needed_once:
             return True
         self._needed_once[key] = None
@@ -183,6 +224,8 @@ class _NetworkRecordings:
     def _make(
         self, modules: Sequence[nn.Module], step: Callable[[State, Memo], None], state: State
     ) -> _Recording[State]:
+        if any(tensor.device != self._device for module in modules for tensor in list_weights(module)):
+            raise RuntimeError(f"some of its weights are not on {self._device}")
         # In train mode, the steps that warm up may update running statistics.
         updated = modules if describe_modes(modules) else []
         buffers = [buffer for module in updated for buffer in module._buffers.values() if buffer is not None]
@@ -190,7 +233,7 @@ class _NetworkRecordings:
         try:
             self._refresh_derived()
             torch.set_autocast_cache_enabled(False)  # A cached cast would be freed, but still read by replays.
-            with frozen_weights(self._derived):
+            with frozen_weights(self._derived), self._same_random_state():
                 recording = _Recording(step, state, self._recorder)
             if locate_weights(modules) != self._weights:
                 raise RuntimeError("its attributes or weights change when it is called")
@@ -200,12 +243,18 @@ class _NetworkRecordings:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
 
+    def _same_random_state(self) -> AbstractContextManager[None]:
+        """Restore the state of random generators after the context, in which random networks are called."""
+        devices = [] if self._device.type == "cpu" else [self._device]
+        return torch.random.fork_rng(devices, device_type=self._device.type)
+
     def _refresh_derived(self) -> None:
         """Compute the derived weights again, at the first step of each attack."""
         attack = current_derived()
-        if attack is not None and attack is self._refreshed_for:
-            return
-        self._refreshed_for = attack
+        if attack is not None:
+            if attack is self._refreshed_for():
+                return
+            self._refreshed_for = ref(attack)
         if count := len(self._derived):
             if self._refresh is None or self._refresh[0] != count:
                 function = self._derived.refresh
@@ -213,11 +262,24 @@ class _NetworkRecordings:
             self._refresh[1]()
 
 
+_LOCK = threading.RLock()
+"""Held while steps are recorded: a process can record only one at a time."""
+
 _RECORDINGS: WeakKeyDictionary[nn.Module, _NetworkRecordings] = WeakKeyDictionary()
 
 
 def _may_record(device: torch.device) -> bool:
-    capture = current_execution().capture
-    if capture and device.type not in RECORDERS:
-        warnings.warn(f"execution.capture needs CUDA graphs, which {device.type} does not have", stacklevel=2)
-    return capture is not False and device.type in RECORDERS and not is_traced_or_transformed()
+    capture, recorder = current_execution().capture, RECORDERS.get(device.type)
+    if capture and recorder is None:
+        warn_on_rank_zero(f"execution.capture needs CUDA graphs, which {device.type} does not have", 4)
+    return (
+        capture is not False
+        and recorder is not None
+        and not is_traced_or_transformed()
+        and not torch.is_anomaly_enabled()  # It looks at the results of each operation.
+        and recorder.can_record(device)
+    )
+
+
+def _nothing() -> None:
+    return None

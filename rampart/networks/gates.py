@@ -131,7 +131,7 @@ class GateConv2d(nn.Conv2d):
             self.weight[:, 1 : 2 * GATES : 2] = -self.weight[:, 0 : 2 * GATES : 2]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        (gate_weight,) = derive_weights(self, [weight], lambda: (_subtract_pairs(weight),))
+        (gate_weight,) = derive_weights(self, [weight], _subtract_pairs)
         return F.conv2d(input, gate_weight, bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -141,9 +141,9 @@ class GateConv2d(nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _subtract_pairs(weight: Tensor) -> Tensor:
+def _subtract_pairs(weight: Tensor) -> tuple[Tensor]:
     """Return the weights of the gates, ``(C, 16, K, K)``: half the difference of each pair of channels."""
-    return (weight[:, 0 : 2 * GATES : 2] - weight[:, 1 : 2 * GATES : 2]) / 2
+    return ((weight[:, 0 : 2 * GATES : 2] - weight[:, 1 : 2 * GATES : 2]) / 2,)
 
 
 def _reduce_squares(pixels: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -105,7 +105,7 @@ class TRADES(Objective):
             check_labels(labels, clean)
         clean_loss = F.cross_entropy(clean, labels)
         logits = compute_logits(network, adv)
-        kl = _divergence(clean, logits).mean()
+        kl = _divergence(clean.log_softmax(1), logits).mean()
         adv_loss = F.cross_entropy(logits.detach(), labels)
         parts = {"adv_loss": adv_loss, "clean_loss": clean_loss, "kl": kl}
         return ObjectiveOutput(clean_loss + self.beta * kl, logits, parts)
@@ -122,7 +122,7 @@ class _AttackDivergence(ReferenceLoss):
     def reference(self) -> tuple[Tensor, ...]:
         if self.clean is None:  # Computed inside the attack, where the network is in the attack's mode.
             self.clean = predict(self.network, self.images)
-        return (self.clean,)
+        return (self.clean.log_softmax(1),)  # once per attack
 
     def compare(self, logits: Tensor, labels: Tensor, *reference: Tensor) -> Tensor:  # noqa: ARG002 - an attack's loss
         return _divergence(reference[0], logits)
@@ -140,5 +140,5 @@ def _depends_on_mode(network: nn.Module) -> bool:
 
 
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(softmax(clean) || softmax(logits)) per image, ``(N,)``."""
-    return F.kl_div(logits.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
+    """Return KL(exp(clean) || softmax(logits)) per image, ``(N,)``, for log-probabilities ``clean``."""
+    return F.kl_div(logits.log_softmax(1), clean, reduction="none", log_target=True).sum(1)

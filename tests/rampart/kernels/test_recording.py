@@ -3,7 +3,6 @@
 import gc
 import re
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,24 +17,6 @@ from rampart.objectives import TRADES, AdversarialTraining
 from tests.rampart.kernels.tape import Tape
 
 Batch = tuple[Tensor, Tensor]
-
-
-@pytest.fixture
-def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
-    """Record on the CPU; return the recorders that were made."""
-    made: list[Tape] = []
-
-    class Listed(Tape):
-        def __init__(self, device: torch.device) -> None:
-            super().__init__(device)
-            made.append(self)
-
-    monkeypatch.setitem(recording.RECORDERS, "cpu", Listed)
-    recording._RECORDINGS.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield made
-    recording._RECORDINGS.clear()
 
 
 def make_batch(shape: tuple[int, ...], seed: int = 0) -> Batch:
