@@ -3,6 +3,7 @@
 import gc
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from rampart.attacks import PGD, AtImage, rows
 from rampart.kernels import Execution, recording
+from rampart.kernels.state import largest_difference
 from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
 from rampart.objectives import TRADES, AdversarialTraining
 from tests.rampart.kernels.tape import Tape
@@ -249,3 +251,18 @@ def test_states_shrink_to_few_sizes() -> None:
     assert rows.smallest_size(0, 1000) == 125
     assert {rows.smallest_size(left, 1000) for left in range(1001)} == {1000, 500, 250, 125}
     assert rows.smallest_size(3, 40) == 40
+
+
+@dataclass
+class Fooled:
+    """A state of one mask."""
+
+    fooled: Tensor
+
+
+@pytest.mark.parametrize(("size", "differing", "share"), [(40, 2, 0.0), (40, 4, 0.05), (4, 1, 0.25), (1000, 102, 0.1)])
+def test_one_borderline_image_of_a_batch_is_no_difference(size: int, differing: int, share: float) -> None:
+    other = torch.zeros(size, dtype=torch.bool)
+    other[:differing] = True
+    found = largest_difference(Fooled(torch.zeros(size, dtype=torch.bool)), Fooled(other))
+    assert found == pytest.approx(share)
