@@ -64,7 +64,9 @@ class Norm(ABC):
 
 
 def _uniform(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+    numbers = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+    # In the memory format of the images, with the same number for a pixel in every format.
+    return numbers if numbers.stride() == images.stride() else torch.empty_like(images).copy_(numbers)
 
 
 class Linf(Norm):

@@ -98,7 +98,7 @@ class ActiveRows(Generic[State]):
         else:
             self._store(state, slice(None))
             kept = state.done.to(torch.uint8).argsort(stable=True)[:size]
-        self._runner.load(map_state(state, lambda tensor: tensor[kept] if tensor.ndim else tensor))
+        self._runner.load(map_state(state, lambda tensor: _take_rows(tensor, kept) if tensor.ndim else tensor))
         return True
 
     def _store(self, state: State, rows: Tensor | slice) -> None:
@@ -111,6 +111,12 @@ class ActiveRows(Generic[State]):
 def reads_are_free(device: torch.device) -> bool:
     """Return True if the host reads values on a device without waiting for it, as on a CPU."""
     return device.type == "cpu"
+
+
+def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows of a tensor, in its memory format."""
+    taken = tensor[rows]
+    return taken if taken.stride()[1:] == tensor.stride()[1:] else torch.empty_like(tensor[: len(rows)]).copy_(taken)
 
 
 def smallest_size(left: int, rows: int) -> int:

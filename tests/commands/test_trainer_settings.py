@@ -77,8 +77,9 @@ def test_a_custom_checkpoint_callback_writes_into_the_same_folder(tmp_path: Path
 def test_barebones_ends_with_results(tmp_path: Path, command: str, weights: str) -> None:
     given = [] if command == "fit" else [f"--ckpt_path={weights}"]
     quiet = run(tmp_path, command, "--trainer.barebones=true", "--trainer.log_every_n_steps=5", *given)
-    result = {"fit": "test.json", "predict": "predictions.csv"}.get(command, f"{command}.json")
-    assert {file.name for file in quiet.iterdir()} == {"config.yaml", result}
+    result = {"fit": "test.json", "predict": "predictions.json"}.get(command, f"{command}.json")
+    tables = {"predictions.csv"} if command == "predict" else set()
+    assert {file.name for file in quiet.iterdir()} == {"config.yaml", result, *tables}
     if command in ("validate", "test"):
         usual = run(tmp_path, command, *given)
         rows, others = (json.loads((run / result).read_text())["results"] for run in (quiet, usual))

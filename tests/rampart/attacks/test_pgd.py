@@ -388,3 +388,26 @@ def test_stop_when_fooled_does_not_change_the_result_for_other_images(images: Te
     plain, stopping = (a(network, images, labels, eps=1e-3) for a in (attack, replace(attack, stop_when_fooled=True)))
     # Sums in a smaller batch round differently, so a gradient near zero may change its sign.
     assert ((plain - stopping)[1::2].abs() < 1e-6).double().mean() > 0.99
+
+
+def test_iterates_have_the_memory_format_of_the_images() -> None:
+    formats = set()
+
+    def model(images: Tensor) -> Tensor:
+        formats.add(images.is_contiguous(memory_format=torch.channels_last))
+        return images.flatten(1)[:, :3]
+
+    images = torch.rand(6, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    same = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for attack in (PGD(steps=2), PGD(steps=2, iterate="best", stop_when_fooled=True)):
+        attack(model, images, torch.tensor([0, 1, 2] * 2), 0.1, torch.Generator().manual_seed(0))
+        found = [
+            attack(model, same.contiguous(memory_format=kept), torch.tensor([0, 1, 2] * 2), 0.1,
+                   torch.Generator().manual_seed(0))
+            for kept in (torch.contiguous_format, torch.channels_last)
+        ]  # fmt: skip
+        assert torch.equal(*found)
+    formats.clear()
+    for attack in (PGD(steps=2), PGD(steps=4, iterate="best", stop_when_fooled=True)):
+        attack(model, images, torch.tensor([0, 1, 2] * 2), 0.1)
+    assert formats == {True}

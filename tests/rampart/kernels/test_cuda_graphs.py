@@ -1,4 +1,4 @@
-"""CUDA graphs on a GPU, and what the recorder does around a capture with a stand-in for one."""
+"""CUDA graphs on a GPU, and what the recorder does around a capture, with a substitute for one."""
 
 import warnings
 from collections.abc import Iterator
