@@ -150,6 +150,7 @@ def _count_images(loaders: Any, limit: float) -> int | None:
     loaders = loaders if isinstance(loaders, list) else [loaders]
     sets: list[Any] = [getattr(loader, "labels", getattr(loader, "dataset", None)) for loader in loaders]
     try:
-        return sum(len(images) for images in sets) if limit == 1.0 else None
+        # Lightning's limit is a fraction if it is a float, and a number of batches if it is an int.
+        return sum(len(images) for images in sets) if isinstance(limit, float) and limit == 1.0 else None
     except TypeError:  # a stream has no length
         return None

@@ -22,7 +22,7 @@ from commands.no_profiler import spare_profiling
 from commands.parsing import ParsingCLI
 from commands.requeue import find_job_checkpoint, record_job
 from commands.resuming import make_resumable
-from commands.run_folder import RunFolderCallback, create_run_folder, starts_run
+from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
 from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import (
@@ -78,7 +78,7 @@ class RampartCLI(ParsingCLI):
             self.results_table,
             PredictionWriterCallback(),
         ]
-        with name_settings_in_errors(config.trainer):
+        with removed_if_empty(self.folder), name_settings_in_errors(config.trainer):
             trainer = RampartTrainer(**complete_settings(config.trainer, self.folder, callbacks), **kwargs)
         trainer.run_folder = self.folder
         trainer._data_connector = LoaderConnector(trainer)

@@ -1,6 +1,8 @@
 """A new folder for every run, the same for all of its processes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,18 @@ def create_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
         raise ValueError(f"runs_dir: no folder can be created in {parent}: {error.strerror}") from error
     os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove the folder after an error inside the context, if nothing was written to it."""
+    try:
+        yield
+    except Exception:
+        if starts_run():
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def starts_run() -> bool:

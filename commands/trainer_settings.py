@@ -96,6 +96,8 @@ def name_settings_in_errors(trainer: Namespace) -> Iterator[None]:
         yield
     except (ImportError, ValueError, TypeError, MisconfigurationException) as error:
         text = str(error)
+        if text.startswith("No supported gpu backend"):
+            text = "no GPU that torch can use was found; add --config configs/overlays/cpu.yaml last to run on the CPU"
         mentioned = [
             f"trainer.{name} {value!r}"
             for name, value in trainer.items()

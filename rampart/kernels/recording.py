@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -271,7 +271,7 @@ _RECORDINGS: WeakKeyDictionary[nn.Module, _NetworkRecordings] = WeakKeyDictionar
 def _may_record(device: torch.device) -> bool:
     capture, recorder = current_execution().capture, RECORDERS.get(device.type)
     if capture and recorder is None:
-        warn_on_rank_zero(f"execution.capture needs CUDA graphs, which {device.type} does not have", 4)
+        _warn_of_device(device.type)
     return (
         capture is not False
         and recorder is not None
@@ -279,6 +279,12 @@ def _may_record(device: torch.device) -> bool:
         and not torch.is_anomaly_enabled()  # It looks at the results of each operation.
         and recorder.can_record(device)
     )
+
+
+@cache
+def _warn_of_device(device_type: str) -> None:
+    """Warn once, since every attack would repeat the same line."""
+    warn_on_rank_zero(f"execution.capture needs CUDA graphs, which {device_type} does not have", 5)
 
 
 def _nothing() -> None:

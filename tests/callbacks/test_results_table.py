@@ -81,3 +81,15 @@ def test_the_report_names_the_settings_of_the_test_not_those_after_it(tmp_path: 
     )  # fmt: skip
     trainer.test(AdversarialClassifier(network, eps=0.1, val_attack=PGD(steps=1)), loader)
     assert json.loads((tmp_path / "test.json").read_text())["deterministic"]
+
+
+@pytest.mark.parametrize(("limit", "images"), [(1, None), (1.0, 6)])
+def test_a_limit_of_one_batch_is_not_reported_as_all_images(tmp_path: Path, limit: float, images: int | None) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    loader: Any = DataLoader(TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6) % 3), batch_size=2)
+    trainer = Trainer(
+        default_root_dir=tmp_path, callbacks=[ResultsTableCallback()], logger=False, accelerator="cpu",
+        limit_test_batches=limit, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.test(AdversarialClassifier(network, eps=0.1, val_attack=PGD(steps=1)), loader)
+    assert json.loads((tmp_path / "test.json").read_text())["images"] == images

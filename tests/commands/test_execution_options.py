@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from cli import main
 from commands.command_line import RampartCLI
 from rampart.kernels import Execution
+from rampart.kernels.recording import _warn_of_device
 from tests.commands.toy import SETTINGS
+from tests.conftest import ROOT
 
 OPTIONS = ["--execution.tf32=false", "--execution.capture=false", "--execution.memory_format=contiguous"]
 
@@ -59,3 +62,21 @@ def test_bad_values_end_in_one_line(capsys: Any, option: str, message: str) -> N
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_capture_on_a_cpu_warns_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    _warn_of_device.cache_clear()
+    fit(tmp_path, "--execution.capture=true")
+    assert sum("execution.capture needs CUDA graphs" in str(warning.message) for warning in recwarn) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+def test_a_missing_gpu_ends_in_one_line_and_leaves_no_folder(tmp_path: Path, capsys: Any) -> None:
+    overlay = ROOT / "configs" / "overlays" / "h100.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SETTINGS, f"--config={overlay}", f"--runs_dir={tmp_path}"])
+    assert stopped.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "no GPU that torch can use was found" in line
+    assert "cpu.yaml" in line
+    assert not list(tmp_path.glob("*/fit-*"))
