@@ -22,9 +22,9 @@ assert rampart.evaluation.robust_mask(network, images, labels, rampart.attacks.P
 
 
 def test_one_name_is_installed() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read pyproject.toml")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    setuptools = pytest.importorskip("setuptools")
+    setuptools = pytest.importorskip("setuptools", reason="finds the packages as pip does; not in every environment")
     found = setuptools.find_packages(str(ROOT), **settings["packages"]["find"])
     assert {name.split(".")[0] for name in found} == {"rampart"}
     assert settings["py-modules"] == []

@@ -11,6 +11,7 @@ from torch import Tensor
 from rampart.attacks.context import Model
 from rampart.attacks.eps import Eps, NormName, parse_eps
 from rampart.attacks.losses import AttackLoss, LossName
+from rampart.attacks.norms import per_image
 from rampart.attacks.validation import check_active
 
 AnyAttack = TypeVar("AnyAttack", bound="Attack")
@@ -173,7 +174,7 @@ def accepts_active(attack: Attack) -> bool:
 
 def keep_active(adv: Tensor, images: Tensor, active: Tensor) -> Tensor:
     """Return the adversarial image where ``active`` is True, the clean image elsewhere."""
-    return torch.where(active.view(-1, *[1] * (images.ndim - 1)), adv, images)
+    return torch.where(per_image(active, images), adv, images)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from rampart.attacks.context import Model
 from rampart.attacks.eps import NormName
 from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
-from rampart.attacks.norms import NORMS, Norm
+from rampart.attacks.norms import NORMS, Norm, per_image
 from rampart.attacks.rows import ActiveRows
 from rampart.attacks.search import Found, Search, ranked_class
 from rampart.attacks.validation import check_choice
@@ -95,7 +95,7 @@ class FAB(Search):
                 break
             left = rows.run()
         found = rows.collect()
-        return Found(torch.where(_per_row(found["done"], images), found["adv"], images), found["done"])
+        return Found(torch.where(per_image(found["done"], images), found["adv"], images), found["done"])
 
 
 @dataclass
@@ -126,7 +126,7 @@ class _State:
         change = self.adv - self.images
         inside = norm.length(change) <= self.radius
         nearer = change.mul_(BACKWARD).add_(self.images)
-        torch.where(_per_row(across & ~inside, nearer), nearer, self.adv, out=self.adv)
+        torch.where(per_image(across & ~inside, nearer), nearer, self.adv, out=self.adv)
         self.done.logical_or_(across & inside)
 
     def move(self, model: Model, norm: NormName) -> None:
@@ -137,15 +137,11 @@ class _State:
             _step_to_boundary(start, self.adv, difference, grad, norm) for start in (self.adv, self.images)
         )
         length, radius = (NORMS[norm].length(change).clamp_min(1e-8) for change in (from_adv, from_image))
-        pull = _per_row((length / (length + radius)).clamp_max(LARGEST_PULL), self.adv)
+        pull = per_image((length / (length + radius)).clamp_max(LARGEST_PULL), self.adv)
         moved = (1 - pull) * (self.adv + OVERSHOOT * from_adv) + pull * (self.images + OVERSHOOT * from_image)
         # NaN logits must not end an image's search.
         moved = torch.where(moved.isnan(), self.images, moved).clamp_(0, 1)
-        torch.where(_per_row(self.done, moved), self.adv, moved, out=self.adv)
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))  # (M,) -> (M, 1, ..., 1)
+        torch.where(per_image(self.done, moved), self.adv, moved, out=self.adv)
 
 
 def _logit_difference(logits: Tensor, labels: Tensor, target_class: Tensor) -> Tensor:

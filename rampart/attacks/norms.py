@@ -105,8 +105,8 @@ class L2(Norm):
 
     def steepest_step(self, grad: Tensor, step_size: float | Tensor) -> Tensor:
         # Dividing by the largest entry first keeps the squares of tiny gradients from rounding to zero.
-        grad = grad / _per_image(grad.abs().flatten(1).amax(1), grad).clamp_min(torch.finfo(grad.dtype).tiny)
-        length = _per_image(self.length(grad), grad)
+        grad = grad / per_image(grad.abs().flatten(1).amax(1), grad).clamp_min(torch.finfo(grad.dtype).tiny)
+        length = per_image(self.length(grad), grad)
         return grad.mul_(step_size).div_(length.clamp_min(torch.finfo(grad.dtype).tiny))
 
     def ball(self, images: Tensor, eps: float) -> Ball:
@@ -115,7 +115,7 @@ class L2(Norm):
     def clip_(self, adv: Tensor, ball: Ball) -> Tensor:
         images, radius = ball
         delta = adv.sub_(images)
-        length = _per_image(self.length(delta), delta)
+        length = per_image(self.length(delta), delta)
         scale = length.clamp_min_(torch.finfo(delta.dtype).tiny).reciprocal_().mul_(radius).clamp_(max=1)
         return delta.mul_(scale).add_(images).clamp_(0, 1)
 
@@ -128,8 +128,9 @@ class L2(Norm):
         return max(eps * (1 - 8 * rounding) - rounding * math.sqrt(images[0].numel()), 0.0)
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))  # (N,) -> (N, 1, ..., 1)
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Return values ``(N,)`` as ``(N, 1, ..., 1)``, to be combined with images ``like``, ``(N, ...)``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 NORMS: dict[NormName, Norm] = {"Linf": Linf(), "L2": L2()}

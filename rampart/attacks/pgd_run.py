@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rampart.attacks.context import Model
 from rampart.attacks.input_gradient import loss_gradient, misclassified, predict
-from rampart.attacks.norms import Ball, Norm
+from rampart.attacks.norms import Ball, Norm, per_image
 from rampart.attacks.rows import ActiveRows
 from rampart.attacks.steps import Step
 from rampart.attacks.validation import check_classes
@@ -157,7 +157,7 @@ class PGDRunner:
             self.norm.clip_(state.adv.add_(change), state.ball)
         else:
             moved = self.norm.clip_(change.add_(state.adv), state.ball)
-            state.adv.copy_(torch.where(_per_row(done, moved), state.adv, moved))
+            state.adv.copy_(torch.where(per_image(done, moved), state.adv, moved))
 
     def _add_last(self, state: PGDState) -> None:
         """Take the last points into account."""
@@ -165,13 +165,9 @@ class PGDRunner:
         if worst is None:
             return
         if not self.best:
-            last = state.adv if rows is None else torch.where(_per_row(rows, state.adv), state.adv, worst.adv)
+            last = state.adv if rows is None else torch.where(per_image(rows, state.adv), state.adv, worst.adv)
             worst.adv.copy_(last)
         if self.best or self.restarts > 1:
             logits = predict(self.model, state.adv)
             loss = self.loss(logits, state.labels, *state.reference)
             worst.keep(state.adv, misclassified(logits, state.labels), loss, rows)
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))  # (M,) -> (M, 1, ..., 1)

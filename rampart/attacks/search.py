@@ -10,6 +10,7 @@ from rampart.attacks.attack import Attack
 from rampart.attacks.context import Model, attack_context
 from rampart.attacks.eps import Eps
 from rampart.attacks.input_gradient import misclassified, predict
+from rampart.attacks.norms import per_image
 from rampart.attacks.rows import reads_are_free
 from rampart.attacks.validation import check_labels, read_inputs
 
@@ -101,7 +102,7 @@ class Search(Attack):
                 found = self.run(model, images, labels, logits, done, eps, run, generator)
                 if found is None:
                     break
-                adv, done = torch.where(done.view(-1, *[1] * (adv.ndim - 1)), adv, found.adv), found.done
+                adv, done = torch.where(per_image(done, adv), adv, found.adv), found.done
         return adv
 
 

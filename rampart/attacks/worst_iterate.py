@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rampart.attacks.norms import per_image
+
 
 class WorstIterate(NamedTuple):
     """Worst iterate of each image so far: one that fools the model, or else the one with the highest loss.
@@ -38,6 +40,6 @@ class WorstIterate(NamedTuple):
         loss = loss.to(self.loss.dtype).nan_to_num(nan=-torch.inf)
         worse = torch.where(fooled == self.fooled, loss > self.loss, fooled)
         worse = worse if rows is None else worse & rows
-        self.adv.copy_(torch.where(worse.view(-1, *[1] * (adv.ndim - 1)), adv, self.adv))
+        self.adv.copy_(torch.where(per_image(worse, adv), adv, self.adv))
         self.loss.copy_(torch.where(worse, loss, self.loss))
         self.fooled.logical_or_(worse & fooled)
