@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def small_network(num_classes: int = 10) -> Any:
     network[4].eval()
     network[0].bias.requires_grad_(False)
     return network
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Seed what a test file draws while it is imported; ``_seed`` covers what its tests draw."""
+    torch.manual_seed(0)
+    return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

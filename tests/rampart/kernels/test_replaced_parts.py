@@ -15,7 +15,7 @@ from rampart.kernels import DerivedWeights, Execution, derive_weights, frozen_we
 from tests.rampart.kernels.tape import Tape
 
 ATTACK = PGD(steps=20, loss="margin")
-BATCH = torch.rand(5, 1, 2, 2), torch.arange(5) % 3
+BATCH = torch.rand(50, 1, 2, 2), torch.arange(50) % 3
 
 
 def attack(network: nn.Module, attack: PGD = ATTACK, capture: bool | None = None) -> Tensor:
