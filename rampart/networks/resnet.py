@@ -26,40 +26,46 @@ class ResNet18(nn.Module):
         num_classes: Number of logits.
         mean: One number per channel, pixel scale; CIFAR-10's by default.
         std: One number per channel, pixel scale, above 0; CIFAR-10's by default.
+        width: Channels of the first stage; later stages have 2, 4 and 8 times as many.
 
     Raises:
-        ValueError: If there are fewer than two classes.
+        ValueError: If there are fewer than two classes or no channel.
 
     Attributes:
         image_shape: ``(C, H, W)`` of the input images.
     """
 
     def __init__(
-        self, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
+        self,
+        num_classes: int = 10,
+        mean: Sequence[float] = CIFAR10_MEAN,
+        std: Sequence[float] = CIFAR10_STD,
+        width: int = 64,
     ) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        for name, value, least in (("num_classes", num_classes, 2), ("width", width, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         super().__init__()
-        self.init_args = {"num_classes": num_classes, "mean": tuple(mean), "std": tuple(std)}
+        self.init_args = {"num_classes": num_classes, "mean": tuple(mean), "std": tuple(std), "width": width}
         self.image_shape = (len(mean), 32, 32)
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(len(mean), 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(64, 64, stride=1)
-        self.layer2 = _stage(64, 128, stride=2)
-        self.layer3 = _stage(128, 256, stride=2)
-        self.layer4 = _stage(256, 512, stride=2)
-        self.linear = nn.Linear(512, num_classes)
+        self.conv1 = nn.Conv2d(len(mean), width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, stride=1)
+        self.layer2 = _stage(width, 2 * width, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, stride=2)
+        self.layer4 = _stage(4 * width, 8 * width, stride=2)
+        self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, 3, 32, 32)``, float, in [0, 1]."""
         x = self.normalize(images)
         if can_skip_calls(images) and len(images) >= CHANNELS_LAST_FROM:
             x = x.contiguous(memory_format=torch.channels_last)
-        x = F.relu(conv_bn(self.conv1, self.bn1, x))  # (N, 64, 32, 32)
+        x = F.relu(conv_bn(self.conv1, self.bn1, x))  # (N, width, 32, 32)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        logits: Tensor = self.linear(x.mean((2, 3)))  # (N, 512, 4, 4) -> (N, 512)
+        logits: Tensor = self.linear(x.mean((2, 3)))  # (N, 8 width, 4, 4) -> (N, 8 width)
         return logits
 
 

@@ -98,3 +98,11 @@ def test_resnet_can_be_attacked_and_trained(batchnorm: Any) -> None:
     assert 0 < (adv - images).abs().max().item() <= 8 / 255
     F.cross_entropy(network(adv), labels).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_width_sets_the_channels_of_all_stages() -> None:
+    network = ResNet18(width=4)
+    assert [network.linear.in_features, network.conv1.out_channels] == [32, 4]
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        ResNet18(width=0)
