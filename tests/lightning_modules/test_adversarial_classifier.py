@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
 
-from lightning_modules import AdversarialClassifier, MNISTClassifier
+from lightning_modules import AdversarialClassifier, CIFARClassifier, MNISTClassifier
 from rampart.attacks import PGD, AtImage, NamedAttack
 from rampart.data import TensorBatches
 from rampart.networks import GatedMNISTCNN
@@ -264,6 +264,14 @@ def test_the_mnist_classifier_has_the_papers_network_eps_and_test_attacks() -> N
     assert [named.name for named in module.test_attacks] == ["PGD-200 @ 0.3", "PGD-200 @ 0.4"]
     assert {named.attack.step_size_at(0.4) for named in module.test_attacks} == {0.005}  # type: ignore[attr-defined]
     assert module(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_the_cifar_classifier_has_a_resnet_and_the_papers_test_attacks() -> None:
+    module = CIFARClassifier()
+    assert module.target_eps == 8 / 255
+    assert [named.name for named in module.test_attacks] == [f"PGD-200 @ {eps}/255" for eps in (8, 16, 32)]
+    assert {named.attack.step_size_at(0.1) for named in module.test_attacks} == {2 / 255}  # type: ignore[attr-defined]
+    assert module(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 class Preset(AdversarialClassifier):
