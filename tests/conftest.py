@@ -41,7 +41,7 @@ def small_network(num_classes: int = 10) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Seed what a test file draws while it is imported; ``_seed`` covers what its tests draw."""
+    """Seed the random numbers of a test file while it is imported; ``_seed`` seeds those of its tests."""
     torch.manual_seed(0)
     return (yield)
 
