@@ -1,6 +1,7 @@
-"""Callbacks: epsilon ramp, checkpoints, figures, result tables, predictions, progress bar."""
+"""Callbacks: epsilon ramp, averaged weights, checkpoints, figures, result tables, predictions, progress bar."""
 
 from callbacks.adversarial_images import AdversarialImagesCallback
+from callbacks.averaged_weights import AveragedWeights
 from callbacks.epsilon_ramp import EpsilonRampCallback
 from callbacks.monitor_check import MonitorCheckCallback
 from callbacks.prediction_writer import PredictionWriterCallback
@@ -11,6 +12,7 @@ from callbacks.run_checkpoint import RunCheckpoint
 
 __all__ = [
     "AdversarialImagesCallback",
+    "AveragedWeights",
     "EpsilonRampCallback",
     "MonitorCheckCallback",
     "PredictionWriterCallback",
