@@ -1,7 +1,8 @@
 """Training objectives, with torch alone: functions of a network, a batch and an attack that training minimises."""
 
 from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
+from rampart.objectives.awp import AWP
 from rampart.objectives.mtl_ibp import MTLIBP
 from rampart.objectives.trades import TRADES
 
-__all__ = ["MTLIBP", "TRADES", "AdversarialTraining", "Objective", "ObjectiveOutput"]
+__all__ = ["AWP", "MTLIBP", "TRADES", "AdversarialTraining", "Objective", "ObjectiveOutput"]

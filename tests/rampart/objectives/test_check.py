@@ -13,7 +13,7 @@ from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, Square
 from rampart.attacks.losses import cross_entropy
 from rampart.data import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
-from rampart.objectives import MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
+from rampart.objectives import AWP, MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
 from tests.rampart.objectives.attacks import Flipped, OneOf
 
 LEFTOVER = AdversarialTraining(leftover_gradient=True)
@@ -55,6 +55,9 @@ INVALID: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     "leftover, apgd": (LEFTOVER, APGD(), MNISTCNN(), "leftover_gradient needs a PGD.*got APGD"),
     "leftover, custom steps": (LEFTOVER, Flipped(), MNISTCNN(), "leftover_gradient needs a PGD.*got Flipped"),
     "leftover, mixed": (LEFTOVER, OneOf((PGD(),)), MNISTCNN(), "leftover_gradient needs a PGD"),
+    "awp, leftover": (AWP(LEFTOVER), PGD(), MNISTCNN(), "AWP gives its objective the images of an attack.*leave left"),
+    "awp, leftover in mtl-ibp": (AWP(MTLIBP(adversarial=LEFTOVER)), PGD(), MNISTCNN(), "leave leftover_gradient out"),
+    "awp, trades, apgd": (AWP(TRADES()), APGD(), MNISTCNN(), "keeps attacking fooled images, such as PGD .*, got APGD"),
     "leftover, smoothed": (
         AdversarialTraining(loss=nn.CrossEntropyLoss(label_smoothing=0.1), leftover_gradient=True),
         PGD(),
@@ -87,6 +90,8 @@ def test_check_accepts_suitable_attacks_and_networks() -> None:
     for any_attack in (FAB(), Square(), APGD(targets=3), PGD(norm="L2", steps=3)):
         AdversarialTraining().check(any_attack, ResNet18())
         MTLIBP(weight=0).check(any_attack, ResNet18())
+    for objective in (AdversarialTraining(), TRADES(), MTLIBP(), Clean()):
+        AWP(objective).check(PGD(), network)
     for bounded in (network, GatedMNISTCNN(), ResNet18().eval(), nn.Sequential(nn.Flatten(), nn.Linear(784, 3))):
         MTLIBP().check(PGD(), bounded)
 
@@ -119,11 +124,12 @@ def test_fit_checks_the_objective_before_the_first_batch() -> None:
     with pytest.raises(TypeError, match="loss it can replace"):
         fit(TRADES(), Square())
     assert fit(Clean(), Square()).global_step == 2
+    assert fit(AWP(Clean()), Square()).global_step == 2
 
 
 def test_the_leftover_gradient_raises_with_accumulation() -> None:
     for settings in ({"accumulate_grad_batches": 2}, {"callbacks": [GradientAccumulationScheduler({0: 1, 3: 4})]}):
-        for objective in (LEFTOVER, MTLIBP(adversarial=LEFTOVER)):
+        for objective in (LEFTOVER, MTLIBP(adversarial=LEFTOVER), AWP(LEFTOVER, gamma=0)):
             with pytest.raises(ValueError, match=r"set trainer.accumulate_grad_batches to 1, got [24]"):
                 fit(objective, PGD(steps=1), **settings)
     assert fit(AdversarialTraining(), PGD(steps=1), accumulate_grad_batches=2).global_step == 2
