@@ -1,8 +1,17 @@
 """LightningDataModules of image sets, with float images in [0, 1] and no normalisation."""
 
+from datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from datamodules.mnist import MNISTDataModule
 from rampart.data import TensorBatches
 
-__all__ = ["DigitsDataModule", "ImageSet", "InMemoryDataModule", "MNISTDataModule", "TensorBatches"]
+__all__ = [
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DigitsDataModule",
+    "ImageSet",
+    "InMemoryDataModule",
+    "MNISTDataModule",
+    "TensorBatches",
+]

@@ -9,7 +9,7 @@ from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
 from rampart.attacks.random import agree_on_run_seed, resume_run_seed, run_seed
-from rampart.data import TensorBatches, leaves_room
+from rampart.data import Augmentation, Border, TensorBatches, leaves_room
 
 
 class ImageSet(NamedTuple):
@@ -34,10 +34,16 @@ class InMemoryDataModule(LightningDataModule, ABC):
         split_seed: Seed of the random choice of held-out images.
         drop_last: Leave out a smaller last training batch.
         max_shift: Largest random shift of a training image in each direction, in pixels; each epoch has new shifts.
+            A random crop with padding 4 is a shift by up to 4.
         num_classes: Number of classes: labels are in [0, num_classes). The class attribute if None, which is 10 unless
             a subclass sets another.
         on_device: Hold the training and validation images in the accelerator's memory during training. None: if they
             take at most a quarter of its free memory. Everything else is moved in batches. No effect on a CPU.
+        flip: Mirror each training image left to right with probability 1/2; each epoch has new flips.
+        border: Pixels that a shift brings in: black, or copies of the image's edge.
+        train_size: Number of training images to train on, all if None: a class-balanced random choice, by
+            ``split_seed``, of the images that are not held out. The held-out images do not depend on it, and a smaller
+            choice is a part of a larger one.
 
     Raises:
         ValueError: If a size is out of range.
@@ -55,6 +61,9 @@ class InMemoryDataModule(LightningDataModule, ABC):
         max_shift: int = 0,
         num_classes: int | None = None,
         on_device: bool | None = None,
+        flip: bool = False,
+        border: Border = "black",
+        train_size: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = self.num_classes if num_classes is None else num_classes
@@ -64,12 +73,14 @@ class InMemoryDataModule(LightningDataModule, ABC):
             ("val_size", val_size, 0),
             ("max_shift", max_shift, 0),
             ("num_classes", self.num_classes, 1),
+            ("train_size", 1 if train_size is None else train_size, 1),
         ):
             if size < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {size}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val_size, self.split_seed = val_size, split_seed
+        self.val_size, self.split_seed, self.train_size = val_size, split_seed, train_size
         self.drop_last, self.max_shift, self.on_device = drop_last, max_shift, on_device
+        self.flip, self.border = flip, border
         self._sets: dict[str, ImageSet] = {}
         self._on_device: dict[str, ImageSet] = {}
 
@@ -85,8 +96,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
         """Read the images of a stage and hold out the validation images.
 
         Raises:
-            ValueError: If no training image would be left, images or labels don't have the shape and dtype that
-                :class:`ImageSet` states, or a label is out of range.
+            ValueError: If no training image would be left, fewer than ``train_size`` would be, images or labels don't
+                have the shape and dtype that :class:`ImageSet` states, or a label is out of range.
         """
         if self.trainer is not None:
             agree_on_run_seed(self.trainer)
@@ -95,8 +106,15 @@ class InMemoryDataModule(LightningDataModule, ABC):
             if self.val_size >= len(images):
                 raise ValueError(f"data.val_size must leave images to train on: got {self.val_size} of {len(images)}")
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
-            # Sorted, so that both parts keep the order of the set.
-            val, train = order[: self.val_size].sort().values, order[self.val_size :].sort().values
+            val, train = order[: self.val_size], order[self.val_size :]
+            if self.train_size is not None:
+                if self.train_size > len(train):
+                    raise ValueError(
+                        f"data.train_size must be at most {len(train)}, the {len(images)} training images without the "
+                        f"{self.val_size} of data.val_size; got {self.train_size}"
+                    )
+                train = train[_choose_balanced(labels[train], self.train_size)]
+            val, train = val.sort().values, train.sort().values  # so that both keep the order of the set
             self._sets["val"] = ImageSet(images[val], labels[val])
             self._sets["train"] = ImageSet(images[train], labels[train])
         if stage in ("test", "predict") and "test" not in self._sets:
@@ -104,7 +122,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TensorBatches:
         """Return shuffled batches of the training images."""
-        return self._batches("train", self.batch_size, shuffle=True, drop_last=self.drop_last, max_shift=self.max_shift)
+        augmentation = Augmentation(self.max_shift, self.flip, self.border)
+        return self._batches("train", self.batch_size, True, self.drop_last, augmentation)
 
     def val_dataloader(self) -> TensorBatches | list[TensorBatches]:
         """Return batches of the held-out images; an empty list if none are held out."""
@@ -131,7 +150,12 @@ class InMemoryDataModule(LightningDataModule, ABC):
         resume_run_seed(self.trainer, state_dict.get("run_seed"))
 
     def _batches(
-        self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False, max_shift: int = 0
+        self,
+        split: str,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> TensorBatches:
         trainer = self.trainer
         device = torch.device("cpu")
@@ -142,7 +166,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
-            max_shift=max_shift,
+            augmentation=augmentation,
             seed=lambda: run_seed(self.trainer),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
@@ -187,3 +211,17 @@ class InMemoryDataModule(LightningDataModule, ABC):
         if low < 0 or high >= self.num_classes:
             raise ValueError(f"labels must be in [0, {self.num_classes}), the data has {low} to {high}")
         return image_set
+
+
+def _choose_balanced(labels: Tensor, size: int) -> Tensor:
+    """Return the indices of the first images of each class in turn; classes without further images are left out.
+
+    Args:
+        labels: ``(N,)``, int64, in random order.
+        size: Number of images to choose, at most N.
+    """
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    place = torch.empty_like(labels)  # of each image among those of its class
+    place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return place.argsort(stable=True)[:size]

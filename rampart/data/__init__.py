@@ -1,16 +1,20 @@
 """Batches of images: formats, order and augmentation, with torch alone."""
 
-from rampart.data.augment import draw_offsets, scale_images, shift_images
+from rampart.data.augment import Augmentation, Border, draw_flips, draw_offsets, flip_images, scale_images, shift_images
 from rampart.data.batch import Batch, read_batch
 from rampart.data.order import EpochOrder
 from rampart.data.placement import free_memory, leaves_room, move_tensor
 from rampart.data.tensor_batches import TensorBatches
 
 __all__ = [
+    "Augmentation",
     "Batch",
+    "Border",
     "EpochOrder",
     "TensorBatches",
+    "draw_flips",
     "draw_offsets",
+    "flip_images",
     "free_memory",
     "leaves_room",
     "move_tensor",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rampart.data.augment import draw_offsets, scale_images, shift_images
+from rampart.data.augment import Augmentation, scale_images
 from rampart.data.batch import Batch
 from rampart.data.order import EpochOrder
 from rampart.data.placement import move_tensor
@@ -22,7 +22,7 @@ class TensorBatches:
     with the next batch.
 
     Batches are the same on every device. Images are chosen where they are held, moved as uint8 if they are held
-    elsewhere, and shifted and scaled on the batches' device, all without waiting for that device.
+    elsewhere, and augmented and scaled on the batches' device, all without waiting for that device.
 
     Args:
         images: ``(N, C, H, W)``, uint8.
@@ -30,17 +30,16 @@ class TensorBatches:
         batch_size: Images per batch and rank; the last batch may be smaller.
         shuffle: Choose a new random order for each epoch.
         drop_last: Leave out a smaller last batch.
-        max_shift: Shift each image by a random number of pixels, at most this many in each direction, anew in each
-            epoch; pixels that come in at the border are black.
-        seed: Seed of the orders and the shifts; the same in all processes. A function is called at the start of each
-            pass.
+        augmentation: Random shifts and flips of the images, new in each epoch; none if None.
+        seed: Seed of the orders and of the augmentation; the same in all processes. A function is called at the start
+            of each pass.
         rank: Zero-based rank of this process; that of torch.distributed if None, or 0 without it.
         world_size: Number of processes; that of torch.distributed if None, or 1 without it.
         device: Device of the batches; that of the images if None.
 
     Raises:
-        ValueError: If the batch size is below 1, there are too few images for a batch on each rank, or ``max_shift`` is
-            negative or not below the images' height and width.
+        ValueError: If the batch size is below 1, there are too few images for a batch on each rank, or the
+            augmentation's ``max_shift`` is not below the images' height and width.
     """
 
     def __init__(
@@ -50,20 +49,15 @@ class TensorBatches:
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
-        max_shift: int = 0,
+        augmentation: Augmentation | None = None,
         seed: int | Callable[[], int] = 0,
         rank: int | None = None,
         world_size: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.order = EpochOrder(len(images), batch_size, shuffle, drop_last, seed, rank, world_size, images.device)
-        height, width = images.shape[-2:]
-        if not 0 <= max_shift < min(height, width):
-            raise ValueError(
-                f"max_shift must be at least 0 and below the images' height and width, {height} x {width}, or nothing "
-                f"of an image would be left; got {max_shift}"
-            )
-        self.images, self.labels, self.max_shift = images, labels, max_shift
+        self.images, self.labels, self.augmentation = images, labels, augmentation or Augmentation()
+        self.augmentation.check_size(*images.shape[-2:])
         self.device = images.device if device is None else torch.device(device)
 
     batch_sampler = None
@@ -87,18 +81,11 @@ class TensorBatches:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        offsets = self._draw_offsets() if self.max_shift else None
+        augment = self.augmentation.draw(len(self.images), self.order.generator, self.device)
         for place in self.order:
             chosen = self.images.index_select(0, place), self.labels.index_select(0, place), place
             images, labels, index = (move_tensor(part, self.device) for part in chosen)
-            if offsets is not None:
-                images = shift_images(images, offsets[index], self.max_shift)
-            yield Batch(scale_images(images), labels, index)  # type: ignore[misc]  # has labels and index
-
-    def _draw_offsets(self) -> Tensor:
-        # Offsets of all images at once: an image's shift must not depend on the batches before it.
-        offsets = draw_offsets(len(self.images), self.max_shift, self.order.generator("shifts"))
-        return move_tensor(offsets, self.device)
+            yield Batch(scale_images(augment(images, index)), labels, index)  # type: ignore[misc]  # has labels and index
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``epoch``, zero-based, and ``done``, the number of its batches that have been yielded."""
