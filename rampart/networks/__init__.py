@@ -4,6 +4,19 @@ from rampart.networks.gated_mnist_cnn import GatedMNISTCNN
 from rampart.networks.mnist_cnn import MNISTCNN
 from rampart.networks.normalize import Normalize
 from rampart.networks.plain import plain_form
-from rampart.networks.resnet import ResNet18
+from rampart.networks.preact_resnet import PreActResNet18
+from rampart.networks.resnet import ResNet18, ResNet34, ResNet50, ResNet101
+from rampart.networks.wide_resnet import WideResNet
 
-__all__ = ["MNISTCNN", "GatedMNISTCNN", "Normalize", "ResNet18", "plain_form"]
+__all__ = [
+    "MNISTCNN",
+    "GatedMNISTCNN",
+    "Normalize",
+    "PreActResNet18",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "WideResNet",
+    "plain_form",
+]

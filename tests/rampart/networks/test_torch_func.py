@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hubconf
 from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
-from rampart.networks.resnet import CHANNELS_LAST_FROM
+from rampart.networks.cifar_network import CHANNELS_LAST_FROM
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": MNISTCNN,
