@@ -1,0 +1,216 @@
+"""The benchmark that makes the CIFAR-10 tables: order of the runs, resuming, records, tables."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import cifar10
+from benchmarks.cifar10_runs import training
+from benchmarks.cifar10_runs.evaluation import evaluate_words, read_report
+from benchmarks.cifar10_runs.plan import BY_CONFIG, Job, Task, list_jobs, run_tasks
+from benchmarks.cifar10_runs.results import format_table, plot_records
+from benchmarks.cifar10_runs.setting import CommandError, Setting
+from rampart.networks import ResNet18
+
+MADRY, EXTENDED = Job(BY_CONFIG["cpu_madry_8"], 0), Job(BY_CONFIG["cpu_extended_16"], 0)
+
+
+def rate(count: int, images: int) -> dict[str, Any]:
+    return {"count": count, "accuracy": count / images, "interval_95": [0.1, 0.9]}
+
+
+def fake_record(run: str, seed: int, correct: int) -> dict[str, Any]:
+    pgd = {
+        "images": 20,
+        "clean": rate(correct, 20),
+        "robust": [rate(correct - number, 20) for number in (1, 2, 3)],
+        "predicted": [20, *[0] * 9],
+    }
+    apgd = {"images": 10, "robust": [rate(correct - 4, 10)]}
+    known = BY_CONFIG[run]
+    head = {"run": run, "eps": known.eps, "from": known.start, "seed": seed, "steps": 200, "fit_seconds": 90.0}
+    return head | {"pgd": pgd, "apgd": apgd, "curves": {"val/robust_acc": [[1, 0.1], [2, 0.2]]}}
+
+
+class Recorder(Setting):
+    """Settings whose commands write what the command line would write, at once."""
+
+    fails: Sequence[str] = ()
+    calls: list[tuple[str, ...]]
+
+    def run(self, job: Job, words: Sequence[str], deadline: float | None = None) -> float:
+        self.calls.append((words[0], job.name, *(word for word in words if word.startswith("--ckpt_path"))))
+        if words[0] == "fit":
+            number = len(list((self.runs_dir / job.name).glob("fit-*")))
+            folder = self.runs_dir / job.name / f"fit-{number}"
+            (folder / "checkpoints").mkdir(parents=True)
+            state = {f"network.{name}": value for name, value in ResNet18(width=1).state_dict().items()}
+            callbacks = {"ResultsTableCallback": {"fit_seconds": 3.5}}
+            content = {"state_dict": state, "global_step": 7, "callbacks": callbacks, "pytorch-lightning_version": "2"}
+            torch.save(content, folder / "checkpoints" / "last.ckpt")
+            if f"{job.name}, attempt {number}" in self.fails:
+                raise CommandError("fit failed")
+            with self.log(job).open("a") as log:
+                log.write(f"Checkpoint: {folder}/checkpoints/last.ckpt\n")
+        else:
+            name = next(word.removeprefix("--name=") for word in words if word.startswith("--name="))
+            write_report(self.runs_dir / name / "evaluate-0", 3 if name.endswith("pgd") else 1)
+        return 1.0
+
+
+def write_report(folder: Path, radii: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"images": 4, "clean": rate(2, 4), "robust": [rate(1, 4)] * radii, "stages": [], "timings": []}
+    signs = [{"name": "sign", "message": "text", "images": [0]}]
+    (folder / "report.json").write_text(json.dumps(report | {"signs": signs, "search": {"weights": "f"}}))
+    lines = ["index,label,clean_prediction,adv_prediction", "0,1,1,2", "1,1,1,1", "2,5,5,5", "3,0,1,1"]
+    (folder / "per_image.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Recorder:
+    (tmp_path / "runs").mkdir()
+    made = Recorder(tmp_path, tmp_path, tmp_path / "runs", images=20, apgd_images=10, batch_size=10)
+    object.__setattr__(made, "calls", [])
+    return made
+
+
+def test_each_run_comes_after_the_one_that_it_starts_from_and_seeds_one_after_the_other() -> None:
+    jobs = list_jobs(["cpu_extended_16", "cpu_madry_8", "twin"], [0, 1])
+    assert len(jobs) == 10
+    for job in jobs:
+        assert job.start is None or jobs.index(job.start) < jobs.index(job)
+    assert [job.seed for job in jobs] == [0] * 5 + [1] * 5
+
+
+def test_a_run_without_its_start_names_what_to_give() -> None:
+    with pytest.raises(ValueError, match="add madry_8 to --runs, or give its weights by --start madry_8=FILE"):
+        list_jobs(["extended"], [0])
+    assert list_jobs(["fast_32"], [3], known=[Job(BY_CONFIG["fast_16"], 3)])
+
+
+def test_tasks_run_in_order_at_the_same_time_if_they_can_and_not_after_a_failure() -> None:
+    done, both = [], Barrier(2, timeout=20)
+
+    def fail() -> None:
+        both.wait()
+        raise CommandError("broken")
+
+    tasks = [
+        Task("a", fail),
+        Task("b", lambda: done.append(f"b{both.wait()}"[0])),
+        Task("c", lambda: done.append("c"), ["a"]),
+        Task("d", lambda: done.append("d"), ["b"]),
+        Task("e", lambda: done.append("e"), ["c"]),
+    ]
+    problems = run_tasks(tasks, 2, stop=lambda: None)
+    assert done == ["b", "d"]
+    assert problems == {
+        "a": "CommandError: broken",
+        "c": "left out, because a failed",
+        "e": "left out, because c failed",
+    }
+
+
+def test_an_interruption_ends_the_running_tasks() -> None:
+    stopped = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks([Task("a", interrupt), Task("b", interrupt, ["a"])], 1, lambda: stopped.append(True))
+    assert stopped == [True]
+
+
+def test_finished_runs_are_kept_and_a_failed_training_is_resumed_once(setting: Recorder, tmp_path: Path) -> None:
+    object.__setattr__(setting, "fails", ["cpu_madry_8-seed-0, attempt 0"])
+    assert cifar10.run_jobs([MADRY, EXTENDED], setting, 1) == {}
+    last = tmp_path / "runs" / MADRY.name / "fit-0" / "checkpoints" / "last.ckpt"
+    assert setting.calls == [
+        ("fit", MADRY.name),
+        ("fit", MADRY.name, f"--ckpt_path={last}"),
+        *[("evaluate", MADRY.name, f"--ckpt_path={setting.weights(MADRY)}")] * 2,
+        ("fit", EXTENDED.name),
+        *[("evaluate", EXTENDED.name, f"--ckpt_path={setting.weights(EXTENDED)}")] * 2,
+    ]
+    record = json.loads((tmp_path / f"{EXTENDED.name}.json").read_text())
+    assert record["fit_seconds"] == 3.5
+    assert record["from"] == "cpu_madry_8"
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["start"]["sha256"] == json.loads((tmp_path / f"{MADRY.name}.json").read_text())["sha256"]
+    assert "cpu_extended_16" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "figure.png").exists()
+    assert {value.dtype for value in load_file(setting.weights(MADRY)).values()} == {torch.float16, torch.int64}
+    assert cifar10.run_jobs([MADRY, EXTENDED], setting, 1) == {}
+    assert len(setting.calls) == 7
+
+
+def test_a_run_whose_evaluation_failed_is_not_trained_again(setting: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise CommandError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar10, "evaluate", fail)
+        assert list(cifar10.run_jobs([MADRY], setting, 1)) == [f"evaluate {MADRY.name}"]
+    assert cifar10.run_jobs([MADRY], setting, 1) == {}
+    assert [call[0] for call in setting.calls] == ["fit", "evaluate", "evaluate"]
+
+
+def test_weights_that_float16_cannot_hold_raise(tmp_path: Path) -> None:
+    weights = {"state_dict": {"network.bias": torch.tensor([1e6])}}
+    with pytest.raises(ValueError, match="bias does not fit into float16"):
+        training.save_half(weights, tmp_path / "weights.safetensors")
+
+
+def test_pgd_has_all_eps_and_apgd_the_runs_own(setting: Recorder) -> None:
+    pgd, apgd = (evaluate_words(EXTENDED, setting, kind, 20) for kind in ("pgd", "apgd"))
+    assert "--eps=[8/255,16/255,32/255]" in pgd
+    assert "--eps=[16/255]" in apgd
+    attacks = next(word for word in apgd if word.startswith("--attacks="))
+    assert [each["init_args"] for each in json.loads(attacks.partition("=")[2])] == [
+        {"steps": 100},
+        {"steps": 100, "targets": 9},
+    ]
+
+
+def test_a_report_keeps_counts_of_predictions_without_lists_of_images(tmp_path: Path) -> None:
+    write_report(tmp_path, 3)
+    found = read_report(tmp_path)
+    assert found["predicted"] == [0, 3, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert found["predicted_under_attack"] == [0, 2, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert found["signs"] == [{"name": "sign", "message": "text"}]
+
+
+def test_the_table_has_a_row_per_seed_means_chance_and_the_share_of_the_most_predicted_class() -> None:
+    records = [fake_record("cpu_extended_16", seed, 8 + 2 * seed) for seed in (0, 1)]
+    table = format_table(records)
+    assert "| constant prediction |  |  | 10.0 | 10.0 |" in table
+    assert "| cpu_extended_16 | cpu_madry_8 | 1 | 50.0 (10.0 to 90.0) | 45.0 (10.0 to 90.0)" in table
+    assert "| 60.0 (10.0 to 90.0) @ 16/255 | 0: 100% | 1.5 |" in table
+    assert "mean (range) of 2 seeds | cpu_madry_8 |  | 45.0 (40.0 to 50.0)" in table
+    assert len(plot_records(records).axes) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--runs", "twin"], "--data-dir must be given"),
+        (["--runs", "twin", "--data-dir", "nowhere"], "--data-dir must be a folder that holds CIFAR-10, got nowhere"),
+        (["--runs", "fast", "--toy", "--start", "nonsense"], "--start must be CONFIG=FILE"),
+        (["--runs", "fast", "--toy", "--start", "fast_16=x"], "--runs makes these weights"),
+        (["--runs", "extended", "--toy", "--start", "madry_8=nowhere"], "there is no such file"),
+    ],
+)
+def test_bad_options_give_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cifar10.main([*words, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err.splitlines()[-1]
