@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rampart.files.inert_pickle import Unbuilt
+from rampart.files.other_names import translate_names
 from rampart.files.text import dtype_name, format_shape, join_names, printable_key, type_name
 from rampart.files.weight_checks import check_normalisation, check_values, raise_problems
 from rampart.files.weight_files import WeightsFile, read_checkpoint, read_file
@@ -32,7 +33,7 @@ class LoadedWeights:
         kept: Names of the network's tensors that the file lacks and that keep their values.
         left_out: Names of tensors in the dictionary without the prefix, and of other sets of weights that would fit.
         cast: Conversions of dtypes, such as ``float16 to float32``.
-        note: Remark on a normalisation outside the network, if the file has one.
+        note: Remarks on names of another library and on a normalisation outside the network, if the file has them.
     """
 
     network: str
@@ -82,7 +83,7 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
         ValueError: If the file can't be read safely or doesn't fit the network, which then is unchanged.
     """
     file = read_file(path, network)
-    tensors, match, others = _find_weights(network, file, path)
+    tensors, match, others, renamed = _find_weights(network, file, path)
     weights = {name: tensors[there].value for name, there in match.names.items()}
     check_values(network, weights, path)
     note = check_normalisation(network, {name: tensors[name].value for name in match.outside}, path)
@@ -105,13 +106,13 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
             *(name.removeprefix(f"{key}.") for name in match.outside),
         ),
         cast=tuple(sorted(f"{dtype_name(given)} to {dtype_name(own)}" for given, own in casts)),
-        note=note,
+        note=renamed + note,
     )
 
 
 def _find_weights(
     network: nn.Module, file: WeightsFile, path: str | Path
-) -> tuple[dict[str, FileTensor], Match, list[Match]]:
+) -> tuple[dict[str, FileTensor], Match, list[Match], str]:
     try:
         expected = NetworkNames.from_network(network)
         if not expected.required:
@@ -121,6 +122,7 @@ def _find_weights(
             raise ValueError(
                 f"holds no network's weights: expected tensors by parameter name, got {_describe_content(file)}"
             )
+        tensors, renamed = translate_names(network, expected, tensors)
         match, others = choose_match(find_matches(expected, tensors), tensors)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
@@ -133,7 +135,7 @@ def _find_weights(
     problems += [f"{name} {format_shape(state[name])} is missing in the file" for name in match.missing]
     problems += [f"{name} {format_shape(tensors[name].value)} is unknown to the network" for name in match.extra]
     raise_problems(network, problems, path)
-    return tensors, match, others
+    return tensors, match, others, renamed
 
 
 def _copy_weights(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:

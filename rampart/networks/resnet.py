@@ -1,6 +1,6 @@
 """ResNets for 32x32 images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -55,9 +55,11 @@ class Bottleneck(nn.Module):
 class ResNet(CIFARNetwork):
     """ResNet (He et al. 2016) with the stem for small images: a 3x3 convolution of stride 1, no max-pooling.
 
-    Names and numbers are those of the robustness library's networks for CIFAR-10. Larger batches are computed in
-    channels_last. In eval mode, BatchNorm is folded into the convolutions where that is faster: the function and its
-    gradients are the same up to rounding, without separate passes over the activations.
+    Names and numbers are those of the robustness library's networks for CIFAR-10. Weights of torchvision's and timm's
+    networks load too, if their stem was replaced by this one.
+
+    Larger batches are computed in channels_last. In eval mode, BatchNorm is folded into the convolutions where that is
+    faster: the function and its gradients are the same up to rounding, without separate passes over the activations.
 
     Args:
         num_classes: Number of logits.
@@ -71,11 +73,13 @@ class ResNet(CIFARNetwork):
     Attributes:
         block: Kind of block.
         depths: Number of blocks per stage.
+        other_names: Names of parts in torchvision's and timm's files, and here.
         image_shape: ``(C, H, W)`` of the input images.
     """
 
     block: ClassVar[type[BasicBlock | Bottleneck]]
     depths: ClassVar[tuple[int, int, int, int]]
+    other_names: ClassVar[Mapping[str, str]] = {"downsample": "shortcut", "fc": "linear"}
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """WideResNets for 32x32 images."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,8 +39,11 @@ class WideResNet(CIFARNetwork):
         ValueError: If there are fewer than two classes, or depth or factor is not allowed.
 
     Attributes:
+        other_names: Name of a part in TRADES' files that has no effect on the logits, and None.
         image_shape: ``(C, H, W)`` of the input images.
     """
+
+    other_names: ClassVar[Mapping[str, None]] = {"sub_block1": None}
 
     def __init__(
         self,
