@@ -20,7 +20,9 @@ def test_every_config_is_listed_with_its_purpose_cost_and_data(capsys: Any) -> N
     for file in files:
         (at,) = [at for at, line in enumerate(lines) if line.startswith(file)]
         assert lines[at].endswith(".")
-        assert re.fullmatch(r"    (Data: (Digits|MNIST|CIFAR10)\. )?Cost: .*gradient evaluations per .*\.", lines[at + 1])
+        assert re.fullmatch(
+            r"    (Data: (Digits|MNIST|CIFAR10)\. )?Cost: .*gradient evaluations per .*\.", lines[at + 1]
+        )
         overlay = next(at for at, line in enumerate(lines) if line.startswith("Overlays"))
         assert ("overlays" in file) == (at > overlay) == ("Data" not in lines[at + 1])
     assert max(map(len, lines)) <= 120
