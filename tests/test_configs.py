@@ -120,8 +120,12 @@ def test_every_config_has_the_same_eps_and_learning_rate_on_several_devices(path
     if phases := config.get("ramp", {}).get("phases"):
         settings["phases"] = tuple(Phase(**phase) for phase in phases)
     if schedule:
-        settings["factories"] = partial(pkgutil.resolve_name(schedule["class_path"]), **schedule["init_args"])
+        schedules = schedule if isinstance(schedule, list) else [schedule]
+        settings["factories"] = tuple(
+            partial(pkgutil.resolve_name(each["class_path"]), **each["init_args"]) for each in schedules
+        )
         settings["interval"] = given.get("lr_interval", "step")
+        settings["milestones"] = given.get("lr_milestones")
     one = Run(**settings)
     assert len(one.rates) == settings["epochs"]
     for devices in (2, 4):
