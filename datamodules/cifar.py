@@ -51,8 +51,9 @@ class CIFAR10DataModule(InMemoryDataModule):
     and torchvision's is downloaded if neither is. Existing files are never changed.
 
     Args:
-        data_dir: Folder that has the folder of a version, or that folder itself. If None, the environment variable
-            ``RAMPART_DATA``, or else ``data``.
+        data_dir: Folder that has the folder of the official binary version (such as ``cifar-10-batches-bin``) or of
+            torchvision's (such as ``cifar-10-batches-py``), or such a folder itself; torchvision's is downloaded if
+            neither is there. If None, the environment variable ``RAMPART_DATA``, or else ``data``.
         batch_size: Images per training batch and process.
         eval_batch_size: Images per batch and process in validation, test and prediction.
         val_size: Number of the 50,000 training images to hold out for validation; 0 trains on all and has no
@@ -148,7 +149,7 @@ class CIFAR10DataModule(InMemoryDataModule):
 
     def _find_binary(self) -> Path | None:
         """Return the folder of the binary version, if it is there."""
-        if (self.data_dir / self.binary.train[0]).is_file():
+        if any((self.data_dir / file).is_file() for file in (*self.binary.train, *self.binary.test)):
             return self.data_dir
         folder = self.data_dir / self.binary.folder
         return folder if folder.is_dir() else None
@@ -219,7 +220,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         sums = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
         bad = [file for file, md5 in sums if not check_integrity(str(folder / file), md5)]
         return (
-            f"{folder} is incomplete or differs from the published files (wrong checksum: {', '.join(bad) or 'none'}): "
+            f"{folder} differs from the published files (missing or with another checksum: {', '.join(bad)}): "
             f"delete it to download it again, or {self._remedy}"
         )
 

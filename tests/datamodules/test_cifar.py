@@ -184,9 +184,13 @@ def test_binary_files_of_another_size_are_refused(tmp_path: Path, size: int) -> 
 
 @MODULES
 def test_a_missing_binary_file_is_refused(module: Module, tmp_path: Path) -> None:
-    file = write_binary(module, tmp_path) / module.binary.test[0]
-    file.unlink()
-    assert f"{file} is missing" in error(module, tmp_path, FileNotFoundError)
+    folder = write_binary(module, tmp_path)
+    for file in (folder / module.binary.test[0], folder / module.binary.train[0]):
+        content = file.read_bytes()
+        file.unlink()
+        for data_dir in (tmp_path, folder):
+            assert f"{file} is missing" in error(module, data_dir, FileNotFoundError)
+        file.write_bytes(content)
 
 
 @pytest.mark.parametrize(("module", "place", "label", "largest"), [
@@ -214,7 +218,7 @@ def test_a_damaged_version_of_torchvision_is_refused_and_kept(
         file.write_bytes(content[:500] if damage == "truncated" else content[:-9] + b"\0" + content[-8:])
     before = contents(tmp_path)
     message = error(CIFAR10DataModule, tmp_path, ValueError)
-    assert "(wrong checksum: data_batch_2): delete it" in message
+    assert "(missing or with another checksum: data_batch_2): delete it" in message
     assert contents(tmp_path) == before
 
 

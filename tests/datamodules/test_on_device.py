@@ -45,7 +45,7 @@ def test_images_are_held_on_the_device_in_training_if_they_fit(
         return room
 
     monkeypatch.setattr("datamodules.in_memory.leaves_room", leaves_room)
-    data = running(on_device, max_shift=1)
+    data = running(on_device, max_shift=1, flip=True, border="edge")
     held: Any = data.trainer
     assert places(data)[:2] == [held_on, held_on]
     assert asked == ([4, 2, 6] if on_device is None else [])

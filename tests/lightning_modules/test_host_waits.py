@@ -28,10 +28,10 @@ from rampart.schedules import Phase
 
 
 class Noise(InMemoryDataModule):
-    """Random images, held on the device and shifted there."""
+    """Random images, held on the device and augmented there."""
 
     def __init__(self) -> None:
-        super().__init__(batch_size=4, max_shift=1, on_device=True)
+        super().__init__(batch_size=4, max_shift=1, on_device=True, flip=True, border="edge")
 
     def read_train(self) -> ImageSet:
         return ImageSet(torch.randint(256, (32, 1, 28, 28), dtype=torch.uint8), torch.arange(32) % 10)

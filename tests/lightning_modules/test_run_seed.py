@@ -24,7 +24,7 @@ class ToyData(InMemoryDataModule):
     """40 random images of ten classes."""
 
     def __init__(self, val_size: int = 0) -> None:
-        super().__init__(4, 4, val_size, split_seed=0, drop_last=False, max_shift=1)
+        super().__init__(4, 4, val_size, split_seed=0, drop_last=False, max_shift=1, flip=True)
 
     def read_train(self) -> ImageSet:
         images = torch.randint(256, (40, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
