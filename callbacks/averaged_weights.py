@@ -106,6 +106,10 @@ class AveragedWeights(WeightAveraging):
         """Free the memory of the second set of weights."""
         self._average_model, self._swapped = None, False
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a checkpoint holds the average itself, and commands that only read it need no callback."""
+        return {}
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average under ``state_dict``, and the weights that are trained under ``current_model_state``."""
         average = self._average_model

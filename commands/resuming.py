@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _Stateful
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
@@ -18,6 +18,7 @@ from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnect
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from callbacks.averaged_weights import RAW
 from commands.checkpoint_io import WholeFileIO
 from commands.interruption import signals
 from commands.interruption_callback import agree_on_signal, save_and_end
@@ -138,9 +139,17 @@ class RunConnector(_CheckpointConnector):
         return None
 
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
-        """Add the class names of optimizers and schedulers, which are compared when a run resumes."""
+        """Add the class names of optimizers and schedulers, which are compared when a run resumes.
+
+        Lightning calls no callback for a checkpoint of weights alone: it gets the averaged weights here.
+        """
         checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
-        if not weights_only:
+        if weights_only:
+            for callback in _find_callbacks(self.trainer, WeightAveraging):
+                callback.on_save_checkpoint(self.trainer, self.trainer.lightning_module, checkpoint)
+                checkpoint.pop(RAW, None)
+                checkpoint.pop("averaging_state", None)
+        else:
             checkpoint[CLASSES] = {
                 "optimizer": [type(optimizer).__name__ for optimizer in self.trainer.optimizers],
                 "lr_scheduler": [type(config.scheduler).__name__ for config in self.trainer.lr_scheduler_configs],
@@ -170,6 +179,9 @@ class RunConnector(_CheckpointConnector):
         if not self._loaded_checkpoint:
             return
         with self._explain_errors("callbacks' state"):
+            fitting = self.trainer.state.fn == TrainerFn.FITTING
+            if fitting and RAW in self._loaded_checkpoint and not _find_callbacks(self.trainer, WeightAveraging):
+                raise ValueError("it holds averaged weights, and trainer.callbacks has no callbacks.AveragedWeights")
             call._call_callbacks_on_load_checkpoint(self.trainer, self._loaded_checkpoint)
             _drop_paths(self._loaded_checkpoint.get("callbacks", {}))
             call._call_callbacks_load_state_dict(self.trainer, self._loaded_checkpoint)
@@ -196,7 +208,8 @@ class RunConnector(_CheckpointConnector):
             return
         with self._explain_errors("optimizer's state"):
             kinds = [("optimizer", "optimizer_states"), ("lr_scheduler", "lr_schedulers")]
-            if _averages_weights(self.trainer):
+            averages = _find_callbacks(self.trainer, StochasticWeightAveraging)
+            if any(callback._scheduler_state is not None for callback in averages):
                 del kinds[1]  # The callback has replaced the run's schedule, and restores its own.
             for kind, key in kinds:
                 if key not in checkpoint:
@@ -247,10 +260,9 @@ def _drop_paths(states: dict[str, Any]) -> None:
                 state["best_k_models"] = {}
 
 
-def _averages_weights(trainer: Trainer) -> bool:
-    """Return True if the resumed run was averaging its weights (StochasticWeightAveraging)."""
+def _find_callbacks(trainer: Trainer, kind: type[Callback]) -> list[Any]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(each, StochasticWeightAveraging) and each._scheduler_state is not None for each in callbacks)
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def _check_settings(kind: str, state: Mapping[str, Any], own: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -73,6 +73,8 @@ def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> 
     callbacks = [callback for callback in [*own, *given] if checkpoints or not isinstance(callback, Checkpoint)]
     if bars and not any(isinstance(callback, ProgressBar) for callback in given):
         callbacks.append(RampartProgressBar())
+    # Their hooks come first, so that the figures at the end of training are those of the average.
+    callbacks.sort(key=lambda callback: not isinstance(callback, WeightAveraging))
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints")

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 
 from callbacks import AveragedWeights
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
 from rampart.data import TensorBatches
+from rampart.kernels import Execution, recording
+from rampart.kernels.folding import conv_bn
+from tests.rampart.kernels.tape import Tape
 
 BATCHES = 5
 State = dict[str, Tensor]
@@ -144,6 +147,130 @@ def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(tmp_path: Path, acc
         assert_equal(whole.state_dict(), resumed.state_dict())
         assert_equal(seen.trained[-1], rest.trained[-1])
         assert_equal(seen.validated[-1], rest.validated[-1])
+
+
+class Tied(nn.Module):
+    """A network with one layer under two names, a buffer that is not saved, and one that is counted up."""
+
+    count: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(36, 36), nn.Linear(36, 4)
+        self.second = self.first
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+        self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.count += self.training
+        logits: Tensor = self.last(self.second(self.first(images.flatten(1)).relu() * self.scale))
+        return logits
+
+
+def test_weights_with_two_names_and_unsaved_buffers(tmp_path: Path) -> None:
+    def module() -> AdversarialClassifier:
+        return AdversarialClassifier(Tied(), eps=0.2, attack=PGD(steps=1), val_attack=PGD(steps=1))
+
+    whole, seen = run(tmp_path, AveragedWeights(0.5), save_every_step(tmp_path), module=module())
+    decays = [min(0.5, (1 + n) / (10 + n)) for n in range(1, 10)]
+    for name, tensor in average_by_hand(seen.trained, decays).items():
+        torch.testing.assert_close(whole.network.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
+    assert "second.weight" in whole.network.state_dict()
+    resumed, _ = run(tmp_path, AveragedWeights(0.5), module=module(), ckpt_path=tmp_path / "step=7.ckpt")
+    assert_equal(whole.network.state_dict(), resumed.network.state_dict())
+
+
+class Gap(Callback):
+    """Raise an error in the n-th validation batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise ValueError("stopped")
+
+
+def test_an_error_in_validation_leaves_the_trained_weights(tmp_path: Path) -> None:
+    module = AdversarialClassifier(network(), eps=0.2, attack=PGD(steps=1), val_attack=PGD(steps=1))
+    seen = Seen()
+    with pytest.raises(ValueError, match="stopped"):
+        run(tmp_path, AveragedWeights(0.5), seen, Gap(BATCHES + 2), module=module)
+    assert_equal(module.network.state_dict(), seen.trained[-1])
+    again, seen = run(tmp_path, AveragedWeights(None), module=module, max_epochs=1)
+    expected = average_by_hand(seen.trained, [n / (n + 1) for n in range(1, BATCHES)])
+    torch.testing.assert_close(copy_state(again.network), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_late_start_leaves_the_trained_weights(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="start 11 is after the end of the run: nothing is averaged"):
+        module, seen = run(tmp_path, AveragedWeights(start=11), save_every_step(tmp_path))
+    assert_equal(module.network.state_dict(), seen.trained[-1])
+    assert "current_model_state" not in torch.load(tmp_path / "step=10.ckpt", weights_only=True)
+
+
+def test_a_fraction_of_a_run_without_a_known_end_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"start 0\.5 is a fraction of the run, whose number of steps is not known"):
+        run(tmp_path, AveragedWeights(start=0.5), max_epochs=-1)
+
+
+def test_lightning_resumes_the_average(tmp_path: Path) -> None:
+    run(tmp_path, AveragedWeights(0.5, warm_up=False), save_every_step(tmp_path))
+    path = tmp_path / "step=5.ckpt"
+    module, seen = run(tmp_path, AveragedWeights(0.5, warm_up=False), ckpt_path=path)
+    other, others = run(tmp_path, EMAWeightAveraging(decay=0.5), ckpt_path=path)
+    assert_equal(seen.trained[-1], others.trained[-1])
+    torch.testing.assert_close(module.network[0].weight, other.network[0].weight, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="must hold at most one callback that averages weights"):
+        run(tmp_path, AveragedWeights(), EMAWeightAveraging())
+
+
+class Folded(nn.Module):
+    """A network whose BatchNorm is folded into its convolution in attacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.linear = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(conv_bn(self.conv, self.bn, images).relu().flatten(1))
+        return logits
+
+
+class Attacked(Callback):
+    """Record the adversarial images of each validation batch."""
+
+    def __init__(self) -> None:
+        self.images: list[Tensor] = []
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, *_: Any) -> None:
+        images, labels, _index = pl_module.read_batch(batch)
+        with pl_module.execution.evaluation("cpu"):
+            generator = torch.Generator().manual_seed(0)
+            self.images.append(
+                pl_module.val_attack(pl_module.network, images, labels, 0.2, generator=generator).clone()
+            )
+
+
+def test_recorded_attacks_follow_the_swapped_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recording.RECORDERS, "cpu", Tape)
+    recorded, called = Attacked(), Attacked()
+    modules = []
+    for attacked, capture in ((recorded, None), (called, False)):
+        modules.append(AdversarialClassifier(Folded(), eps=0.2, attack=PGD(steps=16), val_attack=PGD(steps=16)))
+        modules[-1].execution = Execution(capture=capture)
+        run(tmp_path, AveragedWeights(0.5), attacked, module=modules[-1])
+    recordings = recording._RECORDINGS[modules[0].network]
+    assert recordings._recordings
+    assert recordings._moves == 0
+    assert modules[1].network not in recording._RECORDINGS
+    assert all(torch.equal(*pair) for pair in zip(recorded.images, called.images, strict=True))
+    assert not torch.equal(recorded.images[0], recorded.images[BATCHES])
+    assert_equal(modules[0].network.state_dict(), modules[1].network.state_dict())
 
 
 @pytest.mark.parametrize(
