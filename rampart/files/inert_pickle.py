@@ -16,8 +16,10 @@ import torch
 
 _PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, which pickle protocol 2 writes
 # Functions of these packages only build values. They are not called either, but a file with such a call is read.
-_VALUE_PACKAGES = {"_codecs", "argparse", "collections", "copyreg", "datetime", "decimal", "dill", "enum", "fractions",
-           "functools", "numpy", "omegaconf", "pathlib", "torch", "typing", "uuid"}  # fmt: skip
+_VALUE_PACKAGES = {"_codecs", "argparse", "collections", "copyreg", "cox", "datetime", "decimal", "dill", "enum",
+           "fractions", "functools", "logging", "numpy", "omegaconf", "operator", "pathlib", "random", "re",
+           "robustness", "torch", "torchvision", "types", "typing", "uuid"}  # fmt: skip
+_VALUE_BUILTINS = {"complex", "getattr", "object", "range", "reduce", "setattr", "slice", "type", "xrange"}
 
 
 class CallRefused(pickle.UnpicklingError):
@@ -32,14 +34,13 @@ class Unbuilt(dict[Any, Any]):
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Unbuilt":
         """Create an empty object: pickle sets attributes and items afterwards."""
-        return super().__new__(cls)
+        # The class is no type where the file describes it, as dill does with classes of a script.
+        return dict.__new__(cls if isinstance(cls, type) else Unbuilt)
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         # Pickle calls this where the file calls a class or function, not where it restores an object.
-        if self.origin.split(".")[0] not in _VALUE_PACKAGES and self.origin not in (
-            "builtins.object",
-            "builtins.complex",
-        ):
+        package, _, name = self.origin.partition(".")
+        if package not in _VALUE_PACKAGES and not (package == "builtins" and name in _VALUE_BUILTINS):
             raise CallRefused(self.origin)
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> "Unbuilt":
