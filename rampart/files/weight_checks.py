@@ -1,18 +1,15 @@
-"""Checks of weights before they are loaded: dtypes, finite numbers, normalisation."""
+"""Checks of weights before they are loaded: dtypes and finite numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rampart.files.finite import check_finite_weights
 from rampart.files.text import dtype_name, type_name
-from rampart.files.weight_names import find_normalisers
 
 _SHOWN = 12
-_MOST_CHANNELS = 1024
 
 
 def check_values(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -47,52 +44,6 @@ def _number_kind(tensor: Tensor) -> str:
         return "float"
     kinds = (tensor.is_quantized, tensor.is_complex(), tensor.is_floating_point(), tensor.dtype == torch.bool)
     return dtype_name(tensor.dtype) if any(kinds) else "integer"
-
-
-def check_normalisation(network: nn.Module, outside: Mapping[str, Tensor], source: str | Path) -> str:
-    """Compare the normalisation that a file keeps outside the network with the network's.
-
-    Args:
-        network: The network to load.
-        outside: Tensors of the file, by name, that do not belong to the network.
-        source: The file's name, for the message.
-
-    Returns:
-        Remark for the user; empty if the file has no normalisation.
-
-    Raises:
-        ValueError: If the network normalises with other numbers.
-    """
-    theirs, ours = _normalisations(outside), _normalisations(network.state_dict())
-    if not theirs:
-        return ""
-    if not ours:
-        return (
-            f"; the file normalises images outside the network, by {_describe(theirs[0])}: the network must do it "
-            "itself, with rampart.networks.Normalize as its first layer"
-        )
-    for numbers in theirs:
-        if not any(a.shape == numbers.shape and torch.allclose(a, numbers, atol=1e-4) for a in ours):
-            raise ValueError(
-                f"{source} was trained with images normalised by {_describe(numbers)}, and {type_name(network)} "
-                f"normalises by {_describe(ours[0])}: build it with the file's mean and std"
-            )
-    return "; the file's normalisation is the network's"
-
-
-def _normalisations(tensors: Mapping[str, Any]) -> list[Tensor]:
-    """Return mean and standard deviation per channel, ``(2, C)``, of each normalisation."""
-    pairs = [[tensors[name] for name in pair] for pair in find_normalisers(tensors)]
-    return [
-        torch.stack([tensor.detach().float().cpu().flatten() for tensor in pair])
-        for pair in pairs
-        if pair[0].numel() == pair[1].numel() <= _MOST_CHANNELS
-    ]
-
-
-def _describe(numbers: Tensor) -> str:
-    mean, std = ([round(value, 4) for value in row] for row in numbers.tolist())
-    return f"mean {mean} and std {std}"
 
 
 def raise_problems(network: nn.Module, problems: list[str], source: str | Path) -> None:

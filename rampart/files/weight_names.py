@@ -44,6 +44,8 @@ class Match:
         outside: Names in the same dictionary of the file without the prefix.
         wrong: The network's names of tensors that have another shape in the file.
         missing: The network's names that the file lacks.
+        copies: Prefixes of equal matches.
+        copied: Names of the tensors in equal matches.
     """
 
     prefix: str
@@ -52,6 +54,8 @@ class Match:
     outside: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    copied: set[str] = field(default_factory=set)
 
 
 def collect_tensors(content: Any) -> dict[str, FileTensor]:
@@ -206,8 +210,11 @@ def _match(expected: NetworkNames, tensors: Mapping[str, FileTensor], prefix: st
     for name, own in expected.own.items():
         there = prefix + name.removeprefix(own_prefix)
         if there in tensors:
+            shape, own_shape = tensors[there].value.shape, expected.shapes[name]
+            if name in expected.optional and shape != own_shape and shape.numel() == own_shape.numel():
+                continue  # a normaliser of the same numbers, such as (1, 3, 1, 1) for (3, 1, 1)
             match.names[own] = there
-            if tensors[there].value.shape != expected.shapes[name]:
+            if shape != own_shape:
                 match.wrong.append(own)
         elif name not in expected.optional:
             match.missing.append(own)
@@ -216,7 +223,16 @@ def _match(expected: NetworkNames, tensors: Mapping[str, FileTensor], prefix: st
     for name, tensor in tensors.items():
         if name not in matched and (tensor.path[: tensor.root] in roots or not roots):
             (match.extra if name.startswith(prefix) else match.outside).append(name)
+    normalisers = {name for pair in find_normalisers(dict.fromkeys(match.extra)) for name in pair
+                   if _is_per_channel(tensors[name].value)}  # fmt: skip
+    match.outside += [name for name in match.extra if name in normalisers]
+    match.extra = [name for name in match.extra if name not in normalisers]
     return match
+
+
+def _is_per_channel(tensor: Tensor) -> bool:
+    """Return True for shapes ``(C, 1, 1)`` and ``(1, C, 1, 1)``."""
+    return tensor.dim() in (3, 4) and tensor.numel() == tensor.shape[-3]
 
 
 def choose_match(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tuple[Match, list[Match]]:
@@ -233,7 +249,10 @@ def choose_match(matches: list[Match], tensors: Mapping[str, FileTensor]) -> tup
     """
     matches = sorted(matches, key=lambda match: (_rank(match.prefix), len(match.extra), len(match.prefix)))
     chosen, *rest = matches
-    others = [match for match in rest if not _equal(chosen, match, tensors)]
+    equal = [match for match in rest if _equal(chosen, match, tensors)]
+    others = [match for match in rest if match not in equal]
+    chosen.copies += [match.prefix for match in equal]
+    chosen.copied.update(name for match in equal for name in match.names.values())
     rivals = [match.prefix for match in others if _rank(match.prefix) == _rank(chosen.prefix)]
     if rivals:
         names = ", ".join(f"{prefix}*" for prefix in (chosen.prefix, *rivals))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rampart.files.inert_pickle import Unbuilt
+from rampart.files.normalisation import check_normalisation
 from rampart.files.other_names import translate_names
 from rampart.files.text import dtype_name, format_shape, join_names, printable_key, type_name
-from rampart.files.weight_checks import check_normalisation, check_values, raise_problems
+from rampart.files.weight_checks import check_values, raise_problems
 from rampart.files.weight_files import WeightsFile, read_checkpoint, read_file
 from rampart.files.weight_names import FileTensor, Match, NetworkNames, choose_match, collect_tensors, find_matches
 
@@ -32,8 +33,9 @@ class LoadedWeights:
         origin: Kind of file.
         kept: Names of the network's tensors that the file lacks and that keep their values.
         left_out: Names of tensors in the dictionary without the prefix, and of other sets of weights that would fit.
+        copies: Prefixes in the file of equal copies of the weights.
         cast: Conversions of dtypes, such as ``float16 to float32``.
-        note: Remarks on names of another library and on a normalisation outside the network, if the file has them.
+        note: Remarks on names of another library, and on the normalisation of images in the file and in the network.
     """
 
     network: str
@@ -46,6 +48,7 @@ class LoadedWeights:
     kept: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     note: str = ""
 
     def __str__(self) -> str:
@@ -55,6 +58,8 @@ class LoadedWeights:
         if self.key or self.prefix:
             where = [f"key {self.key}"] * bool(self.key) + [f"prefix {self.prefix}"] * bool(self.prefix)
             text += f"; found under {', '.join(where)}"
+        if self.copies:
+            text += f"; equal copies under {join_names(self.copies)}"
         if self.cast:
             text += f"; cast {', '.join(self.cast)}"
         if self.kept:
@@ -86,7 +91,8 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
     tensors, match, others, renamed = _find_weights(network, file, path)
     weights = {name: tensors[there].value for name, there in match.names.items()}
     check_values(network, weights, path)
-    note = check_normalisation(network, {name: tensors[name].value for name in match.outside}, path)
+    outside = {name: tensors[name].value for name in match.outside if name not in match.copied}
+    note, noted = check_normalisation(network, weights, outside, path)
     _copy_weights(network, weights, path)
     roots = {tensors[there].path[: tensors[there].root] for there in match.names.values()}
     key = ".".join(roots.pop()) if len(roots) == 1 else ""
@@ -100,13 +106,14 @@ def load_weights(network: nn.Module, path: str | Path) -> LoadedWeights:
         tensors=len(weights),
         numbers=sum(tensor.numel() for tensor in weights.values()),
         origin=_describe_origin(file),
-        kept=tuple(name for name in state if name not in weights and isinstance(state[name], Tensor)),
+        kept=tuple(n for n, own in state.items() if n not in weights.keys() | noted and isinstance(own, Tensor)),
         left_out=(
             *(f"{other.prefix}* (other weights that fit)" for other in others),
-            *(name.removeprefix(f"{key}.") for name in match.outside),
+            *(name.removeprefix(f"{key}.") for name in outside if name not in noted),
         ),
         cast=tuple(sorted(f"{dtype_name(given)} to {dtype_name(own)}" for given, own in casts)),
-        note=renamed + note,
+        copies=tuple(prefix.removeprefix(f"{key}.") if key else prefix for prefix in match.copies),
+        note=note + renamed,
     )
 
 
@@ -209,10 +216,11 @@ def is_checkpoint_of(network: nn.Module, path: str | Path) -> bool:
 
 
 def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
-    """Check that weights fit the network, tensor by tensor, and are finite.
+    """Check that weights fit the network, tensor by tensor, are finite, and normalise images with the same numbers.
 
     Raises:
-        ValueError: If names, shapes or dtypes differ, or a number is not finite; the message names the tensors.
+        ValueError: If names, shapes, dtypes or the normalisation differ, or a number is not finite; the message names
+            the tensors.
     """
     expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     problems = [
@@ -228,6 +236,7 @@ def check_match(network: nn.Module, weights: Mapping[str, Tensor], source: str |
     ]
     raise_problems(network, problems, source)
     check_values(network, weights, source)
+    check_normalisation(network, weights, {}, source)
 
 
 def _describe_content(file: WeightsFile) -> str:

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rampart.files import load_weights
-from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
+from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
 from tests.conftest import ROOT
+from tests.rampart.files.attacker_model import AttackerModel, train_and_save
 
 
 class Net(nn.Module):
@@ -60,8 +61,9 @@ class TheirModule(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def prefixed(prefix: str, network: nn.Module) -> dict[str, Tensor]:
-    return {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+def prefixed(prefix: str, network: nn.Module | dict[str, Tensor]) -> dict[str, Tensor]:
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def others(network: nn.Module) -> dict[str, Tensor]:
@@ -88,13 +90,16 @@ def write_timm(network: Net, path: Path) -> None:
 
 
 def write_robustness(network: Net, path: Path) -> None:
-    mean, std = torch.tensor([0.5]).view(1, 1, 1), torch.tensor([0.25]).view(1, 1, 1)
-    state = prefixed("module.model.", network) | prefixed("module.attacker.model.", network)
-    state |= {"module.normalizer.new_mean": mean, "module.normalizer.new_std": std}
-    state |= {"module.attacker.normalize.new_mean": mean, "module.attacker.normalize.new_std": std}
-    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []}
-    schedule = {"lr_lambdas": [Net]}  # as dill names a class
-    torch.save({"model": state, "optimizer": optimizer, "schedule": schedule, "epoch": 7}, path)
+    train_and_save(AttackerModel(network, [0.5], [0.25]), torch.rand(4, 1, 6, 6), path)
+
+
+def write_authors(network: Net, path: Path) -> None:
+    torch.save(AttackerModel(network, [0.5], [0.25]).state_dict(), path)
+
+
+def write_robustbench(network: Net, path: Path) -> None:
+    numbers = {"mu": torch.full((1, 1, 1, 1), 0.5), "sigma": torch.full((1, 1, 1, 1), 0.25)}
+    torch.save({"state_dict": prefixed("module.", network) | prefixed("module.", numbers)}, path)
 
 
 def write_from_cuda(network: Net, path: Path) -> None:
@@ -173,10 +178,17 @@ READ: dict[str, tuple[Callable[[Net, Path], None], str]] = {
     "timm": (write_timm, r"key state_dict; left out: state_dict_ema\.\* \(other weights that fit\)"),
     "robustness (MadryLab)": (
         write_robustness,
-        r"only the tensors were built; found under key model, prefix module\.model\.; left out: .*; the file "
-        r"normalises images outside the network, by mean \[0\.5\] and std \[0\.25\]",
+        r"only the tensors were built; found under key model, prefix module\.model\.; equal copies under "
+        r"module\.attacker\.model\.; the file normalises images outside the network, by mean \[0\.5\] and std",
     ),
-    "RobustBench": (saved(lambda n: {"state_dict": prefixed("module.0.model.", n)}), r"prefix module\.0\.model\."),
+    "Shaeiri et al., CIFAR-10": (
+        write_authors,
+        r"plain weights; found under prefix model\.; equal copies under attacker\.model\.; the file normalises images",
+    ),
+    "RobustBench": (saved(lambda n: {"state_dict": prefixed("module.0.model.", n)}), r"prefix module\.0\.model\.$"),
+    "RobustBench, mu and sigma": (
+        write_robustbench, r"prefix module\.; the file normalises images outside the network, by mean \[0\.5\] and std"
+    ),
     "Hugging Face": (
         lambda n, path: save_file(prefixed("backbone.", n), path, metadata={"format": "pt"}),
         r"plain weights; found under prefix backbone\.",
@@ -238,14 +250,48 @@ def test_a_wrapped_network_loads_plain_and_wrapped_weights(
 def test_a_network_with_normalisation_loads_weights_without_it(tmp_path: Path) -> None:
     source, target = trained(), nn.Sequential(Normalize([0.5], [0.25]), Net())
     torch.save(source.state_dict(), tmp_path / "weights")
-    assert "kept: 0.mean, 0.std" in str(load_weights(target, tmp_path / "weights"))
+    line = str(load_weights(target, tmp_path / "weights"))
+    assert line.endswith("; the file has no normalisation, and the network keeps mean [0.5] and std [0.25]"), line
     assert_loaded(target[1], source.state_dict())
-    write_robustness(source, tmp_path / "robustness")
-    assert "the file's normalisation is the network's" in str(load_weights(target, tmp_path / "robustness"))
+
+
+@pytest.mark.parametrize("write", [write_robustness, write_authors, write_robustbench])
+def test_normalisation_outside_the_network_is_compared_with_the_networks(write: Any, tmp_path: Path) -> None:
+    source, target = trained(), nn.Sequential(Normalize([0.5], [0.25]), Net())
+    write(source, tmp_path / "weights")
+    line = str(load_weights(target, tmp_path / "weights"))
+    assert line.endswith("; the file's normalisation is the network's, mean [0.5] and std [0.25]"), line
+    assert "left out" not in line
+    assert "kept" not in line
+    assert_loaded(target[1], source.state_dict())
     with pytest.raises(
-        ValueError, match=r"by mean \[0\.5\] and std \[0\.25\], and Sequential normalises by mean \[0\.1"
+        ValueError,
+        match=r"by mean \[0\.5\] and std \[0\.25\], and Sequential normalises by mean \[0\.1.*: build it with the",
     ):
-        load_weights(nn.Sequential(Normalize([0.1307], [0.3081]), Net()), tmp_path / "robustness")
+        load_weights(nn.Sequential(Normalize([0.1307], [0.3081]), Net()), tmp_path / "weights")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_normalisation_in_the_networks_own_form_is_compared_too(dtype: torch.dtype, tmp_path: Path) -> None:
+    source, target = ResNet18(width=2), ResNet18(width=2)
+    torch.save(source.to(dtype).state_dict(), tmp_path / "weights")
+    assert "; the file's normalisation is the network's, mean [0.49" in str(load_weights(target, tmp_path / "weights"))
+    with pytest.raises(
+        ValueError, match=r"or --model\.network\.mean='\[0\.49.*' --model\.network\.std='\[0\.24"
+    ) as caught:
+        load_weights(ResNet18(width=2, std=(0.2023, 0.1994, 0.2010)), tmp_path / "weights")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_normalisation_of_another_shape_is_compared_by_its_numbers(tmp_path: Path) -> None:
+    source = ResNet18(width=2)
+    state = {
+        name: value[None] if name.startswith("normalize.") else value for name, value in source.state_dict().items()
+    }
+    torch.save(state, tmp_path / "weights")
+    assert "the file's normalisation is the network's" in str(load_weights(ResNet18(width=2), tmp_path / "weights"))
+    with pytest.raises(ValueError, match=r"and ResNet18 normalises by"):
+        load_weights(ResNet18(width=2, mean=(0.5, 0.5, 0.5)), tmp_path / "weights")
 
 
 class Call:
@@ -446,7 +492,9 @@ def test_a_file_may_lack_the_networks_normalisation(tmp_path: Path) -> None:
     target.register_buffer("mu", torch.tensor([0.5]))
     target.register_buffer("sigma", torch.tensor([0.25]))
     torch.save(source.state_dict(), tmp_path / "weights")
-    assert "kept: mu, sigma" in str(load_weights(target, tmp_path / "weights"))
+    assert "the file has no normalisation, and the network keeps mean [0.5] and std [0.25]" in str(
+        load_weights(target, tmp_path / "weights")
+    )
 
 
 def test_lazy_layers_are_refused_until_they_have_a_shape(tmp_path: Path) -> None:
