@@ -1,14 +1,13 @@
 """LightningModule for adversarial training with any network, attack, objective and optimizer."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from lightning_modules.accuracy import Accuracy
 from lightning_modules.evaluation_steps import EvaluationSteps
@@ -16,6 +15,7 @@ from lightning_modules.extra_tensors import match_extra_tensors, register_tensor
 from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_about_stream
 from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_monitors, check_schedules
+from lightning_modules.optimizers import OptimizerFactory, build_optimizer
 from lightning_modules.saved_settings import build_module, describe_settings
 from lightning_modules.step_values import hide_from_bar, log_step
 from lightning_modules.trainer_checks import check_accumulation, check_precision
@@ -28,7 +28,6 @@ from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
 from rampart.kernels import lay_out_network, lay_out_state
 from rampart.objectives import AdversarialTraining, Objective
 
-OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 SHOWN = ("train/eps", "train/adv_loss")
 """Values of a training step that the progress bar shows."""
 
@@ -58,6 +57,8 @@ class AdversarialClassifier(EvaluationSteps):
             and 0.4 of MNISTClassifier, or else the validation attack at the target eps.
         objective: Training loss of a batch, which calls the attack; the cross-entropy of adversarial images if None.
         optimizer: Function that builds the optimizer from the parameters.
+        decay_norm_and_bias: Apply the optimizer's weight decay to all parameters. False spares those of fewer than two
+            dimensions: biases, and the scales and shifts of BatchNorm.
         lr_scheduler: Function that builds the learning-rate schedule from the optimizer, or several functions. Their
             schedules apply at the same time, or one after the other if there are milestones. A length
             (``total_steps``, ``T_max``, ``total_iters``) of -1 is replaced by the length of the run.
@@ -84,6 +85,7 @@ class AdversarialClassifier(EvaluationSteps):
         test_attacks: tuple[NamedAttack, ...] | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerFactory = Adam,
+        decay_norm_and_bias: bool = True,
         lr_scheduler: SchedulerFactories = None,
         lr_interval: Interval = "step",
         lr_milestones: tuple[int | float, ...] | None = None,
@@ -104,23 +106,22 @@ class AdversarialClassifier(EvaluationSteps):
             test_attacks = self.default_test_attacks() or (NamedAttack(val_attack, eps),)
         super().__init__(self.default_network() if network is None else network, val_attack, target_eps, test_attacks)
         self.attack, self.eps, self.objective = attack, target_eps, objective or AdversarialTraining()
-        described = {
+        attacks = {"attack": attack, "val_attack": val_attack, "test_attacks": self.test_attacks}
+        self.extra_tensors = register_tensors(self, objective=self.objective, **attacks)
+        others = {
+            "eps": eps,
             "objective": self.objective,
-            "attack": attack,
-            "val_attack": val_attack,
-            "test_attacks": self.test_attacks,
-        }
-        self.extra_tensors = register_tensors(self, **described)
-        lr_settings = {
+            "optimizer": optimizer,
+            "decay_norm_and_bias": decay_norm_and_bias,
             "lr_scheduler": lr_scheduler,
             "lr_interval": lr_interval,
             "lr_milestones": lr_milestones,
             "lr_monitor": lr_monitor,
         }
-        self._settings = describe_settings({"eps": eps, "optimizer": optimizer, **described, **lr_settings})
+        self._settings = describe_settings(others | attacks)
         # Class path and arguments of the network in a config, set by the command line; None: the network is described.
         self.network_settings: dict[str, Any] | None = None
-        self._optimizer = optimizer
+        self._optimizer, self._decay_norm_and_bias = optimizer, decay_norm_and_bias
         self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
         self.train_adv_acc = Accuracy()
         self._losses = FiniteLossCheck()
@@ -226,10 +227,7 @@ class AdversarialClassifier(EvaluationSteps):
         Raises:
             ValueError: If a setting of the optimizer or of a schedule is out of its range.
         """
-        try:
-            optimizer = self._optimizer(self.network.parameters())
-        except ValueError as error:  # torch names no option: "Invalid learning rate: -1.0"
-            raise ValueError(f"model.optimizer can't be built: {error}") from error
+        optimizer = build_optimizer(self._optimizer, self.network, self._decay_norm_and_bias)
         return [optimizer], self._schedules.configure(optimizer, self.trainer)  # type: ignore[return-value]
 
     def on_validation_end(self) -> None:
