@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,6 +9,9 @@ from torch import Tensor, nn
 
 from rampart.bounds import Interval, interval_logits
 from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
+from tests.rampart.networks.references import NARROW
+
+NETWORKS: list[Callable[[], Any]] = [MNISTCNN, GatedMNISTCNN, *NARROW.values()]
 
 
 def sample_box(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
@@ -17,11 +23,11 @@ def sample_box(images: Tensor, eps: float, generator: torch.Generator) -> Tensor
 
 
 @settings(max_examples=20, deadline=None)
-@given(make=st.sampled_from([MNISTCNN, GatedMNISTCNN]), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
-def test_bounds_hold_for_every_image_in_the_box(make: type[MNISTCNN | GatedMNISTCNN], eps: float, seed: int) -> None:
+@given(make=st.sampled_from(NETWORKS), eps=st.floats(0, 0.5), seed=st.integers(0, 2**32 - 1))
+def test_bounds_hold_for_every_image_in_the_box(make: Callable[[], Any], eps: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    network = make().double()
-    images = torch.rand(3, 1, 28, 28, generator=generator, dtype=torch.float64)
+    network = make().double().eval()
+    images = torch.rand(3, *network.image_shape, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 10, (3,), generator=generator)
     bounds = interval_logits(network, images, eps)
     worst = bounds.worst_logits(labels)
@@ -32,8 +38,8 @@ def test_bounds_hold_for_every_image_in_the_box(make: type[MNISTCNN | GatedMNIST
         assert (logits - logits.gather(1, labels[:, None]) <= worst + 1e-9).all()
 
 
-@pytest.mark.parametrize("make", [MNISTCNN, ResNet18])
-def test_at_eps_0_the_bounds_are_the_logits(make: type[MNISTCNN | ResNet18]) -> None:
+@pytest.mark.parametrize("make", NETWORKS)
+def test_at_eps_0_the_bounds_are_the_logits(make: Callable[[], Any]) -> None:
     network = make().double().eval()
     images = torch.rand(2, *network.image_shape, dtype=torch.float64)
     labels = torch.tensor([3, 0])
@@ -66,7 +72,7 @@ def test_eliding_the_last_layer_tightens_the_bounds() -> None:
 
 def test_batch_statistics_raise() -> None:
     with pytest.raises(TypeError, match="batch statistics: freeze it"):
-        interval_logits(ResNet18().train(), torch.rand(2, 3, 32, 32), 0.1)
+        interval_logits(ResNet18(width=4).train(), torch.rand(2, 3, 32, 32), 0.1)
 
 
 def test_a_network_that_returns_a_tensor_raises() -> None:

@@ -14,9 +14,10 @@ from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
 from rampart.files import export_network, load_weights
 from rampart.files.export import check_export
-from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN
+from tests.rampart.networks.references import EACH_BLOCK, NARROW
 
-MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+MNIST = (1, 28, 28)
 
 
 class AuthorsNetwork(nn.Module):
@@ -43,23 +44,25 @@ def test_the_authors_network_loads_the_pth_and_gives_the_same_logits(tmp_path: P
     torch.testing.assert_close(theirs(images), network(images))
 
 
-def test_weights_are_equal_after_export_and_loading(tmp_path: Path) -> None:
-    network = ResNet18()
+@pytest.mark.parametrize("kind", NARROW)
+def test_weights_are_equal_after_export_and_loading(tmp_path: Path, kind: str) -> None:
+    network = NARROW[kind]()
     for suffix in ("pth", "safetensors"):
-        export_network(network, tmp_path / f"network.{suffix}", CIFAR)
-        other = ResNet18()
+        export_network(network, tmp_path / f"network.{suffix}")
+        other = NARROW[kind]()
         load_weights(other, tmp_path / f"network.{suffix}")
         assert all(
             torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
         )
 
 
-@pytest.mark.parametrize(("build", "shape"), [(MNISTCNN, MNIST), (ResNet18, CIFAR)])
-def test_onnx_gives_the_networks_logits_for_any_number_of_images(tmp_path: Path, build: Any, shape: Any) -> None:
+@pytest.mark.parametrize("build", [MNISTCNN, *(NARROW[kind] for kind in EACH_BLOCK)])
+def test_onnx_gives_the_networks_logits_for_any_number_of_images(tmp_path: Path, build: Any) -> None:
     network = build()
+    shape = network.image_shape
     network(torch.rand(64, *shape))  # changes the running statistics from their initial values
     network.conv1.eval()
-    export_network(network, tmp_path / "network.onnx", shape)
+    export_network(network, tmp_path / "network.onnx")
     assert network.training
     assert not network.conv1.training
     network.eval()
@@ -137,7 +140,7 @@ def test_nothing_is_written_if_one_of_the_exports_would_fail(tmp_path: Path) -> 
     with pytest.raises(FileExistsError, match=r"network\.onnx exists"):
         check_export(MNISTCNN(), [tmp_path / "network.pth", tmp_path / "network.onnx"])
     with pytest.raises(ValueError, match=r"image_shape \[3, 32, 32\] does not suit MNISTCNN"):
-        check_export(MNISTCNN(), [tmp_path / "a.pth", tmp_path / "a.onnx"], CIFAR)
+        check_export(MNISTCNN(), [tmp_path / "a.pth", tmp_path / "a.onnx"], (3, 32, 32))
 
 
 def test_a_folder_is_not_overwritten(tmp_path: Path) -> None:

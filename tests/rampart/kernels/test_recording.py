@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from rampart.attacks import PGD, AtImage, rows
 from rampart.kernels import Execution, recording
 from rampart.kernels.state import largest_difference
-from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
+from rampart.networks import MNISTCNN, GatedMNISTCNN
 from rampart.objectives import TRADES, AdversarialTraining
 from tests.rampart.kernels.tape import Tape
+from tests.rampart.networks.references import EACH_BLOCK, NARROW
 
 Batch = tuple[Tensor, Tensor]
 
@@ -76,8 +77,9 @@ def test_active_rows_are_attacked_alone(tapes: list[Tape]) -> None:
     assert tapes
 
 
-def test_folded_weights_follow_the_network(tapes: list[Tape]) -> None:
-    network, batch = ResNet18().eval(), make_batch((4, 3, 32, 32))
+@pytest.mark.parametrize("kind", EACH_BLOCK)
+def test_folded_weights_follow_the_network(kind: str, tapes: list[Tape]) -> None:
+    network, batch = NARROW[kind]().eval(), make_batch((4, 3, 32, 32))
     attack = PGD(steps=2)
     for _ in range(4):
         expected = call_steps(attack, network, batch, 8 / 255)

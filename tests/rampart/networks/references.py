@@ -9,10 +9,19 @@ from torch import Tensor
 
 from rampart.networks import PreActResNet18, ResNet18, ResNet34, ResNet50, ResNet101, WideResNet
 from rampart.networks.cifar_network import CIFARNetwork
+from rampart.networks.resnet import Bottleneck, ResNet
+
+
+class Bottlenecks(ResNet):
+    """One block of three convolutions per stage."""
+
+    block, depths = Bottleneck, (1, 1, 1, 1)
+
 
 NARROW: dict[str, Callable[[], CIFARNetwork]] = {
     "ResNet-18": partial(ResNet18, width=8),
     "ResNet-34": partial(ResNet34, width=4),
+    "Bottlenecks": partial(Bottlenecks, width=4),
     "ResNet-50": partial(ResNet50, width=4),
     "ResNet-101": partial(ResNet101, width=2),
     "PreActResNet-18": partial(PreActResNet18, width=8),
@@ -21,6 +30,7 @@ NARROW: dict[str, Callable[[], CIFARNetwork]] = {
     "WRN-10-1": partial(WideResNet, depth=10, widen_factor=1),
     "WRN-16-2": partial(WideResNet, depth=16, widen_factor=2),
 }
+EACH_BLOCK = ("ResNet-18", "Bottlenecks", "WRN-10-1")  # for tests that take long
 
 
 def compute_by_layers(network: Any, images: Tensor) -> Tensor:

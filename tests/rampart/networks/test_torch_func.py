@@ -15,13 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hubconf
 from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
-from rampart.networks.cifar_network import CHANNELS_LAST_FROM
+from rampart.networks.cifar_network import CHANNELS_LAST_FROM, CIFARNetwork
+from tests.rampart.networks.references import EACH_BLOCK, NARROW
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": MNISTCNN,
     "gates": GatedMNISTCNN,
     "hub": lambda: hubconf.mnist_cnn("fast"),
-    "resnet": lambda: ResNet18(num_classes=3),
+    **{kind: NARROW[kind] for kind in EACH_BLOCK},
 }
 
 
@@ -32,7 +33,7 @@ def network(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def pictures(network: Any) -> Tensor:
-    return torch.rand(1 if isinstance(network, ResNet18) else 2, *network.image_shape, dtype=torch.float64)
+    return torch.rand(1 if isinstance(network, CIFARNetwork) else 2, *network.image_shape, dtype=torch.float64)
 
 
 def jacobian_by_hand(network: Any, pictures: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def test_vmap_computes_each_image_alone(network: Any, pictures: Tensor) -> None:
 
 
 def test_vmap_works_on_batches_that_are_computed_in_channels_last() -> None:
-    network, images = ResNet18().eval(), torch.rand(2, 3, 32, 32)
+    network, images = ResNet18(width=8).eval(), torch.rand(2, 3, 32, 32)
     many = images[:1].expand(CHANNELS_LAST_FROM, 3, 32, 32)
     torch.testing.assert_close(vmap(network)(many[None])[0, :1], network(images)[:1], rtol=1e-3, atol=1e-3)
 
@@ -143,8 +144,9 @@ def test_checkpointing_gives_the_same_gradient(network: Any, pictures: Tensor, r
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("make", [MNISTCNN, GatedMNISTCNN])
-def test_compiled_and_exported_networks_compute_the_same(make: Callable[[], nn.Module]) -> None:
-    network, images = make().eval(), torch.rand(2, 1, 28, 28)
+@pytest.mark.parametrize("kind", ["plain", "gates", "Bottlenecks", "WRN-10-1"])
+def test_compiled_and_exported_networks_compute_the_same(kind: str) -> None:
+    network: Any = NETWORKS[kind]().eval()
+    images = torch.rand(2, *network.image_shape)
     torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(images), network(images))
     torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), network(images))

@@ -65,7 +65,11 @@ def test_at_eps_0_both_parts_are_the_clean_loss(images: Tensor, labels: Tensor) 
 
 
 def test_bound_and_attack_use_the_same_network_if_batchnorm_and_dropout_are_frozen() -> None:
-    network, images, labels = nn.Sequential(nn.Dropout2d(), ResNet18()), torch.rand(2, 3, 32, 32), torch.arange(2)
+    network, images, labels = (
+        nn.Sequential(nn.Dropout2d(), ResNet18(width=8)),
+        torch.rand(2, 3, 32, 32),
+        torch.arange(2),
+    )
     network(images)  # changes the statistics from their initial values
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
