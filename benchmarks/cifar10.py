@@ -10,6 +10,8 @@ r"""Make the CIFAR-10 tables: train shipped configs, each from the weights it ne
 | madry | madry_8 |
 | extended | extended_16 and extended_32 from madry_8's weights; iat_32; naive_32 |
 | fast | fast_16, then fast_32 from its weights |
+| chained | chained_8_16_32 |
+| standard | standard |
 
 Every training is a `cli.py fit`, every evaluation a `cli.py evaluate`, in a process of its own. Each run is evaluated
 on test images: clean; PGD-200 with steps of 2/255 at 8, 16 and 32/255 on the first `--images`; APGD-CE and APGD-T at
@@ -19,6 +21,26 @@ that is fooled at one eps is not attacked at the next. The evaluated weights are
 After every run FOLDER has its record (RUN-seed-S.json), its output (RUN-seed-S.txt), and the table and the figure of
 all runs so far (README.md, figure.png). The same command, started again, keeps what is finished and resumes the
 training that was interrupted.
+
+With `--budget SECONDS` everything ends in time. Trainings come first, one at a time, in 70% of it: a training of 30
+batches measures the speed, then each run gets as many of its epochs as fit into its part, with phases and schedules
+shortened in proportion. Evaluations follow, `--jobs` at a time: first 1,000 and 250 images, then as many as are asked
+for, if the time is enough. A GPU that is there for ten minutes at a time makes the tables in these calls::
+
+    gpu="-- --config configs/overlays/h100.yaml --config configs/overlays/bf16.yaml"
+    all="--data-dir DIR --out FOLDER --runs-dir SCRATCH --images 10000 --apgd-images 1000 --batch-size 1000 --jobs 4"
+    python -m benchmarks.cifar10 --runs madry $all --budget 570 $gpu
+    python -m benchmarks.cifar10 --runs extended $all --budget 570 --start madry_8=MADRY $gpu
+    python -m benchmarks.cifar10 --runs fast_16 $all --budget 570 $gpu
+    python -m benchmarks.cifar10 --runs fast_32 $all --budget 570 --start fast_16=FAST $gpu
+
+MADRY and FAST are FOLDER/weights/RUN-seed-0.safetensors of an earlier call. Only FOLDER has to be kept between calls;
+SCRATCH has checkpoints. Weights of a ResNet-18 take 22 MB. To copy them in parts of at most 15 MiB and to join these::
+
+    split -b 15m RUN-seed-0.safetensors RUN-seed-0.safetensors.
+    cat RUN-seed-0.safetensors.* > RUN-seed-0.safetensors
+
+`python -m benchmarks.cifar10_runs.ship` copies the weights of a finished run, with its record, to pretrained/cifar10.
 """
 
 import argparse
@@ -26,19 +48,23 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from benchmarks.cifar10_runs.budget import Budget
 from benchmarks.cifar10_runs.evaluation import evaluate
 from benchmarks.cifar10_runs.plan import BY_CONFIG, GROUPS, Job, Task, list_jobs, run_tasks
 from benchmarks.cifar10_runs.results import format_table, plot_records
-from benchmarks.cifar10_runs.setting import Setting, end_all
+from benchmarks.cifar10_runs.setting import CommandError, Setting, end_all
 from benchmarks.cifar10_runs.synthetic import write_synthetic
 from benchmarks.cifar10_runs.training import train, trained_file
 from benchmarks.record import Record
+
+FIRST = (1000, 250)
+"""Test images for PGD and APGD in the first evaluation of a budget."""
 
 TOY_FIT = (
     "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1",
@@ -60,11 +86,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000, help="test images for PGD-200")
     parser.add_argument("--apgd-images", type=int, default=250, help="test images for APGD")
     parser.add_argument("--batch-size", type=int, default=250, help="images per batch of an evaluation")
+    parser.add_argument("--budget", type=float, help="seconds for everything; trainings are shortened to fit")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; each should have its own cores")
     parser.add_argument("--devices", default="1", help="trainer.devices of the trainings")
     parser.add_argument("--accelerator", default="auto", help="trainer.accelerator: auto, gpu or cpu")
     parser.add_argument("--toy", action="store_true", help="two batches per epoch and few steps, to try the command")
-    parser.add_argument("fit", nargs="*", help="further options of cli.py fit, after --")
+    parser.add_argument("options", nargs="*", help="after --: options of cli.py fit; --model.network* of evaluate too")
     given = parser.parse_args(argv)
     if given.data_dir is None and not given.toy:
         parser.error("--data-dir must be given: the folder with CIFAR-10")
@@ -94,6 +121,8 @@ def build_setting(given: argparse.Namespace, scratch: Path) -> Setting:
     runs_dir = (given.runs_dir or out / "runs").resolve()
     runs_dir.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
+    model = [word for word in given.options if word.startswith("--model.network")]
+    fit = [word for word in given.options if word not in model]
     return Setting(
         data_dir=(given.data_dir or scratch).resolve(),
         out=out,
@@ -102,43 +131,64 @@ def build_setting(given: argparse.Namespace, scratch: Path) -> Setting:
         apgd_images=min(given.apgd_images, 10) if given.toy else given.apgd_images,
         batch_size=given.batch_size,
         steps=(3, 2) if given.toy else (200, 100),
-        place=(f"--trainer.accelerator={given.accelerator}",),
-        fit=(f"--trainer.devices={given.devices}", *(TOY_FIT if given.toy else ()), *given.fit),
+        both=(f"--trainer.accelerator={given.accelerator}", *model),
+        fit=(f"--trainer.devices={given.devices}", *(TOY_FIT if given.toy else ()), *fit),
         starts=tuple((name, Path(file).resolve()) for name, _, file in starts),
     )
 
 
-def run_jobs(jobs: Sequence[Job], setting: Setting, at_once: int) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], setting: Setting, at_once: int, seconds: float | None = None) -> dict[str, str]:
     """Train and evaluate the jobs that have no record; return one line for each that failed.
 
     Args:
         jobs: Jobs, each after the one that it starts from.
         setting: The settings.
-        at_once: Number of jobs at the same time.
+        at_once: Number of trainings and evaluations at the same time; with a budget, of evaluations alone.
+        seconds: Budget for all of them; None for no limit.
     """
-    tasks: list[Task] = []
+    kept = [job for job in jobs if record_file(job, setting).exists()]
+    for job in kept:
+        print(f"{job.name}: finished before, kept", flush=True)
+    left = [job for job in jobs if job not in kept]
+    budget = None if seconds is None else Budget(left, setting, seconds)
     records: dict[str, Record] = {}
     lock = Lock()
 
-    def start(job: Job) -> None:
+    def begin(job: Job) -> None:
         records[job.name] = Record(record_file(job, setting), job.seed)
-        train(job, setting)
+        if budget is None or trained_file(job, setting).exists():
+            train(job, setting)
+        else:
+            train(job, setting, budget.shorten(job), budget.deadline)
 
     def finish(job: Job) -> None:
-        found = evaluate(job, setting)
-        with lock:
-            records[job.name].write(describe(job, setting) | found)
-            write_tables(setting)
+        for found in evaluate_in_time(job, setting, budget):
+            with lock:
+                records[job.name].write(describe(job, setting) | found)
+                write_tables(setting)
 
-    for job in jobs:
-        if record_file(job, setting).exists():
-            print(f"{job.name}: finished before, kept", flush=True)
-            continue
-        needs = [f"train {job.start.name}"] if job.start in jobs and job.start is not None else []
-        needs = [name for name in needs if name in {task.name for task in tasks}]
-        tasks.append(Task(f"train {job.name}", partial(start, job), needs))
-        tasks.append(Task(f"evaluate {job.name}", partial(finish, job), [f"train {job.name}"]))
+    names = [f"train {job.name}" for job in left]
+    tasks: list[Task] = []
+    for number, job in enumerate(left):
+        needs = [f"train {job.start.name}"] if job.start is not None and job.start in left else []
+        tasks.append(Task(names[number], partial(begin, job), needs, () if budget is None else names[:number]))
+        after = () if budget is None else names
+        tasks.append(Task(f"evaluate {job.name}", partial(finish, job), names[number : number + 1], after))
     return run_tasks(tasks, at_once, end_all)
+
+
+def evaluate_in_time(job: Job, setting: Setting, budget: Budget | None) -> Iterator[dict[str, Any]]:
+    """Evaluate a job; with a budget first on at most :data:`FIRST` images, then on all if the time is enough."""
+    if budget is None:
+        yield evaluate(job, setting, setting.images, setting.apgd_images)
+        return
+    first = min(setting.images, FIRST[0]), min(setting.apgd_images, FIRST[1])
+    yield evaluate(job, setting, *first, budget.deadline)
+    if first != (setting.images, setting.apgd_images):
+        try:
+            yield evaluate(job, setting, setting.images, setting.apgd_images, budget.deadline)
+        except CommandError as error:
+            print(f"{job.name}: {error}; the record has the first {first[0]:,} images", flush=True)
 
 
 def record_file(job: Job, setting: Setting) -> Path:
@@ -175,9 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         known += [job for job in finished if setting.weights(job).exists()]
         try:
             jobs = list_jobs(given.runs, given.seeds, known)
-        except ValueError as error:
+            problems = run_jobs(jobs, setting, given.jobs, given.budget)
+        except (ValueError, CommandError) as error:
             sys.exit(str(error))
-        problems = run_jobs(jobs, setting, given.jobs)
     if (table := setting.out / "README.md").exists():
         print(table.read_text())
     if problems:

@@ -16,6 +16,7 @@ from rampart.files import fingerprint
 from rampart.networks import MNISTCNN
 from tests.conftest import ROOT
 
+CIFAR10 = sorted(file.parent.name for file in (ROOT / "pretrained").glob("cifar10/*/weights.safetensors"))
 SHIPPED = sorted(file.parent.name for file in (ROOT / "pretrained").glob("mnist/*/weights.safetensors"))
 
 
@@ -62,6 +63,23 @@ def test_autoattack_reports_are_of_the_shipped_weights_and_agree_with_their_csv(
             assert row["count"] == sum(eps > row["eps"] for eps in fooled_at)
 
 
+@pytest.mark.parametrize("name", CIFAR10)
+def test_shipped_cifar10_weights_are_the_bits_of_their_record(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network = torch.hub.load(str(ROOT), "cifar_resnet", source="local", weights=name)
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+    folder = ROOT / "pretrained" / "cifar10" / name
+    record = json.loads((folder / "record.json").read_text())
+    assert record["sha256"] == hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert fingerprint(*network.state_dict().values()) == record["pgd"]["weights_fingerprint"]
+    assert record["apgd"]["weights_fingerprint"] == record["pgd"]["weights_fingerprint"]
+    assert not network.training
+
+
+def test_the_shipped_weights_for_cifar10_take_little_of_the_repository() -> None:
+    files = (ROOT / "pretrained" / "cifar10").glob("*/weights.safetensors")
+    assert sum(file.stat().st_size for file in files) <= 24e6
+
+
 def test_counts_of_fooled_images_come_from_the_shipped_autoattack_report() -> None:
     folder = ROOT / "pretrained/mnist/fast"
     counts = json.loads((folder / "which_images.json").read_text())
@@ -70,6 +88,7 @@ def test_counts_of_fooled_images_come_from_the_shipped_autoattack_report() -> No
 
 def test_without_weights_the_network_is_randomly_initialised() -> None:
     assert not torch.equal(hub(None).fc2.weight, hub(None).fc2.weight)
+    assert hubconf.cifar_resnet(None)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 def test_unknown_weights_raise_with_their_name() -> None:
@@ -81,6 +100,8 @@ def test_an_installed_copy_raises_with_the_remedy(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path / "pretrained")
     with pytest.raises(ValueError, match=r"not part of an installed copy: give torch\.hub\.load the folder"):
         hubconf.mnist_cnn("fast")
+    with pytest.raises(ValueError, match=r"not part of an installed copy"):
+        hubconf.cifar_resnet("fast")
     assert hubconf.mnist_cnn(None)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 

@@ -24,7 +24,7 @@ BETTER = {
     r"(image|channel|rank|batch|class|step|query|second|epoch|update|process)": "per image, per channel, per rank",
 }
 QUESTIONS = {"what", "where", "when", "how", "which", "whether", "who", "whose", "why", "of", "that", "if"}
-RECORDS = ("benchmarks/results/", "pretrained/mnist/", "experiments/")
+RECORDS = ("benchmarks/results/", "pretrained/", "experiments/")
 HERE = Path(__file__).relative_to(ROOT).as_posix()
 
 OLD_WORD = re.compile("|".join(rf"(?P<_{i}>(?<![a-z])(?:{words})(?![a-z]))" for i, words in enumerate(BETTER)), re.I)

@@ -49,20 +49,24 @@ def evaluate_words(job: Job, setting: Setting, kind: str, images: int) -> list[s
     ]  # fmt: skip
 
 
-def evaluate(job: Job, setting: Setting, deadline: float | None = None) -> dict[str, Any]:
+def evaluate(
+    job: Job, setting: Setting, images: int, apgd_images: int, deadline: float | None = None
+) -> dict[str, Any]:
     """Evaluate a job's weights, and return what the record keeps of both reports.
 
     Args:
         job: The job.
         setting: The settings.
+        images: Test images for PGD, from the first on.
+        apgd_images: Test images for APGD, from the first on.
         deadline: Value of :func:`time.monotonic` at which it is stopped; None for no limit.
 
     Raises:
         CommandError: If an evaluation fails or is stopped.
     """
     start, found = time.monotonic(), {}
-    for kind, images in ((PGD, setting.images), (APGD, setting.apgd_images)):
-        words = evaluate_words(job, setting, kind, images)
+    for kind, number in ((PGD, images), (APGD, apgd_images)):
+        words = evaluate_words(job, setting, kind, number)
         setting.run(job, words, deadline)
         folder = newest(setting.runs_dir / f"{job.name}-{kind}", "evaluate-*")
         found[kind] = {"command": setting.hide_paths(" ".join(words)), **read_report(folder)}

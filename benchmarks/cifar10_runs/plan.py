@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,17 @@ class Run:
         config: Name of the file in configs/cifar10, without its suffix.
         eps: Target eps in 1/255.
         start: Config of the run whose weights this one starts from; None for random weights.
+        options: Options of both commands.
     """
 
     config: str
     eps: int
     start: str | None = None
+    options: tuple[str, ...] = ()
+
+
+RESNET18 = ("--model.network=rampart.networks.ResNet18",)
+"""For configs with the paper's ResNet-50, which start from a ResNet-18 here."""
 
 
 GROUPS = {
@@ -30,12 +36,14 @@ GROUPS = {
     ),
     "madry": (Run("madry_8", 8),),
     "extended": (
-        Run("extended_16", 16, "madry_8"),
-        Run("extended_32", 32, "madry_8"),
+        Run("extended_16", 16, "madry_8", RESNET18),
+        Run("extended_32", 32, "madry_8", RESNET18),
         Run("iat_32", 32),
         Run("naive_32", 32),
     ),
     "fast": (Run("fast_16", 16), Run("fast_32", 32, "fast_16")),
+    "chained": (Run("chained_8_16_32", 32),),
+    "standard": (Run("standard", 8),),
 }
 BY_CONFIG = {run.config: run for group in GROUPS.values() for run in group}
 
@@ -92,11 +100,13 @@ class Task:
         name: Its name, for messages.
         call: The work.
         needs: Names of the tasks that must succeed before.
+        after: Names of the tasks that must end before, successful or not.
     """
 
     name: str
     call: Callable[[], None]
-    needs: Sequence[str] = field(default_factory=tuple)
+    needs: Sequence[str] = ()
+    after: Sequence[str] = ()
 
 
 def run_tasks(tasks: Sequence[Task], at_once: int, stop: Callable[[], None]) -> dict[str, str]:
@@ -116,7 +126,7 @@ def run_tasks(tasks: Sequence[Task], at_once: int, stop: Callable[[], None]) -> 
                     if failed := [name for name in task.needs if name in problems]:
                         problems[task.name] = f"left out, because {failed[0]} failed"
                         waiting.remove(task)
-                    elif len(running) < at_once and done.issuperset(task.needs):
+                    elif len(running) < at_once and {*task.needs, *task.after} <= done | problems.keys():
                         running[pool.submit(task.call)] = task
                         waiting.remove(task)
                 for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():

@@ -9,7 +9,7 @@ from benchmarks.cifar10_runs.evaluation import APGD, CLASSES, EPS, PGD
 
 HEAD = (
     "run", "from", "seed", "clean", *(f"PGD-{{steps}} @ {eps}/255" for eps in EPS),
-    "APGD-CE + APGD-T", "most predicted class", "minutes of training",
+    "APGD-CE + APGD-T", "most predicted class", "epochs", "minutes of training",
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def format_table(records: Sequence[dict[str, Any]]) -> str:
     head = [name.format(steps=steps) for name in HEAD]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     chance = f"{100 / CLASSES:.1f}"
-    lines.append(_line(["constant prediction", "", "", *[chance] * 5, "100%", ""]))
+    lines.append(_line(["constant prediction", "", "", *[chance] * 5, "100%", "", ""]))
     for config in dict.fromkeys(record["run"] for record in records):
         group = [record for record in records if record["run"] == config]
         lines += [_line(_cells(record)) for record in group]
@@ -62,14 +62,22 @@ def _cells(record: dict[str, Any]) -> list[str]:
     seconds = record["fit_seconds"]
     minutes = "" if seconds is None else f"{seconds / 60:.1f}"
     share = f"{most}: {100 * predicted[most] / sum(predicted):.0f}%"
-    return [record["run"], record["from"] or "random", str(record["seed"]), *rates, share, minutes]
+    return [
+        record["run"],
+        record["from"] or "random",
+        str(record["seed"]),
+        *rates,
+        share,
+        str(record.get("epochs", "")),
+        minutes,
+    ]
 
 
 def _mean_cells(group: Sequence[dict[str, Any]]) -> list[str]:
     columns = zip(*([100 * rate["accuracy"] for rate in _rates(record)] for record in group), strict=True)
     means = [f"{sum(column) / len(column):.1f} ({min(column):.1f} to {max(column):.1f})" for column in columns]
     name = f"{group[0]['run']}, mean (range) of {len(group)} seeds"
-    return [name, group[0]["from"] or "random", "", *means, "", ""]
+    return [name, group[0]["from"] or "random", "", *means, "", "", ""]
 
 
 def plot_records(records: Sequence[dict[str, Any]]) -> Figure:
@@ -84,11 +92,13 @@ def plot_records(records: Sequence[dict[str, Any]]) -> Figure:
             "color": f"C{runs.index(record['run'])}",
             "linestyle": ("-", "--", ":")[record["seed"] % 3],
         }
-        for axes, tag, scale in ((robust, "val/robust_acc", 100), (eps, "train/eps", 255)):
-            points = record["curves"].get(tag, [])
-            label = f"{record['run']}, seed {record['seed']}"
+        curves = record["curves"]
+        held_out = curves.get("val/robust_acc")
+        accuracy = held_out or curves.get("train/adv_acc", [])
+        label = f"{record['run']}, seed {record['seed']}{'' if held_out else ', training images'}"
+        for axes, points, scale in ((robust, accuracy, 100), (eps, curves.get("train/eps", []), 255)):
             axes.plot([step for step, _ in points], [scale * value for _, value in points], label=label, **style)
-    robust.set(ylabel="validation accuracy under\nthe run's own attack (%)")
+    robust.set(ylabel="accuracy under the run's own\nattack, held-out images (%)")
     eps.set(ylabel="training eps (1/255)", xlabel="optimizer steps")
     labels = ["clean", *(f"PGD @ {each}/255" for each in EPS), "APGD @ own eps"]
     for number, record in enumerate(records):

@@ -37,7 +37,7 @@ class Setting:
         apgd_images: Test images for APGD.
         batch_size: Images per batch of an evaluation.
         steps: Steps of PGD, and of each run of APGD.
-        place: Options for the device, of both commands.
+        both: Further options of both commands.
         fit: Further options of `cli.py fit`.
         starts: Weights by config, for runs that start from one that is not made here.
     """
@@ -49,7 +49,7 @@ class Setting:
     apgd_images: int
     batch_size: int
     steps: tuple[int, int] = (200, 100)
-    place: tuple[str, ...] = ()
+    both: tuple[str, ...] = ()
     fit: tuple[str, ...] = ()
     starts: tuple[tuple[str, Path], ...] = ()
 
@@ -70,8 +70,8 @@ class Setting:
             name: Name of the folder of the command's runs.
         """
         return [
-            f"--config=configs/cifar10/{job.run.config}.yaml", *self.place, "--trainer.enable_progress_bar=false",
-            f"--data.data_dir={self.data_dir}", f"--seed_everything={job.seed}",
+            f"--config=configs/cifar10/{job.run.config}.yaml", *job.run.options, *self.both,
+            "--trainer.enable_progress_bar=false", f"--data.data_dir={self.data_dir}", f"--seed_everything={job.seed}",
             f"--runs_dir={self.runs_dir}", f"--name={name}",
         ]  # fmt: skip
 

@@ -2,10 +2,13 @@
 
 import json
 import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,36 +18,46 @@ from benchmarks.record import describe_file
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import network_weights
 
-CURVES = ("val/robust_acc", "val/clean_acc", "train/adv_loss", "train/eps")
+CURVES = ("val/robust_acc", "val/clean_acc", "train/adv_acc", "train/adv_loss", "train/eps")
 POINTS = 200  # per curve in the record
 
 
-def train(job: Job, setting: Setting) -> None:
+def train(job: Job, setting: Setting, options: Sequence[str] = (), deadline: float | None = None) -> None:
     """Train, or resume the newest readable checkpoint of an interrupted training; write the weights.
 
     A training that fails is resumed once. What the record needs is written next to the run's folders.
 
+    Args:
+        job: The job.
+        setting: The settings.
+        options: Further options of `cli.py fit`.
+        deadline: Value of :func:`time.monotonic` at which it is stopped; None for no limit.
+
     Raises:
-        CommandError: If it fails twice, or without a checkpoint.
+        CommandError: If it fails twice, or without a checkpoint, or is stopped.
     """
     if trained_file(job, setting).exists() and setting.weights(job).exists():
         return
     for last_try in (False, True):
         checkpoint = find_last_checkpoint(job, setting)
         try:
-            setting.run(job, fit_words(job, setting, checkpoint))
+            setting.run(job, [*fit_words(job, setting, checkpoint), *options], deadline)
             break
         except CommandError:
-            if last_try or find_last_checkpoint(job, setting) is None:
+            late = deadline is not None and time.monotonic() > deadline
+            if last_try or late or find_last_checkpoint(job, setting) is None:
                 raise
-    folder = newest(setting.runs_dir / job.name, "fit-*")
-    best = find_best_checkpoint(setting.log(job), folder)
-    read = read_checkpoint(best)
+    best = find_best_checkpoint(job, setting)
+    folder = best.parent.parent
+    read, config = read_checkpoint(best), yaml.safe_load((folder / "config.yaml").read_text())
     setting.weights(job).unlink(missing_ok=True)
     save_half(read, setting.weights(job))
     saved = {
         "config": f"configs/cifar10/{job.run.config}.yaml",
-        "fit": setting.hide_paths(" ".join(fit_words(job, setting, None))),
+        "fit": setting.hide_paths(" ".join([*fit_words(job, setting, None), *options])),
+        "network": config["model"]["init_args"]["network"],
+        "epochs": config["trainer"]["max_epochs"],
+        "phases": (config.get("ramp") or {}).get("phases"),
         "resumed": checkpoint is not None,
         "checkpoint": best.name,
         "optimizer_steps": read.get("global_step"),
@@ -88,17 +101,17 @@ def find_last_checkpoint(job: Job, setting: Setting) -> Path | None:
     return None
 
 
-def find_best_checkpoint(log: Path, folder: Path) -> Path:
-    """Return the checkpoint that `cli.py fit` named at its end.
+def find_best_checkpoint(job: Job, setting: Setting) -> Path:
+    """Return the checkpoint that a job's last `cli.py fit` named at its end.
 
     Raises:
         CommandError: If it named none.
     """
-    found = re.findall(r"^Checkpoint: .*?([^/\s]+\.ckpt)$", log.read_text(), re.MULTILINE)
-    file = folder / "checkpoints" / str(found[-1] if found else "")
-    if not file.is_file():
+    found: list[str] = re.findall(r"^Checkpoint: RUNS/(.+)$", setting.log(job).read_text(), re.MULTILINE)
+    files = [file for file in (setting.runs_dir / name for name in found) if job.name in file.parts and file.is_file()]
+    if not files:
         raise CommandError("fit named no checkpoint at its end")
-    return file
+    return files[-1]
 
 
 def save_half(checkpoint: dict[str, Any], path: Path) -> None:

@@ -8,16 +8,29 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+import hubconf
 from benchmarks import cifar10
-from benchmarks.cifar10_runs import training
+from benchmarks.cifar10_runs import ship, training
+from benchmarks.cifar10_runs.budget import Budget
 from benchmarks.cifar10_runs.evaluation import evaluate_words, read_report
+from benchmarks.cifar10_runs.length import (
+    Speed,
+    choose_epochs,
+    count_evaluations,
+    predict_seconds,
+    scale_config,
+    split_epochs,
+)
 from benchmarks.cifar10_runs.plan import BY_CONFIG, Job, Task, list_jobs, run_tasks
 from benchmarks.cifar10_runs.results import format_table, plot_records
 from benchmarks.cifar10_runs.setting import CommandError, Setting
 from rampart.networks import ResNet18
+from tests.conftest import ROOT
 
+NETWORK = {"class_path": "rampart.networks.ResNet18", "init_args": {"width": 1}}
 MADRY, EXTENDED = Job(BY_CONFIG["cpu_madry_8"], 0), Job(BY_CONFIG["cpu_extended_16"], 0)
 
 
@@ -34,7 +47,15 @@ def fake_record(run: str, seed: int, correct: int) -> dict[str, Any]:
     }
     apgd = {"images": 10, "robust": [rate(correct - 4, 10)]}
     known = BY_CONFIG[run]
-    head = {"run": run, "eps": known.eps, "from": known.start, "seed": seed, "steps": 200, "fit_seconds": 90.0}
+    head = {
+        "run": run,
+        "eps": known.eps,
+        "from": known.start,
+        "seed": seed,
+        "steps": 200,
+        "fit_seconds": 90.0,
+        "epochs": 3,
+    }
     return head | {"pgd": pgd, "apgd": apgd, "curves": {"val/robust_acc": [[1, 0.1], [2, 0.2]]}}
 
 
@@ -54,19 +75,22 @@ class Recorder(Setting):
             callbacks = {"ResultsTableCallback": {"fit_seconds": 3.5}}
             content = {"state_dict": state, "global_step": 7, "callbacks": callbacks, "pytorch-lightning_version": "2"}
             torch.save(content, folder / "checkpoints" / "last.ckpt")
+            config = {"trainer": {"max_epochs": 6}, "model": {"init_args": {"network": NETWORK}}}
+            (folder / "config.yaml").write_text(json.dumps(config))
             if f"{job.name}, attempt {number}" in self.fails:
                 raise CommandError("fit failed")
             with self.log(job).open("a") as log:
-                log.write(f"Checkpoint: {folder}/checkpoints/last.ckpt\n")
+                log.write(f"Checkpoint: RUNS/{job.name}/{folder.name}/checkpoints/last.ckpt\n")
         else:
             name = next(word.removeprefix("--name=") for word in words if word.startswith("--name="))
-            write_report(self.runs_dir / name / "evaluate-0", 3 if name.endswith("pgd") else 1)
+            write_report(self.runs_dir / name / "evaluate-0", 3 if name.endswith("-pgd") else 1)
         return 1.0
 
 
 def write_report(folder: Path, radii: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"images": 4, "clean": rate(2, 4), "robust": [rate(1, 4)] * radii, "stages": [], "timings": []}
+    robust = [{"eps": 2**number * 8 / 255, **rate(1, 4)} for number in range(radii)]
+    report = {"images": 4, "clean": rate(2, 4), "robust": robust, "stages": [], "timings": []}
     signs = [{"name": "sign", "message": "text", "images": [0]}]
     (folder / "report.json").write_text(json.dumps(report | {"signs": signs, "search": {"weights": "f"}}))
     lines = ["index,label,clean_prediction,adv_prediction", "0,1,1,2", "1,1,1,1", "2,5,5,5", "3,0,1,1"]
@@ -163,6 +187,38 @@ def test_a_run_whose_evaluation_failed_is_not_trained_again(setting: Recorder, m
     assert [call[0] for call in setting.calls] == ["fit", "evaluate", "evaluate"]
 
 
+def test_weights_are_shipped_with_the_record_of_the_same_bits(
+    setting: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cifar10.run_jobs([MADRY], setting, 1)
+    monkeypatch.setattr(ship, "PRETRAINED", tmp_path / "pretrained" / "cifar10")
+    monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path / "pretrained")
+    ship.main([str(tmp_path), MADRY.name, "tiny"])
+    shipped = tmp_path / "pretrained/cifar10/tiny/weights.safetensors"
+    assert shipped.read_bytes() == setting.weights(MADRY).read_bytes()
+    capsys.readouterr()
+    network = hubconf.cifar_resnet("tiny")
+    assert capsys.readouterr().out == (
+        "tiny: 50.0% clean; 25.0% at 8/255, 25.0% at 16/255, 25.0% at 32/255 under PGD-200 on 4 images; "
+        "25.0% at 8/255 under APGD-CE and APGD-T on 4 images\n"
+    )
+    assert torch.equal(
+        network.state_dict()["linear.weight"], load_file(setting.weights(MADRY))["linear.weight"].float()
+    )
+    for words, message in (
+        ([MADRY.name, "tiny"], "exists; give another name"),
+        ([EXTENDED.name, "other"], "is no finished run"),
+        ([MADRY.name, "a/b"], "name must be letters"),
+    ):
+        with pytest.raises(SystemExit):
+            ship.main([str(tmp_path), *words])
+        assert message in capsys.readouterr().err
+    setting.weights(MADRY).write_bytes(b"other")
+    with pytest.raises(SystemExit):
+        ship.main([str(tmp_path), MADRY.name, "other"])
+    assert "their SHA-256 differ" in capsys.readouterr().err
+
+
 def test_weights_that_float16_cannot_hold_raise(tmp_path: Path) -> None:
     weights = {"state_dict": {"network.bias": torch.tensor([1e6])}}
     with pytest.raises(ValueError, match="bias does not fit into float16"):
@@ -193,9 +249,60 @@ def test_the_table_has_a_row_per_seed_means_chance_and_the_share_of_the_most_pre
     table = format_table(records)
     assert "| constant prediction |  |  | 10.0 | 10.0 |" in table
     assert "| cpu_extended_16 | cpu_madry_8 | 1 | 50.0 (10.0 to 90.0) | 45.0 (10.0 to 90.0)" in table
-    assert "| 60.0 (10.0 to 90.0) @ 16/255 | 0: 100% | 1.5 |" in table
+    assert "| 60.0 (10.0 to 90.0) @ 16/255 | 0: 100% | 3 | 1.5 |" in table
     assert "mean (range) of 2 seeds | cpu_madry_8 |  | 45.0 (40.0 to 50.0)" in table
     assert len(plot_records(records).axes) == 3
+
+
+def test_with_a_budget_trainings_come_first_one_at_a_time_and_are_shortened(
+    setting: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((ROOT / "configs/cifar10/fast_16.yaml").read_text())
+    config["trainer"]["precision"], config["execution"] = None, {}
+    monkeypatch.setattr(Budget, "_read_config", lambda *_: config)
+    probes = []
+
+    def probe(_self: Budget, job: Job) -> Speed:
+        probes.append(job)
+        return Speed(evaluation=1.0, validation=0.0, start=0.0)
+
+    monkeypatch.setattr(Budget, "_probe", probe)
+    seconds = 187 * 378.0  # as long as one of the two whole trainings
+    assert cifar10.run_jobs([MADRY, EXTENDED], setting, 2, seconds) == {}
+    assert [call[0] for call in setting.calls[:2]] == ["fit", "fit"]
+    assert probes == [MADRY]  # the other has the same network, objective and batches
+    first, second = (
+        yaml.safe_load((tmp_path / "runs" / f"{job.name}.length.yaml").read_text()) for job in (MADRY, EXTENDED)
+    )
+    assert first["trainer"]["max_epochs"] == sum(phase["epochs"] for phase in first["ramp"]["phases"]) == 15
+    assert second["trainer"]["max_epochs"] > 30  # the first one took no time here
+
+
+def test_shorter_phases_keep_their_proportions_and_the_last_epoch_is_validated() -> None:
+    config = yaml.safe_load((ROOT / "configs/cifar10/fast_16.yaml").read_text())
+    assert count_evaluations(config, 54) == 36 + 54 + 72 + 216
+    assert [phase["epochs"] for phase in scale_config(config, 18)["ramp"]["phases"]] == [3, 3, 3, 9]
+    assert split_epochs([1, 1, 100], 3) == [1, 1, 1]
+    assert split_epochs([9, 9, 9, 27], 54) == [9, 9, 9, 27]
+    speed = Speed(evaluation=0.01, validation=5.0, start=20.0)
+    assert choose_epochs(config, speed, 1e6) == 54
+    epochs = choose_epochs(config, speed, 400)
+    assert epochs % 3 == 0
+    assert predict_seconds(config, speed, epochs) <= 400 < predict_seconds(config, speed, epochs + 3)
+    with pytest.raises(ValueError, match=r"6 epochs, the least, take \d+ s, and there are 30 s: raise --budget"):
+        choose_epochs(config, speed, 30)
+
+
+def test_a_rising_number_of_steps_and_milestones_in_epochs_follow_the_length() -> None:
+    config = yaml.safe_load((ROOT / "configs/cifar10/iat_32.yaml").read_text())
+    assert count_evaluations(config, 32) == 680
+    chained = yaml.safe_load((ROOT / "configs/cifar10/chained_8_16_32.yaml").read_text())
+    assert scale_config(chained, 15)["model"]["init_args"]["lr_scheduler"]["init_args"]["milestones"] == [5, 8]
+    assert count_evaluations(chained, 30) == 20 * 8 + 5 * 21 + 5 * 41
+
+
+def test_the_shipped_configs_are_those_of_the_runs() -> None:
+    assert {f"{name}.yaml" for name in BY_CONFIG} <= {path.name for path in (ROOT / "configs/cifar10").iterdir()}
 
 
 @pytest.mark.parametrize(
