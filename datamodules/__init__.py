@@ -2,6 +2,7 @@
 
 from datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from datamodules.digits import DigitsDataModule
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from datamodules.mnist import MNISTDataModule
 from rampart.data import TensorBatches
@@ -10,6 +11,7 @@ __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DigitsDataModule",
+    "ImageFolderDataModule",
     "ImageSet",
     "InMemoryDataModule",
     "MNISTDataModule",

@@ -161,8 +161,9 @@ class InMemoryDataModule(LightningDataModule, ABC):
         device = torch.device("cpu")
         if trainer is not None and trainer.state.status == TrainerStatus.RUNNING:
             device = trainer.strategy.root_device
-        return TensorBatches(
-            *self._place(split, device),
+        return self._build_batches(
+            split,
+            device,
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -170,8 +171,11 @@ class InMemoryDataModule(LightningDataModule, ABC):
             seed=lambda: run_seed(self.trainer),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            device=device,
         )
+
+    def _build_batches(self, split: str, device: torch.device, **settings: Any) -> TensorBatches:
+        """Return batches on a device; the settings are those of :class:`TensorBatches`."""
+        return TensorBatches(*self._place(split, device), device=device, **settings)
 
     def _place(self, split: str, device: torch.device) -> ImageSet:
         """Return the images of a split: those that training reads in each epoch on the device, if they are to be there.

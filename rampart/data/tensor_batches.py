@@ -82,10 +82,14 @@ class TensorBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         augment = self.augmentation.draw(len(self.images), self.order.generator, self.device)
-        for place in self.order:
-            chosen = self.images.index_select(0, place), self.labels.index_select(0, place), place
+        for chosen in self._choose_images():
             images, labels, index = (move_tensor(part, self.device) for part in chosen)
             yield Batch(scale_images(augment(images, index)), labels, index)  # type: ignore[misc]  # has labels and index
+
+    def _choose_images(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images, labels and indices of each batch, where they are held."""
+        for place in self.order:
+            yield self.images.index_select(0, place), self.labels.index_select(0, place), place
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``epoch``, zero-based, and ``done``, the number of its batches that have been yielded."""
