@@ -56,7 +56,7 @@ def cifar_resnet(weights: str | None = None) -> nn.Module:
     file = _find_weights("cifar10", weights)
     record = json.loads((file.parent / "record.json").read_text())
     name = record["network"]["class_path"].removeprefix("rampart.networks.")
-    network: nn.Module = getattr(rampart.networks, name)(**record["network"]["init_args"])
+    network: nn.Module = getattr(rampart.networks, name)(**record["network"].get("init_args", {}))
     load_weights(network, file)
     print(f"{weights}: {_describe(record)}")
     return network.eval()

@@ -112,5 +112,6 @@ def plot_records(records: Sequence[dict[str, Any]]) -> Figure:
     bars.legend()
     for axes in (robust, eps, bars):
         axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
     drawing.legend(*robust.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawing

@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from benchmarks.cifar10_runs.setting import ROOT
 from benchmarks.record import hash_file, write_json
 
@@ -38,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = json.loads(record_file.read_text())
     if record["sha256"] != hash_file(weights):
         parser.error(f"{weights} is not the file that {record_file} is about: their SHA-256 differ")
+    if "network" not in record:  # the config's; later records have their own
+        config = yaml.safe_load((ROOT / record["config"]).read_text())
+        given_network = config["model"]["init_args"]["network"]
+        record["network"] = given_network if isinstance(given_network, dict) else {"class_path": given_network}
     target.mkdir(parents=True)
     shutil.copyfile(weights, target / "weights.safetensors")
     shutil.copyfile(weights.parent.parent / f"{given.run}.txt", target / "log.txt")

@@ -194,8 +194,8 @@ def test_weights_are_shipped_with_the_record_of_the_same_bits(
     monkeypatch.setattr(ship, "PRETRAINED", tmp_path / "pretrained" / "cifar10")
     monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path / "pretrained")
     ship.main([str(tmp_path), MADRY.name, "tiny"])
-    shipped = tmp_path / "pretrained/cifar10/tiny/weights.safetensors"
-    assert shipped.read_bytes() == setting.weights(MADRY).read_bytes()
+    weights = tmp_path / "pretrained/cifar10/tiny/weights.safetensors"
+    assert weights.read_bytes() == setting.weights(MADRY).read_bytes()
     capsys.readouterr()
     network = hubconf.cifar_resnet("tiny")
     assert capsys.readouterr().out == (
@@ -205,6 +205,12 @@ def test_weights_are_shipped_with_the_record_of_the_same_bits(
     assert torch.equal(
         network.state_dict()["linear.weight"], load_file(setting.weights(MADRY))["linear.weight"].float()
     )
+    record = json.loads((tmp_path / f"{MADRY.name}.json").read_text())
+    del record["network"]  # as earlier records
+    (tmp_path / f"{MADRY.name}.json").write_text(json.dumps(record))
+    ship.main([str(tmp_path), MADRY.name, "earlier"])
+    shipped = json.loads((tmp_path / "pretrained/cifar10/earlier/record.json").read_text())
+    assert shipped["network"] == {"class_path": "rampart.networks.ResNet18", "init_args": {"width": 8}}
     for words, message in (
         ([MADRY.name, "tiny"], "exists; give another name"),
         ([EXTENDED.name, "other"], "is no finished run"),
