@@ -10,6 +10,7 @@ An attack is immutable settings; its call returns adversarial images::
 from rampart.attacks.apgd import APGD
 from rampart.attacks.attack import Attack, NamedAttack, attack_active
 from rampart.attacks.context import Model
+from rampart.attacks.ensemble import Ensemble
 from rampart.attacks.eps import Eps, NormName, parse_eps
 from rampart.attacks.fab import FAB
 from rampart.attacks.losses import AttackLoss, LossName
@@ -27,6 +28,7 @@ __all__ = [
     "AtImage",
     "Attack",
     "AttackLoss",
+    "Ensemble",
     "Eps",
     "Level",
     "Linf",

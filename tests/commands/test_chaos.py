@@ -102,6 +102,10 @@ VARIANTS = {
         "--data=tests.commands.test_chaos.Shuffled", "--model.network=tests.commands.test_chaos.Dropping",
         "--checkpoint.every_n_train_steps=4",
     ],
+    "averaged weights": [
+        "--trainer.callbacks+={class_path: callbacks.AveragedWeights, init_args: {decay: 0.9, start: 0.3}}",
+        "--checkpoint.every_n_train_steps=1", "--trainer.val_check_interval=3",
+    ],
     "by steps": [
         "--trainer.max_epochs=-1", "--trainer.max_steps=45", "--checkpoint.every_n_train_steps=4",
         "--ramp.phases=[{train_steps: 45, start_eps: 0, end_eps: 0.4}]",
@@ -169,6 +173,7 @@ def test_a_killed_and_resumed_run_ends_bit_equal_to_the_uninterrupted_run(tmp_pa
     one, other = read_last(whole), read_last(broken)
     for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert_equal(one[key], other[key], key)
+    assert_equal(one.get("current_model_state"), other.get("current_model_state"), "trained weights")
     counts = [checkpoint["loops"]["fit_loop"]["epoch_progress"] for checkpoint in (one, other)]
     assert counts[0] == counts[1]
     assert read_best(one) == read_best(other)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rampart.attacks import APGD, FAB, PGD, Attack, NormName, Square
+from rampart.attacks import APGD, FAB, PGD, Attack, Ensemble, NormName, Square
 from rampart.attacks.search import Search, ranked_class
 from rampart.networks import MNISTCNN
 from tests.conftest import LinearModel, small_network
@@ -22,6 +22,7 @@ SEARCHES = [
     FAB(steps=6, targets=2, restarts=2, norm="L2"),
     Square(queries=20),
     Square(queries=20, norm="L2"),
+    Ensemble((PGD(steps=3), PGD(steps=3, loss="margin"))),
 ]
 
 
