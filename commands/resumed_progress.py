@@ -5,6 +5,9 @@ from typing import Any
 
 Counts = dict[str, Any]
 
+LAST_BATCH = "reached_last_batch"
+"""Key of the epoch loop's state; False if ``trainer.max_time`` or a callback ended the epoch before its last batch."""
+
 
 def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Rewrite the saved state of Lightning's fit loop so that it is either between two epochs or between two batches.
@@ -26,6 +29,8 @@ def resumed_progress(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict
     within = _read_count(saved, "epoch_progress", "current", "started") > epochs or ended < batches
     if within and saved["epoch_loop.batch_progress"].get("is_last_batch") is True:
         epochs, within = epochs + 1, False
+    if not within and batches and saved.get("epoch_loop.state_dict", {}).get(LAST_BATCH) is False:
+        epochs, within = epochs - 1, True
     if not within:
         batches = 0
     state = dict(fresh)

@@ -23,7 +23,7 @@ from commands.checkpoint_io import WholeFileIO
 from commands.interruption import signals
 from commands.interruption_callback import agree_on_signal, save_and_end
 from commands.loader_connector import seed_epoch
-from commands.resumed_progress import resumed_progress
+from commands.resumed_progress import LAST_BATCH, resumed_progress
 from rampart.attacks.random import run_seed, seed_torch
 
 CLASSES = "optimizer_classes"
@@ -60,10 +60,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
     def settle_epoch(self) -> None:
-        """Step the schedules that watch a metric before the epoch is saved.
-
-        Lightning steps them after saving, so a run resumed from the end of an epoch would lack that step.
-        """
+        """Step the schedules that watch a metric before the epoch is saved: Lightning would step them after it."""
         if self._num_ready_batches_reached():
             super().update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self._settled = self.trainer.current_epoch
@@ -72,6 +69,10 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         """Skip the step that :meth:`settle_epoch` has done."""
         if not (interval == "epoch" and update_plateau_schedulers and self._settled == self.trainer.current_epoch):
             super().update_lr_schedulers(interval, update_plateau_schedulers)
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Save if the epoch's last batch was reached: Lightning counts an epoch that is stopped early as finished."""
+        return super().on_save_checkpoint() | {LAST_BATCH: self._num_ready_batches_reached()}
 
     def _on_before_fetch(self) -> None:
         """Seed the loading of a batch by its position alone, and an epoch's order by one seed on all ranks."""

@@ -25,6 +25,13 @@ class Scores(Callback):
         pl_module.log("val/score", SCORES[trainer.current_epoch % 5])
 
 
+class StopWithinEpoch(Callback):
+    """End the run within the second epoch, as ``trainer.max_time`` does."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 3
+
+
 def fit(folder: Path, *arguments: str, epochs: int = 5, scores: bool = True) -> Path:
     """Run `fit` in-process and return its folder."""
     callbacks = ["--trainer.callbacks=tests.commands.test_resuming.Scores", "--checkpoint.monitor=val/score"]
@@ -101,6 +108,17 @@ def test_a_resumed_run_has_the_best_checkpoints_of_the_whole_run(
     assert float(state["best_model_score"]) == pytest.approx(0.9)
     assert read_checkpoint(state["best_model_path"])["global_step"] == 4
     assert {file: file.read_bytes() for file in old} == old
+
+
+def test_a_run_that_ended_within_an_epoch_resumes_within_it(whole: Path, tmp_path: Path) -> None:
+    first = fit(tmp_path, "--trainer.callbacks+=tests.commands.test_resuming.StopWithinEpoch")
+    checkpoint = first / "checkpoints/last.ckpt"
+    assert read_checkpoint(checkpoint)["global_step"] == 3
+    second = fit(tmp_path, f"--ckpt_path={checkpoint}")
+    resumed, uninterrupted = (read_checkpoint(run / "checkpoints/last.ckpt") for run in (second, whole))
+    assert (resumed["global_step"], resumed["epoch"]) == (uninterrupted["global_step"], uninterrupted["epoch"])
+    weights = uninterrupted["state_dict"]
+    assert all(torch.equal(resumed["state_dict"][name], weights[name]) for name in weights)
 
 
 def test_a_twice_resumed_run_keeps_the_best_checkpoint_of_a_deleted_first_run(whole: Path, tmp_path: Path) -> None:
