@@ -103,6 +103,7 @@ class Budget:
             last = phases[-1]
             short["ramp"]["phases"] = [dict(last, epochs=1, start_eps=None)]
         short["trainer"] = {"max_epochs": 1, "check_val_every_n_epoch": 1}
+        short["model"] = {"init_args": {"lr_scheduler": None, "lr_milestones": None}}  # made for more epochs
         overlay = setting.runs_dir / f"{job.name}.probe.yaml"
         overlay.write_text(yaml.safe_dump(short))
         batches = min(WARM_UP + TIMED, count_batches(config))

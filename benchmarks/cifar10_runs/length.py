@@ -123,7 +123,8 @@ def choose_epochs(config: Config, speed: Speed, seconds: float) -> int:
     Raises:
         ValueError: If even the shortest one takes longer.
     """
-    own, least = config["trainer"]["max_epochs"], max(1, len(_phases(config)))
+    own = config["trainer"]["max_epochs"]
+    least = min(own, max(1, len(_phases(config)), 1 + len(config["model"]["init_args"].get("lr_milestones") or ())))
     every = config["trainer"].get("check_val_every_n_epoch") or 1
     chooses = (config.get("checkpoint") or {}).get("monitor") is not None
     lengths = [n for n in range(own, least - 1, -1) if n == own or n < every or not chooses or n % every == 0]

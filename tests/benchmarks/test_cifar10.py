@@ -295,6 +295,9 @@ def test_shorter_phases_keep_their_proportions_and_the_last_epoch_is_validated()
     epochs = choose_epochs(config, speed, 400)
     assert epochs % 3 == 0
     assert predict_seconds(config, speed, epochs) <= 400 < predict_seconds(config, speed, epochs + 3)
+    madry = yaml.safe_load((ROOT / "configs/cifar10/madry_8.yaml").read_text())
+    milestones = len(madry["model"]["init_args"]["lr_milestones"])
+    assert choose_epochs(madry, speed, predict_seconds(madry, speed, 3)) == 1 + milestones
     with pytest.raises(ValueError, match=r"6 epochs, the least, take \d+ s, and there are 30 s: raise --budget"):
         choose_epochs(config, speed, 30)
 
