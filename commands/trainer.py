@@ -11,7 +11,7 @@ from lightning_modules import AdversarialClassifier
 from rampart.attacks import Attack, Eps, NormName
 from rampart.evaluation import Preset
 from rampart.files import export_network, load_weights
-from rampart.files.export import ExportFormat, check_export
+from rampart.files.export import ExportFormat, check_export, name_file
 
 
 class RampartTrainer(Trainer):
@@ -45,19 +45,20 @@ class RampartTrainer(Trainer):
             model: Module with the network.
             datamodule: Not used.
             ckpt_path: Lightning checkpoint, .pth or .safetensors.
-            formats: Files to write.
+            formats: Files to write. Two more are for other programs: robustness (a ResNet, for make_and_restore_model
+                of the library) and shaeiri (MNISTCNN or ResNet50, for test.py of the paper's authors).
             image_shape: Image shape ``(C, H, W)`` for ONNX; the network's attribute ``image_shape`` if None.
             weights_only: Not used: only tensors and plain values are ever read from a file.
 
         Raises:
-            ValueError: If ckpt_path, formats or the image shape for ONNX is missing.
+            ValueError: If ckpt_path, formats or the image shape for ONNX is missing, or a format has no such network.
             FileExistsError: If one of the files exists already; then none is written.
         """
         if ckpt_path is None:
             raise ValueError("export needs --ckpt_path: a Lightning checkpoint, .pth or .safetensors")
         if not formats:
             raise ValueError(f"formats must be at least one of {', '.join(get_args(ExportFormat))}, got none")
-        paths = [run_folder(self) / f"network.{suffix}" for suffix in formats]
+        paths = [run_folder(self) / name_file("network", name) for name in formats]
         check_export(model.network, paths, image_shape)
         print(load_weights(model.network, ckpt_path))
         for path in paths:

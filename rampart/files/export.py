@@ -4,39 +4,47 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rampart.files.attacker_model import robustness_checkpoint, shaeiri_weights
 from rampart.files.finite import check_finite_weights
 from rampart.networks import plain_form
 
-ExportFormat: TypeAlias = Literal["pth", "safetensors", "onnx"]
+ExportFormat: TypeAlias = Literal["pth", "safetensors", "onnx", "robustness", "shaeiri"]
 ImageShape: TypeAlias = tuple[int, int, int]
+Encoder: TypeAlias = Callable[[nn.Module, ImageShape | None], bytes]
+Layout: TypeAlias = Callable[[nn.Module, dict[str, Tensor]], dict[str, Any]]
 
 
 def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape | None = None) -> None:
     """Write a network's weights, or for ONNX the network itself, to a new file.
 
-    - ``.pth``: a plain state_dict, written by ``torch.save``. For :class:`rampart.networks.MNISTCNN` this is the format
-      of Shaeiri et al. 2020: tensors ``conv1``, ``conv2``, ``fc1``, ``fc2``, which their MNIST/test.py loads.
+    - ``.pth``: a plain state_dict, written by ``torch.save``.
     - ``.safetensors``: the same tensors, in a format that holds tensors only.
     - ``.onnx``: the network in eval mode; input ``images`` ``(N, C, H, W)`` in [0, 1], output ``logits``
       ``(N, classes)``, any N. A network with gates is written in its plain form (:func:`rampart.networks.plain_form`),
       which test and evaluate attack.
+    - ``.robustness.pt``: a ResNet as the robustness library saves it. Its ``make_and_restore_model`` restores it with
+      ``arch="resnet18"``, ``"ResNet34"``, ``"resnet50"`` or ``"resnet101"``; with another ``width``, if ``arch`` is
+      such a network of the library.
+    - ``.shaeiri.pth``: what MNIST/test.py and CIFAR10/test.py of Shaeiri et al. 2020 load in place of their own files,
+      for :class:`rampart.networks.MNISTCNN` and :class:`rampart.networks.ResNet50`.
 
-    Tensors have the network's names, without the prefixes of ``torch.compile`` and ``DataParallel``.
+    Tensors have the network's names, without the prefixes of ``torch.compile`` and ``DataParallel``; in the last two
+    formats they have the library's names, in the older format of ``torch.save``, which every version of PyTorch reads.
 
     Args:
         network: The network to write; not changed.
-        path: Path of a new file; its suffix selects the format.
+        path: Path of a new file; its ending selects the format.
         image_shape: ``(C, H, W)`` of the input images, recorded in ONNX; the network's ``image_shape`` if None.
 
     Raises:
-        ValueError: If the suffix is unknown, the weights are not finite, or the format is ONNX and the images' shape is
-            unknown.
+        ValueError: If the ending is unknown, the weights are not finite, the format has no such network, or it is ONNX
+            and the images' shape is unknown.
         FileExistsError: If the file exists.
         ImportError: If the format is ONNX and its packages are not installed.
     """
@@ -44,7 +52,7 @@ def export_network(network: nn.Module, path: str | Path, image_shape: ImageShape
     check_export(network, [path], image_shape)
     network = _unwrap(network)
     check_finite_weights(network, type(network).__name__)
-    content = WRITERS[path.suffix](network, image_shape or getattr(network, "image_shape", None))
+    content = WRITERS[_find_ending(path)](network, image_shape or getattr(network, "image_shape", None))
     with path.open("xb") as file:
         file.write(content)
 
@@ -58,14 +66,15 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
         image_shape: See :func:`export_network`.
 
     Raises:
-        ValueError: If a suffix is unknown, or a file is ONNX and the images' shape is unknown or the network fails on
-            it.
+        ValueError: If an ending is unknown, a format has no such network, or a file is ONNX and the images' shape is
+            unknown or the network fails on it.
         FileExistsError: If one of the files exists.
     """
     network = _unwrap(network)
     for path in paths:
-        if path.suffix not in WRITERS:
-            raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
+        ending = _find_ending(path)
+        if ending in LAYOUTS:
+            LAYOUTS[ending](network, _collect_weights(network))
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten: give another name")
     shape = image_shape or getattr(network, "image_shape", None)
@@ -80,6 +89,18 @@ def check_export(network: nn.Module, paths: Sequence[Path], image_shape: ImageSh
                 network(_example_images(network, shape))
         except RuntimeError as error:  # The exporter would report this in many lines.
             raise ValueError(f"image_shape {list(shape)} does not suit {type(network).__name__}: {error}") from error
+
+
+def name_file(name: str, file_format: ExportFormat) -> str:
+    """Return the name of a file in a format, such as ``network.pth``."""
+    return name + ENDINGS[file_format]
+
+
+def _find_ending(path: Path) -> str:
+    for ending in sorted(WRITERS, key=len, reverse=True):
+        if path.name.endswith(ending) and path.name != ending:
+            return ending
+    raise ValueError(f"an export's name must end in {', '.join(WRITERS)}, got {path.name!r}")
 
 
 def _unwrap(network: nn.Module) -> nn.Module:
@@ -98,6 +119,15 @@ def _encode_pth(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
     buffer = io.BytesIO()
     torch.save(_collect_weights(network), buffer)
     return buffer.getvalue()
+
+
+def _encode_layout(arrange: Layout) -> Encoder:
+    def encode(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(arrange(network, _collect_weights(network)), buffer, _use_new_zipfile_serialization=False)
+        return buffer.getvalue()
+
+    return encode
 
 
 def _encode_safetensors(network: nn.Module, _image_shape: ImageShape | None) -> bytes:
@@ -142,8 +172,18 @@ def _example_images(network: nn.Module, image_shape: ImageShape) -> Tensor:
     return torch.zeros(2, *image_shape, device=next(network.parameters()).device)
 
 
-WRITERS: dict[str, Callable[[nn.Module, ImageShape | None], bytes]] = {
+ENDINGS: dict[ExportFormat, str] = {
+    "pth": ".pth",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "robustness": ".robustness.pt",
+    "shaeiri": ".shaeiri.pth",
+}
+# Formats that not every network has, and the functions that arrange its weights.
+LAYOUTS: dict[str, Layout] = {".robustness.pt": robustness_checkpoint, ".shaeiri.pth": shaeiri_weights}
+WRITERS: dict[str, Encoder] = {
     ".pth": _encode_pth,
     ".safetensors": _encode_safetensors,
     ".onnx": _encode_onnx,
+    **{ending: _encode_layout(arrange) for ending, arrange in LAYOUTS.items()},
 }

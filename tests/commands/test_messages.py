@@ -55,7 +55,7 @@ def test_a_single_value_is_accepted_for_a_list(cli: ParsesOnly) -> None:
 
 WRONG = [
     (["evaluate", "--preset", "nope"], "--preset must be quick, paper, pgd or autoattack, got 'nope'"),
-    (["export", "--formats", "foo"], "--formats must be pth, safetensors or onnx, got 'foo': such as"),
+    (["export", "--formats", "foo"], "--formats must be pth, safetensors, onnx, robustness or shaeiri, got 'foo'"),
     (["fit", "--trainer.max_epochs", "ten"], "--trainer.max_epochs must be a whole number, got 'ten': such as"),
     (["fit", "--data=MNIST"], "got MNIST; did you mean datamodules.MNISTDataModule?"),
     (

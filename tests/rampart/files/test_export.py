@@ -44,6 +44,13 @@ def test_the_authors_network_loads_the_pth_and_gives_the_same_logits(tmp_path: P
     torch.testing.assert_close(theirs(images), network(images))
 
 
+def test_the_authors_network_loads_the_plain_form_of_gates(tmp_path: Path, images: Tensor) -> None:
+    network, theirs = GatedMNISTCNN(), AuthorsNetwork()
+    export_network(network, tmp_path / "network.shaeiri.pth")
+    theirs.load_state_dict(torch.load(tmp_path / "network.shaeiri.pth", weights_only=True))
+    torch.testing.assert_close(theirs(images), network.plain()(images))
+
+
 @pytest.mark.parametrize("kind", NARROW)
 def test_weights_are_equal_after_export_and_loading(tmp_path: Path, kind: str) -> None:
     network = NARROW[kind]()
@@ -158,7 +165,9 @@ def test_no_file_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\.pth, \.safetensors, \.onnx, got 'network\.pt'"):
+    with pytest.raises(
+        ValueError, match=r"\.pth, \.safetensors, \.onnx, \.robustness\.pt, \.shaeiri\.pth, got 'network\.pt'"
+    ):
         export_network(MNISTCNN(), tmp_path / "network.pt", MNIST)
 
 
