@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from cli import main
@@ -27,9 +28,19 @@ class Normed(nn.Sequential):
         super().__init__(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2))
 
 
+class Ends(Callback):
+    """Record the network's weights when training ends."""
+
+    weights = ""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        Ends.weights = fingerprint(*pl_module.network.state_dict().values())
+
+
 def write_config(folder: Path) -> Path:
     path = folder / "averaged.yaml"
-    path.write_text(yaml.safe_dump({"trainer": {"max_epochs": 3, "callbacks": [AVERAGED]}, "name": "averaged"}))
+    callbacks = [{"class_path": "tests.commands.test_averaged_weights.Ends"}, AVERAGED]
+    path.write_text(yaml.safe_dump({"trainer": {"max_epochs": 3, "callbacks": callbacks}, "name": "averaged"}))
     return path
 
 
@@ -61,6 +72,7 @@ def test_commands_use_the_average(tmp_path: Path, capfd: Any) -> None:
     best = read_report(run)["checkpoint"]
     assert read_report(run)["weights"] == fingerprint(*network_states(Path(best))[0].values())
     average, trained = network_states(last)
+    assert Ends.weights == fingerprint(*average.values())  # so are the last figures
     torch.save(trained, tmp_path / "trained.pth")
     saved = f"--config={run / 'config.yaml'}"
     capfd.readouterr()
