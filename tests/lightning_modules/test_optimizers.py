@@ -53,7 +53,7 @@ model:
       init_args:
         objective:
           class_path: rampart.objectives.AdversarialTraining
-          init_args: {{loss: {{class_path: torch.nn.CrossEntropyLoss, init_args: {{label_smoothing: 0.4}}}}}}
+          init_args: {{loss: {loss}}}
         gamma: 0.01
         from_eps: 20/255
     optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: 0.2, momentum: 0.9, nesterov: true, weight_decay: 0.1}}}}
@@ -64,6 +64,10 @@ ramp: {{phases: [{{epochs: 4, start_eps: 10/255, end_eps: 40/255}}]}}
 """
 
 
+UNIFORM = "{class_path: torch.nn.CrossEntropyLoss, init_args: {label_smoothing: 0.4}}"
+RANDOM = "{class_path: rampart.objectives.RandomLabelSmoothing, init_args: {smoothing: 0.4}}"
+
+
 class Normalised(nn.Sequential):
     """A network with BatchNorm for the toy images."""
 
@@ -72,15 +76,17 @@ class Normalised(nn.Sequential):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "interval"),
+    ("name", "arguments", "interval", "loss"),
     [
-        ("OneCycleLR", "max_lr: 0.2, total_steps: -1", "step"),
-        ("MultiStepLR", "milestones: [2, 3]", "epoch"),
-        ("CosineAnnealingLR", "T_max: -1", "step"),
+        ("OneCycleLR", "max_lr: 0.2, total_steps: -1", "step", RANDOM),
+        ("MultiStepLR", "milestones: [2, 3]", "epoch", UNIFORM),
+        ("CosineAnnealingLR", "T_max: -1", "step", UNIFORM),
     ],
 )
-def test_a_recipe_from_yaml_resumes_bit_equal(tmp_path: Path, name: str, arguments: str, interval: str) -> None:
-    (tmp_path / "a.yaml").write_text(RECIPE.format(name=name, arguments=arguments, interval=interval))
+def test_a_recipe_from_yaml_resumes_bit_equal(
+    tmp_path: Path, name: str, arguments: str, interval: str, loss: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(RECIPE.format(name=name, arguments=arguments, interval=interval, loss=loss))
     settings = [setting for setting in SETTINGS if "--model=" not in setting and "network" not in setting]
     common = [
         "fit", "--config", str(tmp_path / "a.yaml"), *settings,

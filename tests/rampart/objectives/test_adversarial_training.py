@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rampart.attacks import PGD, AtImage, Level
+from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, Square
 from rampart.networks import MNISTCNN, ResNet18
-from rampart.objectives import AdversarialTraining
+from rampart.objectives import AWP, AdversarialTraining, Objective
 from tests.conftest import small_network
 
 
@@ -145,3 +145,30 @@ def test_leftover_gradient_needs_a_single_run(images: Tensor, labels: Tensor) ->
     ):
         with pytest.raises(TypeError, match="one run, constant steps, its last iterate"):
             objective(MNISTCNN(), images, labels, attack, 0.1)
+
+
+@pytest.mark.parametrize("objective", [AdversarialTraining(), AWP()])
+@pytest.mark.parametrize(("mode", "updates"), [("eval", 1), ("train", 1), ("train_and_update", 1 + 3)])
+def test_batchnorm_mode_of_the_attack_decides_the_updates_of_a_training_step(
+    mode: Any, updates: int, objective: Objective
+) -> None:
+    network, images = ResNet18(width=4), torch.rand(4, 3, 32, 32)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.5
+    expected = copy.deepcopy(network)
+    attack = PGD(steps=3, start=AtImage(), batchnorm=mode)
+    adv = attack(copy.deepcopy(network), images, torch.arange(4), 8 / 255)
+    objective(network, images, torch.arange(4), attack, 8 / 255).loss.backward()
+    assert {int(value) for name, value in network.named_buffers() if name.endswith("tracked")} == {updates}
+    assert all(module.training for module in network.modules())
+    if mode != "train_and_update":  # The one pass over the adversarial images, which depend on the mode.
+        expected(adv)
+        torch.testing.assert_close(dict(network.named_buffers()), dict(expected.named_buffers()))
+
+
+@pytest.mark.parametrize("attack", [APGD(steps=3), FAB(steps=2), Square(queries=3)])
+def test_attacks_without_a_batchnorm_mode_leave_statistics(attack: Attack) -> None:
+    network = ResNet18(width=4)
+    AdversarialTraining()(network, torch.rand(4, 3, 32, 32), torch.arange(4), attack, 8 / 255).loss.backward()
+    assert network.bn1.num_batches_tracked == 1

@@ -1,5 +1,9 @@
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +13,10 @@ from torch import Tensor, nn
 
 from docs.examples.my_objective import CleanAndAdversarial
 from rampart.attacks import PGD, AtImage, Attack
-from rampart.networks import MNISTCNN, GatedMNISTCNN
+from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
 from rampart.objectives import AWP, MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
-from tests.conftest import small_network
+from tests.conftest import ROOT, small_network
+from tests.rampart.objectives.awp_process import Loss, batches
 
 PGD_3 = PGD(steps=3, step_size=0.05)
 
@@ -90,8 +95,13 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def frozen_resnet() -> nn.Module:
+    """Return a network whose BatchNorm is folded into its convolutions, in training too."""
+    return ResNet18(mean=(0.5,), std=(0.3,), width=2).eval()
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("make", [MNISTCNN, GatedMNISTCNN, small_network])
+@pytest.mark.parametrize("make", [MNISTCNN, GatedMNISTCNN, small_network, frozen_resnet])
 def test_the_gradient_is_that_of_the_objective_at_perturbed_weights(
     images: Tensor, labels: Tensor, name: str, make: Any
 ) -> None:
@@ -215,3 +225,33 @@ def test_settings_out_of_range_raise() -> None:
         AWP(from_eps="x")
     with pytest.raises(ValueError, match=r"from_eps must be in \[0, 1\] for the norm Linf.*did you mean 8/255"):
         AWP(from_eps=8).check(PGD_3, MNISTCNN())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_gradient_is_right_under_autocast(images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+    network = MNISTCNN()
+    kept = Kept(PGD_3, [])
+    expected = gradients(network, AWP(gamma=0.05)(network, images, labels, kept, 0.1).loss)
+    with torch.autocast("cpu", dtype):
+        output = AWP(gamma=0.05)(network, images, labels, kept, 0.1)
+    for ours, wanted in zip(gradients(network, output.loss), expected, strict=True):
+        assert ours is not None
+        assert wanted is not None
+        assert F.cosine_similarity(ours.flatten(), wanted.flatten(), 0) > 0.9
+        torch.testing.assert_close(ours.norm(), wanted.norm(), rtol=0.1, atol=0)
+
+
+def test_two_processes_average_the_gradients_of_their_own_perturbations(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.rampart.objectives.awp_process"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*command, str(rank), tmp_path], cwd=ROOT, env=environment) for rank in range(2)]
+    assert [process.wait(240) for process in processes] == [0, 0]
+    ranks = []
+    for rank in range(2):
+        module = Loss()
+        for batch in batches(rank):
+            module(*batch).backward()
+        ranks.append([parameter.grad for parameter in module.parameters()])
+    mean = [(one + other) / 2 for one, other in zip(*ranks, strict=True)]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), mean)
