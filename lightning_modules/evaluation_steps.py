@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.accuracy import Accuracy
-from lightning_modules.loaders import SamplerPadding, check_one_loader, warn_about_stream
+from lightning_modules.loaders import SamplerPadding, check_num_classes, check_one_loader, warn_about_stream
 from rampart.attacks import Attack, NamedAttack
 from rampart.attacks.logits import compute_logits
 from rampart.attacks.random import make_generator, run_seed
@@ -193,6 +193,7 @@ class EvaluationSteps(LightningModule):
         images, labels = counted.images, labels[:kept]
         with self.execution.evaluation(self.device.type):
             logits = self._logits(images, f"on batch {batch_idx} of {stage}")
+            check_num_classes(self._trainer, logits.shape[1])
             check_labels(labels, logits)  # Attacks check them too, but not all do.
             correct = logits.argmax(1) == labels
             clean.update(correct)

@@ -42,6 +42,25 @@ def warn_about_stream(loader: Any, stage: str, processes: int) -> None:
         )
 
 
+def check_num_classes(trainer: Any, number: int) -> None:
+    """Refuse a network with another number of classes than the data, if the data module names its ``classes``.
+
+    Args:
+        trainer: Trainer of the run.
+        number: Number of the network's logits.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    classes: Any = getattr(getattr(trainer, "datamodule", None), "classes", None)
+    if isinstance(classes, Sequence) and len(classes) not in (0, number):
+        named = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+        raise ValueError(
+            f"the network has {number} classes, the data {len(classes)} ({named}): set the network's num_classes to "
+            f"{len(classes)} (--model.network.num_classes {len(classes)})"
+        )
+
+
 class SamplerPadding:
     """Recognise the images that a distributed sampler repeats, so that each image is counted once.
 

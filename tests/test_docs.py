@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -176,7 +177,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_examples_train_and_evaluate_together(folder: Path, tmp_path: Path) -> None:
-    own = ["--config", "docs/examples/my_run.yaml", "--data.folder", str(folder), "--runs_dir", str(tmp_path)]
+    own = ["--config", "docs/examples/my_run.yaml", "--data.data_dir", str(folder), "--runs_dir", str(tmp_path)]
     small = ["--data.image_size=8", "--data.batch_size=4", "--trainer.accelerator=cpu", "--curve.num_images=0"]
     quick = ["--trainer.max_epochs=2", "--ramp.phases=[{epochs: 2, start_eps: 0, end_eps: 8/255}]"]
     main(["fit", *own, *small, *quick, "--images.num_images=0", "--trainer.enable_progress_bar=false"])
@@ -188,3 +189,14 @@ def test_the_examples_train_and_evaluate_together(folder: Path, tmp_path: Path) 
     main(["evaluate", *own, *small, "--ckpt_path", checkpoint, f"--attacks=[{attack}]", "--eps=[8/255]"])
     with (tmp_path / "my_run" / "evaluate-0" / "per_image.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
+
+
+def test_the_example_of_custom_data_reads_arrays(tmp_path: Path) -> None:
+    images, labels = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3), np.array([1, 0])
+    file = tmp_path / "mine.npz"
+    np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    data = pkgutil.resolve_name("docs.examples.my_images.MyImages")(str(file), num_classes=2)
+    data.setup("test")
+    read, classes, _ = next(iter(data.test_dataloader()))
+    assert torch.equal((read * 255).round().byte(), torch.from_numpy(images).movedim(-1, 1))
+    assert classes.tolist() == [1, 0]

@@ -1,61 +1,36 @@
-"""Custom data: image files in one folder per class."""
+"""Custom data: images in arrays."""
 
-from pathlib import Path
-
+import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
+from datamodules import ImageSet, InMemoryDataModule
 
 
-class MyImages(LightningDataModule):
-    """Read ``FOLDER/train/CLASS/*.png`` and ``FOLDER/test/CLASS/*.png`` (or .jpg, ...).
+class MyImages(InMemoryDataModule):
+    """Read a file of ``numpy.savez`` with ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``.
 
-    Images come as float in [0, 1], without normalisation: that is the network's first layer.
+    Images are ``(N, H, W, C)``, uint8, without normalisation: that is the network's first layer. Labels are ``(N,)``.
 
     Args:
-        folder: Holds ``train`` and ``test``.
-        image_size: Height and width in pixels that images are resized to.
+        file: The file.
+        num_classes: Number of classes: labels are from 0 to one less.
         batch_size: Images per batch and process.
-        val_share: Share of the training images that is held out for validation.
-        num_workers: Processes that read files.
+        val_size: Number of training images to hold out for validation.
     """
 
-    def __init__(
-        self, folder: str, image_size: int = 32, batch_size: int = 128, val_share: float = 0.1, num_workers: int = 0
-    ) -> None:
-        super().__init__()
-        self.folder, self.batch_size, self.val_share = Path(folder), batch_size, val_share
-        self.num_workers = num_workers
-        self.transform = transforms.Compose([transforms.Resize((image_size, image_size)), transforms.ToTensor()])
+    def __init__(self, file: str, num_classes: int = 10, batch_size: int = 128, val_size: int = 0) -> None:
+        super().__init__(batch_size, val_size=val_size, num_classes=num_classes)
+        self.file = file
 
-    def setup(self, stage: str) -> None:
-        """Find the files that the stage needs; choose the held-out images by a fixed seed."""
-        if stage in ("test", "predict"):
-            self.test_set = ImageFolder(str(self.folder / "test"), self.transform)
-            return
-        images = ImageFolder(str(self.folder / "train"), self.transform)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        held_out = max(1, int(self.val_share * len(images)))
-        self.val_set, self.train_set = Subset(images, order[:held_out]), Subset(images, order[held_out:])
+    def read_train(self) -> ImageSet:
+        """Read the training images, including those to hold out."""
+        return self._read("train")
 
-    def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training images."""
-        return self._loader(self.train_set, shuffle=True)
+    def read_test(self) -> ImageSet:
+        """Read the test images."""
+        return self._read("test")
 
-    def val_dataloader(self) -> Batches:
-        """Batches of the held-out images."""
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> Batches:
-        """Batches of the test images."""
-        return self._loader(self.test_set)
-
-    predict_dataloader = test_dataloader
-
-    def _loader(self, images: Dataset[tuple[Tensor, Tensor]], shuffle: bool = False) -> Batches:
-        return DataLoader(images, batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers)
+    def _read(self, part: str) -> ImageSet:
+        arrays = np.load(self.file)
+        images = torch.from_numpy(arrays[f"{part}_images"]).movedim(-1, 1)  # (N, H, W, C) -> (N, C, H, W)
+        return ImageSet(images, torch.from_numpy(arrays[f"{part}_labels"]).to(torch.int64))

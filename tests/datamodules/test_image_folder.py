@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from cli import main
 from datamodules import ImageFolderDataModule
 from rampart.data import TensorBatches, WorkerBatches
 from rampart.files.weight_files import read_checkpoint
+from tests.conftest import ROOT
 
 COUNTS = {"train": (9, 15), "test": (3, 4)}
 CLASSES = ("chat noir", "Éléphant")  # a space, and characters beyond ASCII
@@ -333,3 +335,31 @@ def test_a_run_resumed_within_an_epoch_equals_the_whole_run(folder: Path, tmp_pa
     assert len(resumed) == 3
     state = read_checkpoint(resumed[-1])["state_dict"]
     assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+@pytest.fixture
+def fast_16(tmp_path: Path) -> list[str]:
+    """Options of the shipped config with two lines for a folder in place of CIFAR-10, and a toy's size."""
+    fill(tmp_path / "mine", (4,) * 10, tuple(f"class {label}" for label in range(10)))
+    lines = f"  class_path: ImageFolderDataModule\n  init_args: {{data_dir: {tmp_path / 'mine'}}}\n"
+    (tmp_path / "mine.yaml").write_text(f"data:\n{lines}")
+    return [
+        "fit", f"--config={ROOT / 'configs/cifar10/fast_16.yaml'}", f"--config={tmp_path / 'mine.yaml'}",
+        "--model.network.width=1", "--data.batch_size=8", "--data.val_size=10", f"--runs_dir={tmp_path}",
+        "--test_after_fit=false", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+        "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.check_val_every_n_epoch=1",
+        "--ramp.phases=[{epochs: 1, end_eps: 16/255}]", "--curve.num_images=0", "--images.num_images=0",
+    ]  # fmt: skip
+
+
+def test_two_lines_put_a_folder_in_the_place_of_cifar10(fast_16: list[str], tmp_path: Path) -> None:
+    main(fast_16)
+    data = yaml.safe_load((tmp_path / "cifar10_fast_16/fit-0/config.yaml").read_text())["data"]
+    assert data["class_path"].endswith("ImageFolderDataModule")
+    assert {"max_shift": 4, "flip": True, "drop_last": True}.items() <= data["init_args"].items()
+
+
+def test_a_network_with_another_number_of_classes_is_refused_in_one_line(fast_16: list[str], capfd: Any) -> None:
+    with pytest.raises(SystemExit):
+        main([*fast_16, "--model.network.num_classes=12"])
+    assert "the network has 12 classes, the data 10 (class 0, " in capfd.readouterr().err
