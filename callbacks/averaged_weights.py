@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -65,14 +65,14 @@ class AveragedWeights(WeightAveraging):
 
         Raises:
             TypeError: If the module has no ``network``.
-            ValueError: If the trainer has another callback that averages weights.
+            ValueError: If the trainer has another callback that averages weights, also StochasticWeightAveraging.
         """
         if stage != "fit":
             return
         if not isinstance(getattr(pl_module, "network", None), nn.Module):
             raise TypeError(f"AveragedWeights averages `network`, which {type(pl_module).__name__} lacks")
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, WeightAveraging) for callback in callbacks) > 1:
+        if sum(isinstance(callback, (WeightAveraging, StochasticWeightAveraging)) for callback in callbacks) > 1:
             raise ValueError("trainer.callbacks must hold at most one callback that averages weights")
         self._average_model, self._swapped = _RunningAverage(self.decay, self.warm_up), False
 
@@ -96,6 +96,11 @@ class AveragedWeights(WeightAveraging):
             self._start_step = round(self.start * length)
         elif self.start > _count_steps(trainer):
             rank_zero_warn(f"AveragedWeights: start {self.start} is after the end of the run: nothing is averaged")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the network also if the resumed run was finished, so that no training began or ended."""
+        if not self._swapped:
+            self._swap_models(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the weights that are trained in the network, if a validation was interrupted."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor, nn
 
 from callbacks import AveragedWeights
@@ -149,6 +149,14 @@ def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(tmp_path: Path, acc
         assert_equal(seen.validated[-1], rest.validated[-1])
 
 
+def test_resuming_a_finished_run_leaves_the_average(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, filename="end", save_on_train_epoch_end=True, enable_version_counter=False)
+    whole, _ = run(tmp_path, AveragedWeights(0.9), checkpoint)
+    resumed, rest = run(tmp_path, AveragedWeights(0.9), ckpt_path=tmp_path / "end.ckpt")
+    assert not rest.trained
+    assert_equal(whole.network.state_dict(), resumed.network.state_dict())
+
+
 class Tied(nn.Module):
     """A network with one layer under two names, a buffer that is not saved, and one that is counted up."""
 
@@ -224,8 +232,9 @@ def test_lightning_resumes_the_average(tmp_path: Path) -> None:
     other, others = run(tmp_path, EMAWeightAveraging(decay=0.5), ckpt_path=path)
     assert_equal(seen.trained[-1], others.trained[-1])
     torch.testing.assert_close(module.network[0].weight, other.network[0].weight, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="must hold at most one callback that averages weights"):
-        run(tmp_path, AveragedWeights(), EMAWeightAveraging())
+    for second in (EMAWeightAveraging(), StochasticWeightAveraging(0.01)):
+        with pytest.raises(ValueError, match="must hold at most one callback that averages weights"):
+            run(tmp_path, AveragedWeights(), second)
 
 
 class Folded(nn.Module):
