@@ -60,7 +60,7 @@ from benchmarks.cifar10_runs.plan import BY_CONFIG, GROUPS, Job, Task, list_jobs
 from benchmarks.cifar10_runs.results import format_table, plot_records
 from benchmarks.cifar10_runs.setting import CommandError, Setting, end_all
 from benchmarks.cifar10_runs.synthetic import write_synthetic
-from benchmarks.cifar10_runs.training import train, trained_file
+from benchmarks.cifar10_runs.training import is_trained, train, trained_file
 from benchmarks.record import Record
 
 FIRST = (1000, 250)
@@ -156,7 +156,7 @@ def run_jobs(jobs: Sequence[Job], setting: Setting, at_once: int, seconds: float
 
     def begin(job: Job) -> None:
         records[job.name] = Record(record_file(job, setting), job.seed)
-        if budget is None or trained_file(job, setting).exists():
+        if budget is None or is_trained(job, setting):
             train(job, setting)
         else:
             train(job, setting, budget.shorten(job), budget.deadline)

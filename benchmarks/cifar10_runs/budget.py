@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.cifar10_runs.length import Speed, choose_epochs, count_batches, count_evaluations, scale_config
 from benchmarks.cifar10_runs.plan import Job
 from benchmarks.cifar10_runs.setting import ROOT, CommandError, Setting
-from benchmarks.cifar10_runs.training import fit_words, newest, trained_file
+from benchmarks.cifar10_runs.training import fit_words, is_trained, newest
 
 EVALUATION_SHARE = 0.3  # of the time, for the evaluations
 MARGIN = 0.93  # of a training's part that is planned
@@ -38,7 +38,7 @@ class Budget:
         self.deadline = time.monotonic() + seconds
         self._training_end = self.deadline - EVALUATION_SHARE * seconds
         self._setting = setting
-        self._open = [job for job in jobs if not trained_file(job, setting).exists()]
+        self._open = [job for job in jobs if not is_trained(job, setting)]
         with ThreadPoolExecutor() as pool:
             self._configs = dict(zip(self._open, pool.map(self._read_config, self._open), strict=True))
 

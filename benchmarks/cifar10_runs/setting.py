@@ -77,8 +77,9 @@ class Setting:
 
     def hide_paths(self, text: str) -> str:
         """Return text with the names of options in place of this machine's folders."""
-        for path, name in ((self.data_dir, "DIR"), (self.runs_dir, "RUNS"), (self.out, "FOLDER"), (ROOT, ".")):
-            text = text.replace(str(path), name)
+        names = {ROOT: ".", self.data_dir: "DIR", self.out: "FOLDER", self.runs_dir: "RUNS"}
+        for path in sorted(names, key=lambda path: len(path.parts), reverse=True):  # One may be inside of another.
+            text = text.replace(str(path), names[path])
         return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", text)
 
     def run(self, job: Job, words: Sequence[str], deadline: float | None = None) -> float:

@@ -36,7 +36,7 @@ def train(job: Job, setting: Setting, options: Sequence[str] = (), deadline: flo
     Raises:
         CommandError: If it fails twice, or without a checkpoint, or is stopped.
     """
-    if trained_file(job, setting).exists() and setting.weights(job).exists():
+    if is_trained(job, setting):
         return
     for last_try in (False, True):
         checkpoint = find_last_checkpoint(job, setting)
@@ -61,13 +61,18 @@ def train(job: Job, setting: Setting, options: Sequence[str] = (), deadline: flo
         "resumed": checkpoint is not None,
         "checkpoint": best.name,
         "optimizer_steps": read.get("global_step"),
-        "fit_seconds": read_fit_seconds(folder),
+        "fit_seconds": read_fit_seconds(find_last_checkpoint(job, setting)),
         **describe_file(setting.weights(job)),
         "curves": read_curves(folder),
     }
     if job.start is not None:
         saved["start"] = describe_file(setting.weights(job.start))
     trained_file(job, setting).write_text(json.dumps(saved))
+
+
+def is_trained(job: Job, setting: Setting) -> bool:
+    """Return True if a job's training is finished, and both its weights and what the record needs of it are kept."""
+    return trained_file(job, setting).exists() and setting.weights(job).exists()
 
 
 def trained_file(job: Job, setting: Setting) -> Path:
@@ -128,10 +133,9 @@ def save_half(checkpoint: dict[str, Any], path: Path) -> None:
     save_file({name: value.contiguous() for name, value in half.items()}, path)
 
 
-def read_fit_seconds(folder: Path) -> float | None:
+def read_fit_seconds(checkpoint: Path | None) -> float | None:
     """Return the training time that the last checkpoint of a run holds, its interrupted parts included."""
-    files = sorted((folder / "checkpoints").glob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
-    callbacks = read_checkpoint(files[-1]).get("callbacks", {}) if files else {}
+    callbacks = {} if checkpoint is None else read_checkpoint(checkpoint).get("callbacks", {})
     found = [state.get("fit_seconds") for name, state in callbacks.items() if "ResultsTable" in str(name)]
     return found[0] if found else None
 

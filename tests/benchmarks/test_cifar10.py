@@ -282,6 +282,26 @@ def test_with_a_budget_trainings_come_first_one_at_a_time_and_are_shortened(
     )
     assert first["trainer"]["max_epochs"] == sum(phase["epochs"] for phase in first["ramp"]["phases"]) == 15
     assert second["trainer"]["max_epochs"] > 30  # the first one took no time here
+    for job in (MADRY, EXTENDED):
+        (tmp_path / f"{job.name}.json").unlink()
+    setting.weights(MADRY).unlink()
+    object.__setattr__(setting, "calls", [])
+    lengths: list[str] = []
+
+    def recorded(job: Job, setting: Setting, options: Sequence[str] = (), deadline: float | None = None) -> None:
+        lengths.extend(options)
+        training.train(job, setting, options, deadline)
+
+    monkeypatch.setattr(cifar10, "train", recorded)
+    assert cifar10.run_jobs([MADRY, EXTENDED], setting, 2, seconds) == {}
+    assert [call[:2] for call in setting.calls if call[0] == "fit"] == [("fit", MADRY.name)]
+    assert lengths == [f"--config={tmp_path / 'runs' / MADRY.name}.length.yaml"]
+
+
+def test_folders_inside_of_each_other_have_their_own_names_in_outputs(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, tmp_path / "out", tmp_path / "out" / "runs", images=20, apgd_images=10, batch_size=10)
+    text = f"{tmp_path}/out/runs/fit-0 {tmp_path}/out/weights {tmp_path}/cifar-10-batches-bin"
+    assert setting.hide_paths(text) == "RUNS/fit-0 FOLDER/weights DIR/cifar-10-batches-bin"
 
 
 def test_shorter_phases_keep_their_proportions_and_the_last_epoch_is_validated() -> None:
