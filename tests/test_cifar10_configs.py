@@ -56,11 +56,11 @@ def run(folder: Path, runs: Path, config: str, *options: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains(config: Path, folder: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
-    options = []
+    options = ["--data.train_size=40"] if "train_size" in settings["data"]["init_args"] else []
     if settings.get("ramp", {}).get("init_from"):
         network = ResNet50(width=2, std=MADRY_STD) if "extended" in config.stem else ResNet18(width=2)
         torch.save(network.state_dict(), tmp_path / "start.pth")
-        options = [f"--ramp.init_from={tmp_path / 'start.pth'}"]
+        options.append(f"--ramp.init_from={tmp_path / 'start.pth'}")
     run(folder, tmp_path, config.stem, "--trainer.fast_dev_run=1", *options)
 
 
