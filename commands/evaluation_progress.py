@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from rampart.attacks import PGD, Attack
+from rampart.attacks import PGD, Attack, format_eps
 from rampart.evaluation import ProgressListener, WorstCase, WorstCaseSearch
 
 WIDTH = 79
@@ -89,7 +89,7 @@ class EvaluationProgress(ProgressListener):
             )
         self._batches, self._seen = self._batches + 1, batch + 1
         self._seconds += sum(stage.seconds for stage in part.stages)
-        robust = ", ".join(f"{part.count_robust(eps)} @ {eps:g}" for eps in self._search.eps)
+        robust = ", ".join(f"{part.count_robust(eps)} @ {format_eps(eps)}" for eps in self._search.eps)
         done = f"batch {batch + 1}/{self._search.num_batches}: robust of {len(part.labels)}: {robust}"
         if not self._terminal:
             self._print(f"{done}{self._format_time_left(self._estimate_later_batches(batch))}", always=True)
@@ -121,8 +121,8 @@ class EvaluationProgress(ProgressListener):
         if (stage := self._stage) and time.monotonic() >= self._next:
             attack = self._search.attacks[stage.attack]
             self._print(
-                f"batch {stage.batch + 1}/{self._search.num_batches}: {attack.name} @ {stage.eps:g}, {stage.robust} of "
-                f"{stage.size} robust{self._format_time_left(self._estimate_time_left(stage))}"
+                f"batch {stage.batch + 1}/{self._search.num_batches}: {attack.name} @ {format_eps(stage.eps)}, "
+                f"{stage.robust} of {stage.size} robust{self._format_time_left(self._estimate_time_left(stage))}"
             )
 
     def _estimate_time_left(self, stage: _Stage) -> float:

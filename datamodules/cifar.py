@@ -109,6 +109,8 @@ class CIFAR10DataModule(InMemoryDataModule):
         """
         if self._find_binary() or self._python_root():
             return
+        if self.data_dir.exists() and not self.data_dir.is_dir():
+            raise FileNotFoundError(f"data_dir {self.data_dir} is a file: {self._remedy}")
         for file, title in MARKS.items():
             if (self.data_dir / file).is_file():
                 raise ValueError(

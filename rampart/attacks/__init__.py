@@ -11,7 +11,7 @@ from rampart.attacks.apgd import APGD
 from rampart.attacks.attack import Attack, NamedAttack, attack_active
 from rampart.attacks.context import Model
 from rampart.attacks.ensemble import Ensemble
-from rampart.attacks.eps import Eps, NormName, parse_eps
+from rampart.attacks.eps import Eps, NormName, format_eps, parse_eps
 from rampart.attacks.fab import FAB
 from rampart.attacks.losses import AttackLoss, LossName
 from rampart.attacks.norms import L2, NORMS, Linf, Norm
@@ -41,5 +41,6 @@ __all__ = [
     "Start",
     "Uniform",
     "attack_active",
+    "format_eps",
     "parse_eps",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rampart.attacks.context import Model
-from rampart.attacks.eps import Eps, NormName, parse_eps
+from rampart.attacks.eps import Eps, NormName, format_eps, parse_eps
 from rampart.attacks.losses import AttackLoss, LossName
 from rampart.attacks.norms import per_image
 from rampart.attacks.validation import check_active
@@ -197,7 +197,9 @@ class NamedAttack:
     def __post_init__(self) -> None:
         parse_eps(self.eps, self.attack.norm)
         if not self.name:
-            object.__setattr__(self, "name", f"{self.attack.name} @ {self.eps}")
+            fraction = format_eps(self.eps)
+            eps = fraction if "/" in fraction else self.eps
+            object.__setattr__(self, "name", f"{self.attack.name} @ {eps}")
 
     def __call__(
         self,

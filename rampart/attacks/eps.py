@@ -56,6 +56,16 @@ def parse_eps(value: Eps, norm: NormName = "Linf", name: str = "eps") -> float:
     return eps
 
 
+def format_eps(eps: Eps) -> str:
+    """Return an eps as papers write it: ``8/255`` if six digits of a decimal are not enough."""
+    if isinstance(eps, str):
+        return eps
+    short = f"{eps:g}"
+    if not math.isclose(float(short), eps) and math.isclose(round(eps * 255) / 255, eps):
+        return f"{round(eps * 255)}/255"
+    return short
+
+
 def to_fraction(value: float) -> Fraction:
     """Return the simplest fraction near a float: 0.18 gives 9/50, 8/255 gives 8/255.
 

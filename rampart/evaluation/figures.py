@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rampart.attacks import format_eps
 from rampart.evaluation.results import MAX_EXAMPLES, WorstCase
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def robustness_figure(
     for number, (eps, (low, high)) in enumerate(zip(eps_grid, intervals, strict=False)):
         label = "" if number else "95% interval"
         axes.vlines(eps, 100 * low, 100 * high, color="C0", linewidth=4, alpha=0.4, label=label)
-    axes.axvline(target_eps, color="0.5", linestyle="--", label=f"target eps {target_eps:g}")
+    axes.axvline(target_eps, color="0.5", linestyle="--", label=f"target eps {format_eps(target_eps)}")
     for eps, value in zip(eps_grid, accuracy, strict=True):
         axes.annotate(
             f"{100 * value:.1f}", (eps, 100 * value), xytext=(0, 8), textcoords="offset points", ha="center",
@@ -106,7 +107,7 @@ def adversarial_figure(
             if classes is not None:
                 correct = bool(classes[column] == labels[column])
                 axes.set_title(f"{int(classes[column])}", color="C2" if correct else "C3", fontsize=10)
-    figure.suptitle(f"{title or f'Predictions at eps {eps:g}'} (green: correct)", fontsize=11)
+    figure.suptitle(f"{title or f'Predictions at eps {format_eps(eps)}'} (green: correct)", fontsize=11)
     return figure
 
 
@@ -145,7 +146,7 @@ def worst_case_figures(
     for name, (title, chosen) in groups.items():
         if chosen:
             index = [example.index for example in chosen]
-            low, high = f"{chosen[0].eps:g}", f"{chosen[-1].eps:g}"
+            low, high = format_eps(chosen[0].eps), format_eps(chosen[-1].eps)
             figures[name] = adversarial_figure(
                 torch.stack([example.image for example in chosen]),
                 torch.stack([example.adv for example in chosen]),
@@ -162,7 +163,7 @@ def _radii_figure(found: WorstCase, grid: Sequence[float]) -> Figure:
     from matplotlib.figure import Figure
 
     counts = [int((found.eps == eps).sum()) for eps in [*grid, math.inf]]
-    names = ["misclassified\nclean", *(f"{eps:g}" for eps in grid[1:]), "robust"]
+    names = ["misclassified\nclean", *(format_eps(eps) for eps in grid[1:]), "robust"]
     figure = Figure(figsize=(max(5, 0.8 * len(names) + 1), 4), layout="constrained")
     axes = figure.subplots()
     axes.bar_label(axes.bar(names, counts, color=["C3", *["C0"] * (len(grid) - 1), "C2"]))
@@ -186,5 +187,9 @@ def _confusion_figure(found: WorstCase, eps: float) -> Figure:
             color = "white" if errors[row, column] > 0.6 * errors.max() else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
         axes.set(xticks=range(classes), yticks=range(classes))
-    axes.set(title=f"Predictions under attack, eps {eps:g} (errors in red)", xlabel="predicted class", ylabel="label")
+    axes.set(
+        title=f"Predictions under attack, eps {format_eps(eps)} (errors in red)",
+        xlabel="predicted class",
+        ylabel="label",
+    )
     return figure

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rampart.attacks import format_eps
+
 CAPTIONS = {
     "curve": "Accuracy over eps; bars are 95% intervals",
     "radii": "Number of images by the smallest eps that fooled them",
@@ -29,7 +31,10 @@ def render_html(report: dict[str, Any], pictures: Mapping[str, bytes], title: st
     return environment.get_template("report.html.jinja").render(
         report=report,
         title=title,
-        rates=[("clean", report["clean"]), *((f"robust at eps {rate['eps']:g}", rate) for rate in report["robust"])],
+        rates=[
+            ("clean", report["clean"]),
+            *((f"robust at eps {format_eps(rate['eps'])}", rate) for rate in report["robust"]),
+        ],
         figures=[(CAPTIONS[name], base64.b64encode(png).decode()) for name, png in pictures.items()],
         provenance=json.dumps({key: report[key] for key in ("search", "made_on", "timings")}, indent=2),
         percent=lambda share: f"{100 * share:.2f}%",

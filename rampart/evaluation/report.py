@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rampart.attacks import NormName
+from rampart.attacks import NormName, format_eps
 from rampart.evaluation.gradient_masking import Sign
 from rampart.evaluation.results import Stage, WorstCase
 from rampart.evaluation.worst_case import WorstCaseSearch
@@ -32,7 +32,7 @@ def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) 
         problems.append(f"{clean} of {images} clean images are classified correctly")
     robust = clean
     for stage in stages:
-        name = f"{stage.attack} at eps {stage.eps:g}"
+        name = f"{stage.attack} at eps {format_eps(stage.eps)}"
         if stage.robust > robust:
             problems.append(f"{stage.robust} images are robust after {name}, but only {robust} before")
         elif stage.attacked > robust:
@@ -57,7 +57,7 @@ def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean
     problems = []
     for settings, eps, robust in rows:
         if robust > clean:
-            attack = f"{settings['class']} at eps {eps:g}"
+            attack = f"{settings['class']} at eps {format_eps(eps)}"
             problems.append(f"{robust} images are robust under {attack}, but only {clean} are correctly classified")
         if eps == 0 and robust != clean:
             problems.append(f"{robust} images are robust at eps 0, but {clean} are correctly classified")
@@ -66,7 +66,9 @@ def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean
             if more <= robust + 3 * math.sqrt(max(min(robust, clean - robust), 1)):
                 continue
             if one == other and larger > eps:
-                problems.append(f"{more} images are robust at eps {larger:g}, {robust} at eps {eps:g}")
+                problems.append(
+                    f"{more} images are robust at eps {format_eps(larger)}, {robust} at eps {format_eps(eps)}"
+                )
             if eps == larger and (name := _stronger_by(one, other)):
                 problems.append(f"{more} images are robust with {other[name]} {name}, {robust} with {one[name]}")
     return problems
@@ -141,13 +143,13 @@ def format_table(report: dict[str, Any]) -> str:
     lines += ["-" * len(lines[0]), _line("clean", "", "", report["clean"]["count"], images, width)]
     for stage in report["stages"]:
         attacked = f"{stage['attacked']:,}"
-        lines.append(_line(stage["attack"], f"{stage['eps']:g}", attacked, stage["robust"], images, width))
+        lines.append(_line(stage["attack"], format_eps(stage["eps"]), attacked, stage["robust"], images, width))
     lines.append("")
     for robust in report["robust"]:
         low, high = (f"{100 * bound:.2f}" for bound in robust["interval_95"])
         accuracy = f"{100 * robust['accuracy']:.2f}%"
         interval_95 = f"({report['norm']}; 95% interval {low} to {high})"
-        lines.append(f"worst case at eps {robust['eps']:g}: {accuracy} {interval_95}")
+        lines.append(f"worst case at eps {format_eps(robust['eps'])}: {accuracy} {interval_95}")
     lines += [f"warning: {sign['name']}: {sign['message']}" for sign in report["signs"]]
     return "\n".join(lines)
 

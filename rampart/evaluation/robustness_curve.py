@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rampart.attacks import Attack, Model
+from rampart.attacks import Attack, Model, format_eps
 from rampart.evaluation.robust_mask import robust_mask
 
 
@@ -45,7 +45,7 @@ def fooling_eps(
         active = smallest.isinf()
         if not bool(active.any()):
             break
-        where = f"under {attack.name} at eps {eps:g}"
+        where = f"under {attack.name} at eps {format_eps(eps)}"
         robust = robust_mask(model, images, labels, attack, eps, generator(eps), active, where)
         smallest = smallest.where(~active | robust, eps)
     return smallest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import Attack, NormName, attack_active
+from rampart.attacks import Attack, NormName, attack_active, format_eps
 from rampart.attacks.attack import accepts_active
 from rampart.attacks.input_gradient import predict
 from rampart.attacks.random import make_generator
@@ -89,7 +89,7 @@ def check_adversarial(adv: Tensor, images: Tensor, eps: float, attack: Attack) -
     outside = int((~_inside(adv, images, eps, attack.norm)).sum())
     if outside:
         raise ValueError(
-            f"{attack.name} returned {outside} images outside the ball of eps {eps:g} or the box [0, 1]: "
+            f"{attack.name} returned {outside} images outside the ball of eps {format_eps(eps)} or the box [0, 1]: "
             "the attack is broken, no number is reported"
         )
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from rampart.attacks import Attack, Eps, parse_eps
+from rampart.attacks import Attack, Eps, format_eps, parse_eps
 from rampart.attacks.input_gradient import predict
 from rampart.attacks.random import make_generator
 from rampart.evaluation.cache import ResultCache
@@ -237,7 +237,7 @@ class WorstCaseSearch:
         index = robust.to(batch.labels.device)
         images, labels = batch.images[index], batch.labels[index]
         seed = make_generator("cpu", "worst case", self.seed, eps, attack.name, batch.number).initial_seed()
-        stage = f"{attack.name} at eps {eps:g} on batch {batch.number + 1}"
+        stage = f"{attack.name} at eps {format_eps(eps)} on batch {batch.number + 1}"
         start = time.perf_counter()
         try:
             adv = attack_subset(attack, self.model, batch.images, batch.labels, index, eps, seed)

@@ -45,9 +45,19 @@ class CIFARNetwork(nn.Module):
         self.normalize = Normalize(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(N, num_classes)`` for images ``(N, C, 32, 32)``, float, in [0, 1]."""
+        """Return logits ``(N, num_classes)`` for images ``(N, C, 32, 32)``, float, in [0, 1].
+
+        Raises:
+            RuntimeError: If the images have another number of channels; the normalisation would broadcast one to all.
+        """
+        plain = can_skip_calls(images)
+        if plain and images.shape[1] != self.image_shape[0]:
+            raise RuntimeError(
+                f"{type(self).__name__} has mean and std of {self.image_shape[0]} channels, and the images have "
+                f"{images.shape[1]}: convert the images, or give the network mean and std of their channels"
+            )
         x = self.normalize(images)
-        if can_skip_calls(images) and len(images) >= CHANNELS_LAST_FROM:
+        if plain and len(images) >= CHANNELS_LAST_FROM:
             x = x.contiguous(memory_format=torch.channels_last)
         return self.logits(x)
 

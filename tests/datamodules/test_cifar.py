@@ -155,7 +155,7 @@ def test_missing_files_are_an_error_that_names_what_is_there(tmp_path: Path) -> 
         assert part in message
     assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
     (tmp_path / "file").touch()
-    assert "it has no files" in error(CIFAR100DataModule, tmp_path / "file", FileNotFoundError)
+    assert "is a file: set data.data_dir" in error(CIFAR100DataModule, tmp_path / "file", FileNotFoundError)
 
 
 def test_the_folder_of_another_data_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

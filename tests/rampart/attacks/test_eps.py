@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from rampart.attacks.eps import NormName, parse_eps, parse_number, to_fraction
+from rampart.attacks.eps import NormName, format_eps, parse_eps, parse_number, to_fraction
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,17 @@ def test_a_whole_number_of_255ths_gets_a_hint() -> None:
 @pytest.mark.parametrize(("value", "norm"), [(3.0, "L2"), (0, "L2"), (1, "Linf"), (0, "Linf")])
 def test_the_range_depends_on_the_norm(value: float, norm: NormName) -> None:
     assert parse_eps(value, norm) == value
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"),
+    [
+        ("8/255", "8/255"), (8 / 255, "8/255"), (400 / 255, "400/255"), (0, "0"), (0.2, "0.2"), (1.0, "1"),
+        (0.6 + 1e-16, "0.6"), (0.0314, "0.0314"), (0.1234567, "0.123457"), (float("inf"), "inf"),
+    ],
+)  # fmt: skip
+def test_eps_is_written_as_papers_write_it(eps: float | str, text: str) -> None:
+    assert format_eps(eps) == text
 
 
 def test_a_float_becomes_the_fraction_that_was_typed() -> None:

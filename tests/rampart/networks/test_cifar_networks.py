@@ -176,3 +176,9 @@ def test_sizes_that_are_not_allowed_raise(make: Any, message: str) -> None:
 def test_images_with_another_number_of_channels_raise(network: Any) -> None:
     with pytest.raises(RuntimeError):
         network(torch.rand(2, 4, 32, 32).double())
+
+
+def test_images_of_another_number_of_channels_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="ResNet18 has mean and std of 3 channels, and the images have 1"):
+        ResNet18(width=2)(torch.rand(2, 1, 28, 28))
+    assert ResNet18(width=2, mean=[0.5], std=[0.25])(torch.rand(2, 1, 28, 28)).shape == (2, 10)
