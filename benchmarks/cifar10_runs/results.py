@@ -35,7 +35,7 @@ def format_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 NOTE = (
-    "Accuracies in %, with 95% intervals over images in parentheses; {counts}.\n"
+    "Accuracies in %, with 95% intervals over images in parentheses;\n{counts}.\n"
     "PGD has one random start and steps of 2/255. An image counts as fooled at the first adversarial iterate, and at\n"
     "every eps above one that fooled it. APGD is at the run's own target eps. Weights are in float16, as saved. The\n"
     "most predicted class is that of clean images; a network that has collapsed predicts one class for all."
