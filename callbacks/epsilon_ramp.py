@@ -69,7 +69,12 @@ class EpsilonRampCallback(Callback):
         """
         # Not in setup: the trainer knows only now if it resumes. A second fit of one trainer keeps its weights.
         if self.init_from is not None and trainer.ckpt_path is None and trainer.global_step == 0:
-            rank_zero_info(load_weights(pl_module.network, self.init_from))  # type: ignore[arg-type]
+            try:
+                rank_zero_info(load_weights(pl_module.network, self.init_from))  # type: ignore[arg-type]
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{error}: give ramp.init_from the file of weights that training starts from"
+                ) from error
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set ``pl_module.eps``, and ``pl_module.attack`` if the phase has its own attack settings."""

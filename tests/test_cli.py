@@ -190,7 +190,7 @@ BAD = [
     (["--ramp.phases=[{epochs: 2, end_epss: 0.4}]"], "'end_epss' is not accepted"),
     (["--ramp.phases=[{epochs: 2, end_eps: -1}]"], "end_eps must be at least 0"),
     (["--ramp.phases=[{epochs: 2, end_eps: 2}]"], "end_eps must be in [0, 1]"),
-    (["--ramp.init_from=nowhere.pth"], "checkpoint not found: nowhere.pth"),
+    (["--ramp.init_from=nowhere.pth"], "checkpoint not found: nowhere.pth: give ramp.init_from the file"),
     (["--ckpt_path=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt"),
     (["--data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
     (
