@@ -37,6 +37,11 @@ class Objective(ABC):
         """True if gradients of several batches may be summed before an update."""
         return True
 
+    @property
+    def certifies(self) -> bool:
+        """True if the loss bounds all images in the ball, so that training is measured by certified accuracy."""
+        return False
+
     def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: B027 - most objectives accept all
         """Check, before training, that this objective can work with an attack and a network.
 

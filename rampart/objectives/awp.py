@@ -56,6 +56,11 @@ class AWP(Objective):
         """True if the wrapped objective accumulates."""
         return self.objective.accumulates
 
+    @property
+    def certifies(self) -> bool:
+        """True if the wrapped objective certifies."""
+        return self.objective.certifies
+
     def check(self, attack: Attack, network: nn.Module) -> None:
         """See :meth:`Objective.check`."""
         parse_eps(self.from_eps, attack.norm, "from_eps")

@@ -109,6 +109,18 @@ class Clean(Objective):
         return ObjectiveOutput(nn.functional.cross_entropy(logits, labels), logits, {})
 
 
+class Certified(Clean):
+    """A custom objective whose loss bounds all images."""
+
+    certifies = True
+
+
+def test_an_objective_certifies_if_it_says_so_also_inside_awp() -> None:
+    assert not any(each.certifies for each in (AdversarialTraining(), TRADES(), Clean(), AWP(Clean())))
+    assert Certified().certifies
+    assert AWP(Certified()).certifies
+
+
 def fit(objective: Objective, attack: Attack, callbacks: Any = (), **settings: Any) -> Trainer:
     data = TensorBatches(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.arange(8), batch_size=2)
     module = AdversarialClassifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0.1, attack, objective=objective)
