@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from rampart.attacks.eps import Eps, parse_eps, parse_number, to_fraction
+
+Shape: TypeAlias = Literal["constant", "linear", "cosine", "smoothed"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Phase:
         start_eps: Eps at the start of the phase; ``end_eps`` if None.
         epochs: Length in epochs. Give either this or ``train_steps``.
         train_steps: Length in optimizer steps.
-        shape: Curve from start to end; ``"constant"`` needs both to be equal.
+        shape: Curve from start to end. ``"constant"`` needs both to be equal. ``"cosine"`` is flat at both ends.
+            ``"smoothed"`` is that of certified training (Shi et al. 2021): it rises with the fourth power of the time
+            in the first quarter of the phase, and from there on linearly, without a kink.
         interval: Change eps with every optimizer step or with every epoch.
         steps: Number of attack steps during this phase; the attack's own setting if None.
         step_size: Step size of the attack during this phase; the attack's own setting if None.
@@ -34,7 +38,7 @@ class Phase:
     start_eps: Eps | None = None
     epochs: int | None = None
     train_steps: int | None = None
-    shape: Literal["constant", "linear", "cosine"] = "linear"
+    shape: Shape = "linear"
     interval: Literal["step", "epoch"] = "step"
     steps: int | Literal["paper"] | None = None
     step_size: Eps | None = None
@@ -47,7 +51,7 @@ class Phase:
             raise ValueError(f"a phase's {unit} must be at least 1, got {self.length}")
         if self.interval == "epoch" and self.epochs is None:
             raise ValueError("interval: epoch needs a length in epochs, got train_steps")
-        for name, allowed in (("shape", ("constant", "linear", "cosine")), ("interval", ("step", "epoch"))):
+        for name, allowed in (("shape", get_args(Shape)), ("interval", ("step", "epoch"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         start, end = self._ends()
@@ -81,6 +85,8 @@ class Phase:
             return end
         if self.shape == "cosine":
             return start + (end - start) * (1 - math.cos(math.pi * update / (updates - 1))) / 2
+        if self.shape == "smoothed":
+            return start + (end - start) * _smoothed(update / (updates - 1))
         return _linear(start, end, update, updates - 1)
 
     def _ends(self) -> tuple[float, float]:
@@ -106,6 +112,14 @@ def _linear(start: float, end: float, part: int, parts: int) -> float:
     """Return ``start + (end - start) part / parts``, in whole numbers, so that 0.01 x 7 is 0.07, not 0.0700...01."""
     first, last, common = _fractions(start, end)
     return (first * parts + (last - first) * part) / (common * parts)
+
+
+def _smoothed(time: float) -> float:
+    """Return the curve from 0 to 1 that Shi et al. 2021 train with: ``a time^4`` up to 1/4, then a straight line.
+
+    Equal values and slopes at 1/4, and the value 1 at 1, give a = 256 / 13 and the line.
+    """
+    return 256 * time**4 / 13 if time < 1 / 4 else (16 * time - 3) / 13
 
 
 def eps_schedule(

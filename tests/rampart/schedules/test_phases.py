@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -42,6 +43,37 @@ def test_a_cosine_ramp_is_flat_at_both_ends() -> None:
     assert values[1] - values[0] < 0.1 * (values[51] - values[50])
 
 
+@pytest.mark.parametrize(
+    ("epochs", "eps"),
+    [
+        (1, 0.0),
+        (2, 0.0008),
+        (3, 0.0040),
+        (4, 0.0126),
+        (5, 0.0308),
+        (6, 0.0554),
+        (8, 0.1046),
+        (10, 0.1538),
+        (15, 0.2769),
+    ],
+)
+def test_a_smoothed_ramp_has_the_eps_of_shi_et_al_after_each_epoch(epochs: int, eps: float) -> None:
+    exact = Phase(train_steps=20 * 235 + 1, start_eps=0, end_eps=0.4, shape="smoothed")
+    assert exact.eps_at(epochs * 235, exact.length) == pytest.approx(eps, abs=5e-5)
+    in_epochs = [Phase(epochs=20, start_eps=0, end_eps=0.4, shape="smoothed"), Phase(epochs=50, end_eps=0.4)]
+    assert eps_at(in_epochs, epochs, 0, 235) == pytest.approx(eps, abs=1.5e-4)
+
+
+def test_a_smoothed_ramp_has_no_kink_and_goes_from_any_start_to_any_end() -> None:
+    rising = Phase(train_steps=4001, start_eps=0.1, end_eps=0.4, shape="smoothed")
+    values = [rising.eps_at(step, 4001) for step in range(4001)]
+    slopes = [after - before for before, after in pairwise(values)]
+    assert (values[0], values[-1]) == (0.1, 0.4)
+    assert max(abs(after - before) for before, after in pairwise(slopes)) < 0.005 * max(slopes)
+    falling = Phase(train_steps=4001, start_eps=0.4, end_eps=0.1, shape="smoothed")
+    assert [falling.eps_at(step, 4001) for step in range(4001)] == pytest.approx([0.5 - value for value in values])
+
+
 def test_phases_in_train_steps_run_across_epochs() -> None:
     phases = [Phase(train_steps=7, end_eps=0.1), Phase(train_steps=3, start_eps=0.2, end_eps=0.4)]
     values = [eps_schedule(phases, step // 4, step % 4, 4, step)[1] for step in range(12)]
@@ -50,7 +82,7 @@ def test_phases_in_train_steps_run_across_epochs() -> None:
 
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=4),
-    st.sampled_from(["linear", "cosine"]),
+    st.sampled_from(["linear", "cosine", "smoothed"]),
     st.sampled_from(["step", "epoch"]),
     st.integers(1, 6),
 )
