@@ -2,6 +2,16 @@
 
 from rampart.bounds.interval import Interval
 from rampart.bounds.interval_rules import NoBoundError
-from rampart.bounds.propagation import check_bounded, interval_logits
+from rampart.bounds.propagation import box_logits, check_bounded, interval_logits
+from rampart.bounds.trace import Operation, list_operations, list_relu_inputs
 
-__all__ = ["Interval", "NoBoundError", "check_bounded", "interval_logits"]
+__all__ = [
+    "Interval",
+    "NoBoundError",
+    "Operation",
+    "box_logits",
+    "check_bounded",
+    "interval_logits",
+    "list_operations",
+    "list_relu_inputs",
+]

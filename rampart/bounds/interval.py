@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rampart.bounds.batch_norm import BatchNormArguments, normalise_by, normalise_by_batch
 from rampart.bounds.interval_rules import (
+    PLAIN_FORMS,
     REASONS,
     RULES,
-    RULES_IN_PLACE,
     VIEWS,
     Bounds,
     NoBoundError,
     NoBoundOfAttributeError,
 )
+from rampart.bounds.trace import Operation
 
 PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 
@@ -48,13 +50,23 @@ class Interval:
     its result for any tensor in the box, by the rules of :mod:`rampart.bounds.interval_rules`. An operation without a
     rule raises an error that names it. Bounds hold up to their dtype's rounding.
 
+    A batch of tensors can pass along with the box, as ``clean``: each operation is applied to it too, in the same call.
+    BatchNorm in train mode needs it, since it normalises the box by the statistics of that batch.
+
     Args:
         lower: ``(N, ...)``, float, lower bounds.
         upper: Upper bounds, like ``lower`` in shape and dtype; nowhere below it.
+        clean: A batch that passes along, like ``lower`` in shape; nothing does if None.
+        trace: Record the operations in :attr:`operation`. They keep all intermediate bounds in memory.
+
+    Attributes:
+        clean: The batch after the operations so far, or None.
+        operation: The operation that led here, with those before it as its inputs; None without ``trace``.
     """
 
-    def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        self._bounds = Bounds(lower, upper)
+    def __init__(self, lower: Tensor, upper: Tensor, clean: Tensor | None = None, trace: bool = False) -> None:
+        self._bounds, self.clean = Bounds(lower, upper), clean
+        self.operation = Operation(None, (), {}, None, self._bounds) if trace else None
         # Number of in-place changes, shared by all views of the same tensors, and that number when this was current.
         self._changes, self._seen_changes = [0], 0
         self._last_linear: tuple[Bounds, Tensor, Tensor | None] | None = None
@@ -153,50 +165,105 @@ def _call_method(method: Callable[..., Any], x: Interval, *args: Any, **kwargs: 
 
 def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], in_place: bool) -> Any:
     """Apply an operation's rule to its arguments, some of which are intervals."""
-    rule = RULES.get(func)
-    if rule is None and func in RULES_IN_PLACE:
-        rule, in_place = RULES_IN_PLACE[func], True
-    name, first = getattr(func, "__name__", str(func)), args[0] if args else None
-    if rule is None or (in_place and not isinstance(first, Interval)):
+    plain = PLAIN_FORMS.get(func, func)
+    in_place = in_place or plain is not func
+    first = args[0] if args else None
+    name = getattr(func, "__name__", str(func))
+    if plain not in RULES or (in_place and not isinstance(first, Interval)):
         reason = f": {REASONS[name]}" if name in REASONS else ""
         raise NoBoundError(f"no interval bound for {name}{reason}")
     try:
-        result = rule(*_unwrap(args), **{key: _unwrap(value) for key, value in kwargs.items()})
+        clean, plain, args, kwargs = _apply_to_clean(plain, args, kwargs)
+        result = RULES[plain](*_replace_intervals(args, _get_bounds), **_replace_intervals(kwargs, _get_bounds))
     except TypeError as error:
         if isinstance(error, NoBoundError):
             raise
         raise NoBoundError(f"no interval bound for {name} of these arguments") from error
+    wrapped = _wrap(result, clean, plain, args, kwargs)
     if in_place:
         assert isinstance(first, Interval)
-        return _replace(first, result)
-    wrapped = _wrap(result, first if func in VIEWS and isinstance(first, Interval) else None)
+        return _replace(first, wrapped)
+    if func in VIEWS and isinstance(first, Interval):
+        for view in wrapped if isinstance(wrapped, tuple) else (wrapped,):
+            if isinstance(view, Interval):
+                view._changes, view._seen_changes = first._changes, first._seen_changes
     if func is F.linear:
         _remember_linear(wrapped, *args, **kwargs)
     return wrapped
+
+
+def _apply_to_clean(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Apply an operation to the batch that passes along with its intervals, if there is one.
+
+    Returns:
+        The result, or None without a batch; then the operation that applies to the box, and its arguments.
+    """
+    if any(interval.clean is None for interval in _find_intervals((*args, *kwargs.values()))):
+        return None, function, args, kwargs
+    clean_args, clean_kwargs = _replace_intervals(args, _get_clean), _replace_intervals(kwargs, _get_clean)
+    if function is F.batch_norm and BatchNormArguments(*args, **kwargs).training:
+        clean, statistics = normalise_by_batch(clean_args[0], clean_args, clean_kwargs)
+        return clean, normalise_by, (args[0], *statistics), {}
+    return function(*clean_args, **clean_kwargs), function, args, kwargs
 
 
 def _remember_linear(result: Interval, input: Interval, weight: Tensor, bias: Tensor | None = None) -> None:
     result._last_linear = input.bounds, weight, bias
 
 
-def _unwrap(value: Any) -> Any:
+def _find_intervals(values: Any) -> list[Interval]:
+    found = [value for value in values if isinstance(value, Interval)]
+    nested = [value for value in values if type(value) in (list, tuple)]
+    return [*found, *(interval for value in nested for interval in _find_intervals(value))]
+
+
+def _get_bounds(interval: Interval) -> Bounds:
+    return interval.bounds
+
+
+def _get_clean(interval: Interval) -> Tensor:
+    assert interval.clean is not None
+    return interval.clean
+
+
+def _get_operation(interval: Interval) -> Operation:
+    # A tensor that was bounded without a trace, such as a buffer, is a box of its own.
+    return interval.operation or Operation(None, (), {}, None, interval.bounds)
+
+
+def _replace_intervals(value: Any, get: Callable[[Interval], Any]) -> Any:
+    """Replace each interval, also inside lists, tuples and dictionaries."""
     if isinstance(value, Interval):
-        return value.bounds
-    return type(value)(map(_unwrap, value)) if type(value) in (list, tuple) else value
+        return get(value)
+    if type(value) is dict:
+        return {key: _replace_intervals(item, get) for key, item in value.items()}
+    return type(value)(_replace_intervals(item, get) for item in value) if type(value) in (list, tuple) else value
 
 
-def _wrap(result: Any, viewed: Interval | None) -> Any:
-    if not isinstance(result, Bounds):
-        return tuple(_wrap(item, viewed) for item in result) if type(result) is tuple else result
-    interval = Interval(*result)
-    if viewed is not None:
-        interval._changes, interval._seen_changes = viewed._changes, viewed._seen_changes
-    return interval
+def _wrap(result: Any, clean: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Return intervals in place of bounds, with their part of the clean batch and of the trace."""
+    traced = any(interval.operation is not None for interval in _find_intervals((*args, *kwargs.values())))
+
+    def wrap(bounds: Any, clean: Any, index: int | None) -> Any:
+        if not isinstance(bounds, Bounds):
+            return bounds
+        interval = Interval(*bounds, clean=clean)
+        if traced:
+            operands = _replace_intervals(args, _get_operation), _replace_intervals(kwargs, _get_operation)
+            interval.operation = Operation(function, *operands, index, bounds)
+        return interval
+
+    if type(result) is not tuple:
+        return wrap(result, clean, None)
+    cleans = clean or [None] * len(result)
+    return tuple(wrap(*item, index) for index, item in enumerate(zip(result, cleans, strict=True)))
 
 
-def _replace(x: Interval, result: Bounds) -> Interval:
+def _replace(x: Interval, result: Interval) -> Interval:
     """Give an interval new bounds, in place."""
-    x._bounds, x._last_linear = result, None
+    x._bounds, x.clean, x.operation, x._last_linear = result.bounds, result.clean, result.operation, None
     x._changes[0] += 1
     x._seen_changes = x._changes[0]
     return x

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rampart.bounds.batch_norm import BatchNormArguments, normalise_by
+
 Function: TypeAlias = Callable[..., Any]
 
 
@@ -41,7 +43,7 @@ class Bounds(NamedTuple):
 
 
 RULES: dict[Function, Function] = {}
-RULES_IN_PLACE: dict[Function, Function] = {}  # The same operations, by their in-place names, which end in "_".
+PLAIN_FORMS: dict[Function, Function] = {}  # Each in-place operation, whose name ends in "_", by its plain form.
 VIEWS: set[Function] = set()  # Operations whose result may share its memory with their input.
 
 # Operations that are nondecreasing in all their tensors: each bound of the result is the result of that bound.
@@ -195,23 +197,19 @@ def _dropout(x: Bounds, p: float = 0.5, training: bool = True) -> Bounds:  # noq
     return x
 
 
-def _batch_norm(
-    x: Bounds,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001 - torch's signature
-    eps: float = 1e-5,
+def _batch_norm(*args: Any, **kwargs: Any) -> Bounds:
+    x, mean, variance, weight, bias, training, _, eps = BatchNormArguments(*args, **kwargs)
+    if training or mean is None or variance is None:
+        raise NoBoundError("no interval bound for BatchNorm by batch statistics without the batch: give `clean`")
+    return _normalise_by(x, mean, variance, weight, bias, eps)
+
+
+def _normalise_by(
+    x: Bounds, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Bounds:
-    if training or running_mean is None or running_var is None:
-        raise NoBoundError("no interval bound for BatchNorm by batch statistics: freeze it (`eval()`) before training")
-    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
-    shape = (1, -1, *[1] * (x.lower.ndim - 2))
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    middle = x.middle * scale.view(shape) + shift.view(shape)
-    return _from_middle(middle, x.radius * scale.abs().view(shape))
+    middle = normalise_by(x.middle, mean, variance, weight, bias, eps)
+    scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+    return _from_middle(middle, x.radius * scale.abs().view(1, -1, *[1] * (x.lower.ndim - 2)))
 
 
 def _register(names: str, make_rule: Callable[[Function], Function], *owners: Any) -> list[Function]:
@@ -224,7 +222,7 @@ def _register(names: str, make_rule: Callable[[Function], Function], *owners: An
                 functions.append(function)
                 RULES[function] = make_rule(function)
                 if hasattr(owner, f"{name}_"):
-                    RULES_IN_PLACE[getattr(owner, f"{name}_")] = RULES[function]
+                    PLAIN_FORMS[getattr(owner, f"{name}_")] = function
     return functions
 
 
@@ -255,4 +253,5 @@ for name, bound in {
     "batch_norm": _batch_norm,
 }.items():
     _register(name, lambda _, bound=bound: bound, F)  # type: ignore[misc]
+RULES[normalise_by] = _normalise_by
 _register("prelu elu celu", lambda function: partial(_turning, function, 0.0))

@@ -17,15 +17,45 @@ from rampart.kernels import full_float32
 LIKELY_SIDES = (28, 32, 64, 96, 224)  # Image sides to try with a network that has no `image_shape`.
 
 
-def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
-    """Return bounds on the logits of all images within eps of these and within [0, 1].
-
-    Computed without autocast and TF32, whatever the settings: lower precision rounds by more than a small eps.
+def interval_logits(
+    network: nn.Module, images: Tensor, eps: float | Tensor, clean: Tensor | None = None, trace: bool = False
+) -> Interval:
+    """Return bounds on the logits of all images within eps of these and within [0, 1]; see :func:`box_logits`.
 
     Args:
         network: A network of operations with a rule; see :class:`Interval`.
         images: ``(N, ...)``, float, in [0, 1].
-        eps: Radius in l-inf on the pixel scale, at least 0.
+        eps: Radius in l-inf on the pixel scale, at least 0; a tensor ``(N,)`` gives each image its own.
+        clean: Batch whose statistics BatchNorm in train mode uses, like ``images`` in shape, such as the images of an
+            attack. If None, that batch is ``images``, if the network has such a layer.
+        trace: Record the operations; see :class:`Interval`.
+
+    Returns:
+        An interval of shape ``(N, C)``.
+    """
+    if clean is None and _uses_batch_statistics(network):
+        clean = images
+    radius = eps.to(images).view(-1, *[1] * (images.ndim - 1)) if isinstance(eps, Tensor) else eps
+    return box_logits(network, (images - radius).clamp(0, 1), (images + radius).clamp(0, 1), clean, trace)
+
+
+def box_logits(
+    network: nn.Module, lower: Tensor, upper: Tensor, clean: Tensor | None = None, trace: bool = False
+) -> Interval:
+    """Return bounds on the logits of all images in a box, by interval bound propagation.
+
+    Computed without autocast and TF32, whatever the settings: lower precision rounds by more than a small eps.
+
+    In train mode, the network normalises the box by the batch statistics of ``clean``, which passes through the network
+    in the same call. As in a pass of that batch alone, BatchNorm's running statistics are updated once.
+
+    Args:
+        network: A network of operations with a rule; see :class:`Interval`.
+        lower: ``(N, ...)``, float, lower bounds of the pixels.
+        upper: Upper bounds, like ``lower`` in shape; nowhere below it.
+        clean: A batch that passes along, like ``lower`` in shape; its logits are the result's ``clean``. Needed if
+            BatchNorm is in train mode.
+        trace: Record the operations; see :class:`Interval`.
 
     Returns:
         An interval of shape ``(N, C)``.
@@ -33,15 +63,22 @@ def interval_logits(network: nn.Module, images: Tensor, eps: float) -> Interval:
     Raises:
         NoBoundError: If the network has an operation without a rule; the message names the layer.
         TypeError: If the network does not return an interval, because it uses other functions than torch's.
+        ValueError: If the shape of ``clean`` differs from that of the box.
     """
-    with full_float32(images.device.type):
-        logits = _propagate(network, network, Interval((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))
+    if clean is not None and clean.shape != lower.shape:
+        raise ValueError(f"clean must have the shape of the box, {tuple(lower.shape)}, got {tuple(clean.shape)}")
+    with full_float32(lower.device.type):
+        logits = _propagate(network, network, Interval(lower, upper, clean, trace))
     if not isinstance(logits, Interval):
         raise TypeError(
             f"the network must use torch's functions alone to be bounded: it returned {type(logits).__name__} for an "
             "Interval"
         )
     return logits
+
+
+def _uses_batch_statistics(network: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
 
 
 def check_bounded(network: nn.Module) -> None:
@@ -56,12 +93,6 @@ def check_bounded(network: nn.Module) -> None:
     Raises:
         NoBoundError: If an operation has no bound; the message names the first such layer.
     """
-    for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise NoBoundError(
-                f"no interval bound for BatchNorm by batch statistics (in {_describe(name, module)}): freeze it with "
-                "`eval()` before training, or use a network without BatchNorm"
-            )
     network = getattr(network, "_orig_mod", network)  # of torch.compile
     for shape in _likely_shapes(network):
         try:
@@ -79,7 +110,8 @@ def _propagate_on_meta(network: nn.Module, shape: tuple[int, ...]) -> None:
     dtype = next((tensor.dtype for tensor in meta.values() if tensor.is_floating_point()), None)
     image = torch.empty(2, *shape, dtype=dtype, device="meta")
     with torch.no_grad():
-        _propagate(network, lambda box: functional_call(network, meta, (box,)), Interval(image, image.clone()))
+        box = Interval(image, image.clone(), clean=image.clone())
+        _propagate(network, lambda box: functional_call(network, meta, (box,)), box)
 
 
 def _propagate(network: nn.Module, forward: Callable[[Interval], Any], box: Interval) -> Any:

@@ -19,7 +19,7 @@ class MTLIBP(Objective):
     attack exceeds it. It costs as much as two forward and backward passes. Unlike in the authors' runs, its radius is
     that of the attack, and there is no L1 penalty.
 
-    BatchNorm must be frozen, since IBP has no bound for batch statistics.
+    BatchNorm in train mode bounds by the statistics of the clean images, and updates its running statistics twice.
 
     Attributes:
         weight: Weight of the bound, in [0, 1]; alpha in the paper, which uses 0.01 to 0.08 on MNIST at eps 0.1 and 0.3.

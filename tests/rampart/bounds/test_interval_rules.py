@@ -219,7 +219,6 @@ WITHOUT_BOUND: dict[str, tuple[nn.Module, str]] = {
     "threshold": (nn.Threshold(0.1, 20), "threshold 0.1 with a value above it, got 20"),
     "random slopes": (nn.RReLU(), "rrelu in train mode"),
     "train mode": (nn.Dropout2d(), "dropout in train mode"),
-    "batch statistics": (nn.BatchNorm2d(4), "BatchNorm by batch statistics"),
     "no statistics": (nn.BatchNorm2d(4, track_running_stats=False).eval(), "BatchNorm by batch statistics"),
     "wrong arguments": (Uses(lambda x: x.relu(1, 2, 3)), "relu of these arguments"),
     "a view's change": (

@@ -43,7 +43,6 @@ INVALID: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     ),
     "trades, stopped": (TRADES(), PGD(stop_when_fooled=True), MNISTCNN(), "PGD without stop_when_fooled, got PGD"),
     "mtl-ibp, l2": (MTLIBP(), PGD(norm="L2"), MNISTCNN(), "l-inf ball, got an attack with the norm L2"),
-    "mtl-ibp, batchnorm": (MTLIBP(), PGD(), ResNet18(), r"BatchNorm by batch statistics \(in layer bn1, BatchNorm2d\)"),
     "mtl-ibp, no bound": (MTLIBP(), PGD(), with_ranks(), r"no interval bound for sort.*\(in layer 2.1, Ranks\)"),
     "mtl-ibp, leftover": (MTLIBP(adversarial=LEFTOVER), PGD(restarts=2), MNISTCNN(), "leave attack.restarts out"),
     "leftover, restarts": (LEFTOVER, PGD(restarts=2), MNISTCNN(), "leave attack.restarts out, got 2"),
