@@ -1,5 +1,6 @@
 """Bounds on a network's outputs over all images in a box, with torch alone."""
 
+from rampart.bounds.certificates import certified_mask, certified_radii
 from rampart.bounds.interval import Interval
 from rampart.bounds.interval_rules import NoBoundError
 from rampart.bounds.propagation import box_logits, check_bounded, interval_logits
@@ -10,6 +11,8 @@ __all__ = [
     "NoBoundError",
     "Operation",
     "box_logits",
+    "certified_mask",
+    "certified_radii",
     "check_bounded",
     "interval_logits",
     "list_operations",

@@ -1,0 +1,182 @@
+"""Certificates: images of which every perturbation up to an eps is proved to be classified correctly.
+
+A bound is computed in floating point, and so is the network that it speaks of. A certificate therefore asks for more
+than a negative bound on every other class's logit minus the label's: it has to be below zero by a margin, relative to
+the largest bound of that image on the absolute logits. The margin is 1e-4 in float32. float32 rounds by 6e-8, and the
+rounding of a whole network, of its bounds and of its logits, is some 1e-6 of that scale. Images within the margin on
+either side of zero are bounded again in float64; there the margin, 1e-5, is left for the rounding of the network's own
+logits. The box is widened by what evaluations allow adversarial images for rounding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rampart.bounds.propagation import interval_logits
+from rampart.kernels import full_float32
+
+Method: TypeAlias = Literal["IBP"]
+
+MARGIN = 1e-4
+"""Least distance of a float32 bound from zero, relative to the bounds on the image's logits."""
+MARGIN_FLOAT64 = 1e-5
+"""The same for bounds in float64: the rounding of the float32 network that is certified."""
+CHUNK = 250
+"""Images bounded at once, which limits memory."""
+
+
+class _Bound(NamedTuple):
+    """Upper bounds ``(N, C)`` on logits minus the label's, and bounds ``(N,)`` on the absolute logits."""
+
+    worst: Tensor
+    scale: Tensor
+
+
+def _bound_by_intervals(network: nn.Module, images: Tensor, labels: Tensor, eps: Tensor) -> _Bound:
+    logits = interval_logits(network, images, eps)
+    return _Bound(logits.worst_logits(labels), torch.maximum(logits.lower.abs(), logits.upper.abs()).amax(1))
+
+
+BOUNDS: dict[Method, Callable[[nn.Module, Tensor, Tensor, Tensor], _Bound]] = {"IBP": _bound_by_intervals}
+"""Methods, the cheapest first. Each is used for the images that those before it leave open."""
+
+METHODS: tuple[Method, ...] = tuple(BOUNDS)
+
+
+def certified_mask(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float | Tensor,
+    *,
+    active: Tensor | None = None,
+    methods: Sequence[Method] = METHODS,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Return a mask of the images that no perturbation up to eps can make the network misclassify.
+
+    The clean image is one of them, so a certified image is classified correctly clean. An image that is not certified
+    may be robust all the same. Computed without a graph, without autocast and TF32; see
+    :mod:`rampart.bounds.certificates` for rounding.
+
+    Args:
+        network: A network in eval mode, of operations with a rule; see :class:`rampart.bounds.Interval`.
+        images: ``(N, ...)``, float32 or float64, in [0, 1].
+        labels: ``(N,)``, int64, in [0, C).
+        eps: Radius in l-inf on the pixel scale, at least 0; or one per image, ``(N,)``.
+        active: ``(N,)``, bool: the images to certify; the others count as not certified. All if None.
+        methods: Bounds to use, each for the images that those before it leave open.
+        chunk: Images bounded at once.
+
+    Returns:
+        ``(N,)``, bool.
+
+    Raises:
+        NoBoundError: If the network has an operation without a rule; the message names the layer.
+        TypeError: If the network does not return an interval.
+        ValueError: If the network, or a part of it, is in train mode.
+    """
+    _check_mode(network)
+    network = getattr(network, "_orig_mod", network)  # of torch.compile
+    sizes = _widen(eps, labels)
+    certified = torch.zeros_like(labels, dtype=torch.bool)
+    left = torch.ones_like(certified) if active is None else active.clone()
+    with torch.no_grad(), full_float32(images.device.type):
+        for method in methods:
+            for rows in torch.split(left.nonzero().squeeze(1), chunk):
+                certified[rows] = _certify(BOUNDS[method], network, images[rows], labels[rows], sizes[rows])
+            left &= ~certified
+    return certified
+
+
+def certified_radii(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    max_eps: float | Tensor = 1.0,
+    *,
+    min_eps: float | Tensor = 0.0,
+    tolerance: float = 1 / 1024,
+    active: Tensor | None = None,
+    methods: Sequence[Method] = METHODS,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Find the largest eps at which each image is certified, by bisection.
+
+    An image that is certified at one eps is certified at every smaller one, since the larger box contains the smaller.
+
+    Args:
+        network: As for :func:`certified_mask`.
+        images: ``(N, ...)``, float32 or float64, in [0, 1].
+        labels: ``(N,)``, int64, in [0, C).
+        max_eps: Radius at which the search ends; or one per image, ``(N,)``. It is not tried itself.
+        min_eps: Radius at which the images are known to be certified; or one per image, ``(N,)``.
+        tolerance: Largest distance of the result from the largest eps that the bounds certify.
+        active: ``(N,)``, bool: the images to search; the result for the others is ``min_eps``. All if None.
+        methods: Bounds to use.
+        chunk: Images bounded at once.
+
+    Returns:
+        ``(N,)``, float64: an eps at which the image is certified; ``min_eps`` if there is none above it.
+
+    Raises:
+        ValueError: If ``tolerance`` is not above 0. Also raises the errors of :func:`certified_mask`.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance:g}")
+    low, high = _per_image(min_eps, labels), _per_image(max_eps, labels)
+    active = torch.ones_like(labels, dtype=torch.bool) if active is None else active
+    width = (high - low)[active].max().item() if bool(active.any()) else 0.0
+    for _ in range(math.ceil(math.log2(max(width / tolerance, 1.0)))):
+        middle = (low + high) / 2
+        certified = certified_mask(network, images, labels, middle, active=active, methods=methods, chunk=chunk)
+        low, high = torch.where(certified, middle, low), torch.where(certified, high, middle)
+    return low if bool(active.all()) else torch.where(active, low, _per_image(min_eps, labels))
+
+
+class _Float64(nn.Module):
+    """A network that computes with float64 copies of its parameters and buffers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self.tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+
+    def forward(self, images: Any) -> Any:
+        return functional_call(self.network, self.tensors, (images,))
+
+
+def _certify(bound: Callable[..., _Bound], network: nn.Module, images: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+    """Return a mask of the images that one method certifies, ``(N,)``, bool."""
+    distance = _relative(bound(network, images, labels, eps), labels)
+    certified = distance < -MARGIN
+    near = (distance.abs() <= MARGIN).nonzero().squeeze(1)
+    if len(near):
+        again = bound(_Float64(network), images[near].double(), labels[near], eps[near])
+        certified[near] = _relative(again, labels[near]) < -MARGIN_FLOAT64
+    return certified
+
+
+def _relative(bound: _Bound, labels: Tensor) -> Tensor:
+    """Return the largest bound over the other classes, relative to the logits; NaN where a bound is not finite."""
+    others = bound.worst.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return others / bound.scale.clamp_min(torch.finfo(others.dtype).tiny)
+
+
+def _widen(eps: float | Tensor, labels: Tensor) -> Tensor:
+    """Return each image's radius, with the tolerance by which an evaluation accepts adversarial images."""
+    return _per_image(eps, labels) * (1 + 1e-5) + 1e-6
+
+
+def _per_image(value: float | Tensor, labels: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=labels.device).expand(len(labels))
+
+
+def _check_mode(network: nn.Module) -> None:
+    if any(module.training for module in network.modules()):
+        raise ValueError(f"certificates are for networks in eval mode, got {type(network).__name__} in train mode")

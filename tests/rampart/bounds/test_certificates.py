@@ -1,0 +1,150 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rampart.attacks import PGD
+from rampart.bounds import NoBoundError, certificates, certified_mask, certified_radii
+from rampart.evaluation import robust_mask
+from rampart.networks import MNISTCNN, GatedMNISTCNN
+from tests.rampart.networks.references import NARROW
+
+NETWORKS: list[Callable[[], Any]] = [MNISTCNN, GatedMNISTCNN, *NARROW.values()]
+
+
+class Level(nn.Module):
+    """Predicts class 1 for a mean pixel above 0.5: an image's distance from 0.5 is its exact radius."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.eval()
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([[-gain / 4], [gain / 4]]))
+            self.linear.bias.copy_(torch.tensor([gain / 2, -gain / 2]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+def case(levels: list[float]) -> tuple[nn.Module, Tensor, Tensor]:
+    images = torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    return Level(), images, torch.ones(len(levels), dtype=torch.int64)
+
+
+def test_images_are_certified_up_to_their_exact_radius() -> None:
+    network, images, labels = case([0.4, 0.55, 0.65, 0.75])
+    assert certified_mask(network, images, labels, 0.1).tolist() == [False, False, True, True]
+    assert certified_mask(network, images, labels, 0.0).tolist() == [False, True, True, True]
+    radii = certified_radii(network, images, labels, tolerance=1e-3)
+    torch.testing.assert_close(radii, torch.tensor([0.0, 0.05, 0.15, 0.25]).double(), atol=1.3e-3, rtol=0)
+    assert (radii <= (images.flatten(1).mean(1) - 0.5).clamp(min=0)).all()
+
+
+def test_each_image_may_have_its_own_eps() -> None:
+    network, images, labels = case([0.6, 0.6, 0.6])
+    assert certified_mask(network, images, labels, torch.tensor([0.05, 0.15, 0.09])).tolist() == [True, False, True]
+
+
+def test_only_active_images_are_certified() -> None:
+    network, images, labels = case([0.8, 0.8])
+    active = torch.tensor([True, False])
+    assert certified_mask(network, images, labels, 0.1, active=active).tolist() == [True, False]
+    assert certified_radii(network, images, labels, active=active)[1] == 0
+
+
+def test_radii_lie_between_the_known_ends() -> None:
+    network, images, labels = case([0.7, 0.7, 0.9])
+    radii = certified_radii(network, images, labels, torch.tensor([0.3, 0.15, 0.2]), min_eps=0.1, tolerance=1e-3)
+    torch.testing.assert_close(radii, torch.tensor([0.2, 0.15, 0.2]).double(), atol=2e-3, rtol=0)
+    # 0.7 is not certified at 0.25: nothing is found above what was known.
+    assert certified_radii(network, images[:1], labels[:1], 0.4, min_eps=0.25).tolist() == [0.25]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7])
+def test_chunks_do_not_change_the_result(chunk: int) -> None:
+    torch.manual_seed(0)
+    network = MNISTCNN().eval()
+    images = torch.rand(5, 1, 28, 28)
+    labels = network(images).argmax(1)
+    radii = certified_radii(network, images, labels, 0.01, tolerance=1e-6)
+    assert radii.unique().numel() > 1
+    torch.testing.assert_close(certified_radii(network, images, labels, 0.01, tolerance=1e-6, chunk=chunk), radii)
+
+
+@pytest.mark.parametrize(("gap", "certified", "passes"), [(2e-4, True, 1), (5e-5, True, 2), (2e-6, False, 2)])
+def test_images_near_zero_are_bounded_again_in_float64(
+    monkeypatch: pytest.MonkeyPatch, gap: float, certified: bool, passes: int
+) -> None:
+    dtypes = []
+
+    def bound(_network: Any, images: Tensor, _labels: Tensor, _eps: Tensor) -> Any:
+        dtypes.append(images.dtype)
+        return certificates._Bound(torch.tensor([[-10 * gap, 0.0]], dtype=images.dtype), torch.tensor([10.0]))
+
+    monkeypatch.setitem(certificates.BOUNDS, "IBP", bound)
+    network, images, labels = case([0.7])
+    assert certified_mask(network, images, labels, 0.1).tolist() == [certified]
+    assert dtypes == [torch.float32, torch.float64][:passes]
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_float64_copies_give_the_same_bounds_and_leave_the_network_unchanged(make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    network = make().eval()
+    images = torch.rand(2, *network.image_shape)
+    labels, eps = torch.tensor([3, 0]), torch.tensor([0.01, 0.02])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    single = certificates._bound_by_intervals(network, images, labels, eps)
+    double = certificates._bound_by_intervals(certificates._Float64(network), images.double(), labels, eps.double())
+    assert double.worst.dtype == torch.float64
+    rounding = (single.worst - double.worst).abs().amax(1) / double.scale
+    assert (rounding < certificates.MARGIN / 10).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@settings(max_examples=6, deadline=None)
+@given(make=st.sampled_from(NETWORKS), seed=st.integers(0, 2**32 - 1))
+def test_certified_images_are_robust_and_certified_at_every_smaller_eps(make: Callable[[], Any], seed: int) -> None:
+    torch.manual_seed(seed)
+    network = make().eval()
+    images = torch.rand(4, *network.image_shape)
+    labels = network(images).argmax(1)
+    radii = certified_radii(network, images, labels, 0.01, tolerance=1e-6)
+    for share in (1.0, 0.5):
+        found = radii > 0
+        assert torch.equal(certified_mask(network, images, labels, share * radii, active=found), found)
+    for index in found.nonzero().squeeze(1).tolist():
+        row = slice(index, index + 1)
+        assert robust_mask(network, images[row], labels[row], PGD(steps=5), radii[index].item()).all()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_bounds_that_are_not_finite_certify_nothing(broken: float) -> None:
+    network, images, labels = case([0.9])
+    with torch.no_grad():
+        next(network.parameters())[0] = broken
+    assert certified_mask(network, images, labels, 0.01).tolist() == [False]
+
+
+def test_a_network_in_train_mode_is_refused() -> None:
+    network, images, labels = case([0.9])
+    network.train()
+    with pytest.raises(ValueError, match="certificates are for networks in eval mode, got Level in train mode"):
+        certified_mask(network, images, labels, 0.01)
+
+
+def test_an_operation_without_a_rule_is_named() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2)).eval()
+    with pytest.raises(NoBoundError, match=r"no interval bound for layer_norm.*in layer 1, LayerNorm"):
+        certified_mask(network, torch.rand(1, 1, 2, 2), torch.tensor([0]), 0.1)
+
+
+def test_a_tolerance_of_0_is_refused() -> None:
+    with pytest.raises(ValueError, match="tolerance must be above 0, got 0"):
+        certified_radii(*case([0.9]), tolerance=0.0)
