@@ -1,6 +1,7 @@
 """Bounds on a network's outputs over all images in a box, with torch alone."""
 
 from rampart.bounds.certificates import certified_mask, certified_radii
+from rampart.bounds.crown import crown_worst_logits
 from rampart.bounds.interval import Interval
 from rampart.bounds.interval_rules import NoBoundError
 from rampart.bounds.propagation import box_logits, check_bounded, interval_logits
@@ -14,6 +15,7 @@ __all__ = [
     "certified_mask",
     "certified_radii",
     "check_bounded",
+    "crown_worst_logits",
     "interval_logits",
     "list_operations",
     "list_relu_inputs",
