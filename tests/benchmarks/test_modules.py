@@ -12,7 +12,7 @@ MODULES = [
     for folder in ("benchmarks", "experiments")
     for file in sorted((ROOT / folder).rglob("*.py"))
 ]
-PEERS = ("art", "foolbox", "pyautoattack", "torchattacks")
+PEERS = ("art", "auto_LiRPA", "foolbox", "pyautoattack", "torchattacks")
 
 
 def test_modules_import_and_show_help_without_the_peers(

@@ -1,0 +1,17 @@
+"""Bounds on margins over boxes of inputs, by method, with the gradients and safety margins left out."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from rampart.bounds import box_logits
+
+WorstLogits = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def bound_by_ibp(network: nn.Module, lower: Tensor, upper: Tensor, labels: Tensor) -> Tensor:
+    """Return IBP's upper bounds on each class's logit minus the label's, ``(N, C)``, over boxes ``(N, ...)``."""
+    return box_logits(network, lower, upper).worst_logits(labels)
+
+
+BOUNDS: dict[str, WorstLogits] = {"IBP": bound_by_ibp}
