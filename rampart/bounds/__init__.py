@@ -3,11 +3,12 @@
 from rampart.bounds.certificates import certified_mask, certified_radii
 from rampart.bounds.crown import crown_worst_logits
 from rampart.bounds.interval import Interval
-from rampart.bounds.interval_rules import NoBoundError
+from rampart.bounds.interval_rules import Bounds, NoBoundError
 from rampart.bounds.propagation import box_logits, check_bounded, interval_logits
 from rampart.bounds.trace import Operation, list_operations, list_relu_inputs
 
 __all__ = [
+    "Bounds",
     "Interval",
     "NoBoundError",
     "Operation",

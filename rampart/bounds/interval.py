@@ -21,6 +21,7 @@ from rampart.bounds.interval_rules import (
     NoBoundOfAttributeError,
 )
 from rampart.bounds.trace import Operation
+from rampart.kernels import full_float32
 
 PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 
@@ -140,6 +141,7 @@ class Interval:
 
         If the last operation was linear, the difference of two logits is bounded directly (elision of the last layer,
         Gowal et al. 2018, section 3). That is at least as tight as the difference of their bounds.
+        Computed without autocast and TF32, whatever the settings.
 
         Args:
             labels: ``(N,)``, int64, in [0, C).
@@ -153,9 +155,10 @@ class Interval:
             return worst.scatter(1, labels[:, None], 0.0)
         inputs, weight, bias = self._last_linear
         differences = weight - weight[labels][:, None]  # (N, C, features)
-        worst = torch.baddbmm(
-            differences.abs() @ inputs.radius[:, :, None], differences, inputs.middle[:, :, None]
-        ).squeeze(2)
+        with full_float32(weight.device.type):
+            worst = torch.baddbmm(
+                differences.abs() @ inputs.radius[:, :, None], differences, inputs.middle[:, :, None]
+            ).squeeze(2)
         return worst if bias is None else worst + bias - bias[labels][:, None]
 
 

@@ -2,8 +2,18 @@
 
 from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
 from rampart.objectives.awp import AWP
+from rampart.objectives.ibp import IBP
 from rampart.objectives.label_smoothing import RandomLabelSmoothing
 from rampart.objectives.mtl_ibp import MTLIBP
 from rampart.objectives.trades import TRADES
 
-__all__ = ["AWP", "MTLIBP", "TRADES", "AdversarialTraining", "Objective", "ObjectiveOutput", "RandomLabelSmoothing"]
+__all__ = [
+    "AWP",
+    "IBP",
+    "MTLIBP",
+    "TRADES",
+    "AdversarialTraining",
+    "Objective",
+    "ObjectiveOutput",
+    "RandomLabelSmoothing",
+]

@@ -17,7 +17,7 @@ from rampart.attacks import APGD, FAB, PGD, Level, NamedAttack, Square
 from rampart.attacks.losses import margin
 from rampart.data import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, PreActResNet18, ResNet18, WideResNet
-from rampart.objectives import MTLIBP, TRADES, AdversarialTraining
+from rampart.objectives import IBP, MTLIBP, TRADES, AdversarialTraining
 from tests.conftest import ROOT, small_network
 
 
@@ -72,6 +72,7 @@ def change(path: Path, **settings: Any) -> Path:
         (NamedAttack(PGD(steps=3), "8/255"), NamedAttack(Square(), 0.3, name="S")),
         TRADES(),
         MTLIBP(weight=0.3, adversarial=AdversarialTraining(leftover_gradient=True)),
+        IBP(target_eps="8/255", clean_weight_start=1, clean_weight_end=0.5, l1=1e-6),
         SGD,
     ],
 )

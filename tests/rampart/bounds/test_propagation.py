@@ -160,3 +160,11 @@ def test_a_network_that_returns_a_tensor_raises() -> None:
         TypeError, match="must use torch's functions alone to be bounded: it returned Tensor for an Interval"
     ):
         interval_logits(Numpy(), torch.rand(2, 1, 4, 4), 0.1)
+
+
+def test_worst_logits_are_not_rounded_by_autocast() -> None:
+    interval = interval_logits(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), torch.rand(2, 1, 3, 3), 0.1)
+    labels = torch.tensor([0, 2])
+    expected = interval.worst_logits(labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(interval.worst_logits(labels), expected)
