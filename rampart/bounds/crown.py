@@ -43,7 +43,7 @@ def crown_worst_logits(interval: Interval, labels: Tensor) -> Tensor:
         others = (labels + torch.arange(1, classes, device=labels.device)[:, None]) % classes  # (C - 1, N)
         largest = max(operation.bounds.lower.numel() for operation in operations)
         chunk = max(1, classes if with_gradient else CHUNK_ELEMENTS // max(1, largest))
-        bounds = [_bound_differences(operations, some, labels) for some in others.split(chunk)]
+        bounds = [_bound_differences(operations, some, labels) for some in others.split(chunk) if some.numel()]
         worst = interval.lower.new_zeros(images, classes)
         return worst.scatter(1, others.T, torch.cat(bounds).T) if bounds else worst
 

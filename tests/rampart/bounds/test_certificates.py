@@ -72,9 +72,10 @@ def test_chunks_do_not_change_the_result(chunk: int) -> None:
     network = MNISTCNN().eval()
     images = torch.rand(5, 1, 28, 28)
     labels = network(images).argmax(1)
-    radii = certified_radii(network, images, labels, 0.01, tolerance=1e-6)
+    radii = certified_radii(network, images, labels, 0.01, tolerance=1e-6, methods=["IBP"])
     assert radii.unique().numel() > 1
-    torch.testing.assert_close(certified_radii(network, images, labels, 0.01, tolerance=1e-6, chunk=chunk), radii)
+    again = certified_radii(network, images, labels, 0.01, tolerance=1e-6, methods=["IBP"], chunk=chunk)
+    torch.testing.assert_close(again, radii)
 
 
 @pytest.mark.parametrize(("gap", "certified", "passes"), [(2e-4, True, 1), (5e-5, True, 2), (2e-6, False, 2)])
@@ -89,7 +90,7 @@ def test_images_near_zero_are_bounded_again_in_float64(
 
     monkeypatch.setitem(certificates.BOUNDS, "IBP", bound)
     network, images, labels = case([0.7])
-    assert certified_mask(network, images, labels, 0.1).tolist() == [certified]
+    assert certified_mask(network, images, labels, 0.1, methods=["IBP"]).tolist() == [certified]
     assert dtypes == [torch.float32, torch.float64][:passes]
 
 
@@ -100,11 +101,13 @@ def test_float64_copies_give_the_same_bounds_and_leave_the_network_unchanged(mak
     images = torch.rand(2, *network.image_shape)
     labels, eps = torch.tensor([3, 0]), torch.tensor([0.01, 0.02])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    single = certificates._bound_by_intervals(network, images, labels, eps)
-    double = certificates._bound_by_intervals(certificates._Float64(network), images.double(), labels, eps.double())
-    assert double.worst.dtype == torch.float64
-    rounding = (single.worst - double.worst).abs().amax(1) / double.scale
-    assert (rounding < certificates.MARGIN / 10).all()
+    for bound in certificates.BOUNDS.values():
+        with torch.no_grad():
+            single = bound(network, images, labels, eps)
+            double = bound(certificates._Float64(network), images.double(), labels, eps.double())
+        assert double.worst.dtype == torch.float64
+        rounding = (single.worst - double.worst).abs().amax(1) / double.scale
+        assert (rounding < certificates.MARGIN / 10).all()
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
@@ -115,13 +118,26 @@ def test_certified_images_are_robust_and_certified_at_every_smaller_eps(make: Ca
     network = make().eval()
     images = torch.rand(4, *network.image_shape)
     labels = network(images).argmax(1)
-    radii = certified_radii(network, images, labels, 0.01, tolerance=1e-6)
+    radii = certified_radii(network, images, labels, 0.01, tolerance=1e-6, methods=["IBP"])
     for share in (1.0, 0.5):
         found = radii > 0
-        assert torch.equal(certified_mask(network, images, labels, share * radii, active=found), found)
+        assert torch.equal(certified_mask(network, images, labels, share * radii, active=found, methods=["IBP"]), found)
     for index in found.nonzero().squeeze(1).tolist():
         row = slice(index, index + 1)
         assert robust_mask(network, images[row], labels[row], PGD(steps=5), radii[index].item()).all()
+
+
+def test_crown_certifies_images_that_intervals_leave_open() -> None:
+    torch.manual_seed(0)
+    network = MNISTCNN().eval()
+    images = torch.rand(3, 1, 28, 28)
+    labels = network(images).argmax(1)
+    intervals = certified_radii(network, images, labels, 0.01, tolerance=1e-5, methods=["IBP"])
+    both = certified_radii(network, images, labels, 0.01, tolerance=1e-5, methods=["IBP", "CROWN-IBP"], chunk=20)
+    assert (both > 1.2 * intervals).all()
+    for image, label, radius in zip(images.split(1), labels.split(1), both.tolist(), strict=True):
+        assert robust_mask(network, image, label, PGD(steps=5), radius).all()
+    assert certified_mask(network, images, labels, intervals, methods=["CROWN-IBP"]).all()
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

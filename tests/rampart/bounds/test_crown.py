@@ -253,6 +253,14 @@ def test_bounds_are_the_same_without_gradients_by_chunks_and_in_inference_mode(
             torch.testing.assert_close(bounds, expected.detach())
 
 
+def test_an_empty_batch_and_a_single_class_have_bounds() -> None:
+    for images, classes in ((0, 4), (2, 1)):
+        interval = interval_logits(nn.Linear(3, classes), torch.zeros(images, 3), 0.1, trace=True)
+        assert (
+            crown_worst_logits(interval, torch.zeros(images, dtype=torch.int64)).tolist() == [[0.0] * classes] * images
+        )
+
+
 def test_an_interval_without_its_operations_raises() -> None:
     with pytest.raises(ValueError, match="compute it with trace=True"):
         crown_worst_logits(Interval(torch.zeros(1, 2), torch.ones(1, 2)), torch.tensor([0]))
