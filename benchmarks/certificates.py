@@ -68,10 +68,11 @@ def run_instances(arguments: argparse.Namespace) -> Iterator[tuple[Any, list[str
 
 def run_published(arguments: argparse.Namespace) -> Iterator[tuple[Any, list[str]]]:
     """Yield the row and contradictions of one published network and eps at a time."""
-    sources = find_sources(arguments)
+    sources, counts = find_sources(arguments), (arguments.num_images, arguments.attacked)
     for case in published.CASES:
-        row = published.check_case(case, sources, arguments.num_images, arguments.attacked, arguments.seed)
-        yield [row], published.find_contradictions(row)
+        for eps in (case.eps, *case.smaller):
+            row = published.check_case(case, eps, sources, *counts, arguments.seed)
+            yield [row], published.find_contradictions(row)
 
 
 def run_oracle(arguments: argparse.Namespace) -> Iterator[tuple[Any, list[str]]]:

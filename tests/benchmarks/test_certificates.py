@@ -16,6 +16,8 @@ from benchmarks import certificates
 from benchmarks.certificate_checks import instances, oracle, published
 from benchmarks.certificate_checks.boxes import BoxNetwork, attack_box
 from benchmarks.certificate_checks.onnx_network import OnnxNetwork
+from benchmarks.certificate_checks.tables import format_rows, summarise
+from benchmarks.published_networks import wong_kolter_cnn
 from rampart.attacks import APGD, PGD
 
 WEIGHTS = {
@@ -156,8 +158,9 @@ def test_fooled_instances_contradict_a_proof_and_a_certificate() -> None:
 
 def published_row(**changes: Any) -> dict[str, Any]:
     row = {
-        "network": "n.pth", "images": "mnist", "eps": "0.1", "bounded": 10_000, "correct": 9811, "attacked": 10_000,
-        "robust": 9570, "certified": {"IBP": 9000}, "certified and misclassified": 0, "certified and fooled": 0,
+        "network": "n.pth", "images": "mnist", "eps": "0.1", "total": 10_000, "correct": 9811, "bounded": 10_000,
+        "attacked": 10_000, "robust": 9570, "certified": {"IBP": 9000},
+        "certified and misclassified": 0, "certified and fooled": 0,
         "published": {"clean": 98.11, "pgd": 95.89, "exact": 95.62, "certified": 94.18, "decimals": 2},
     }  # fmt: skip
     return row | changes
@@ -171,7 +174,8 @@ def published_row(**changes: Any) -> dict[str, Any]:
         ({"certified": {"IBP": 9563}}, ["certified 95.63, more than the 95.62 that are at most robust"]),
         ({"robust": 9561}, ["robust 95.61, less than the 95.62 that are proved robust"]),
         ({"certified and fooled": 2}, ["2 certified images are fooled"]),
-        ({"bounded": 100, "correct": 50, "attacked": 100, "robust": 10}, []),
+        ({"total": 100, "correct": 50, "bounded": 100, "attacked": 100, "robust": 10}, []),
+        ({"published": None, "correct": 50}, []),
     ],
 )
 def test_contradictions_with_published_numbers_are_listed(changes: dict[str, Any], found: list[str]) -> None:
@@ -183,3 +187,33 @@ def test_bounds_that_differ_from_the_oracles_are_listed() -> None:
     row = {"network": "n", "method": "IBP", "relative_difference": 1e-6, "certified": 1, "certified by auto_LiRPA": 1}
     assert oracle.find_disagreements([row]) == []
     assert len(oracle.find_disagreements([row | {"relative_difference": 1e-3}, row | {"certified": 2}])) == 2
+
+
+def test_published_network_is_bounded_and_attacked_on_its_first_images(tmp_path: Path) -> None:
+    (tmp_path / "certified").mkdir()
+    torch.manual_seed(0)
+    network = wong_kolter_cnn()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    images = torch.rand(6, 28, 28, 1)
+    labels = network(images.permute(0, 3, 1, 2)).argmax(1)
+    labels[5] = (labels[5] + 1) % 10
+    np.save(tmp_path / "certified" / "mnist_sdp_200_images.npy", images.numpy())
+    np.save(tmp_path / "certified" / "mnist_sdp_200_labels.npy", labels.numpy())
+    case = published.Published("weights.pth", "mnist_sdp", "0.3", None, 76.5, 76.0, "verifier", smaller=("1/100000",))
+    sources = published.Sources(tmp_path, tmp_path)
+    row = published.check_case(case, "1/100000", sources, count=4, attacked=3, seed=0)
+    assert (row["total"], row["correct"], row["bounded"], row["attacked"]) == (6, 5, 4, 3)
+    assert row["certified"] == {"IBP": 4, "CROWN-IBP": 4}
+    assert row["robust"] == row["certified of the attacked"] == 3
+    assert published.find_contradictions(row) == []
+    row = published.check_case(case, "0.3", sources, count=6, attacked=6, seed=0)
+    assert row["published"]["pgd"] == 76.5
+    assert row["certified"] == {"IBP": 0, "CROWN-IBP": 0}
+    assert published.find_contradictions(row) == []
+    assert "| weights.pth | 0.3 |  | 83.33 | 76.50 |" in format_rows([summarise(row)])
+
+
+def test_oracle_that_is_not_installed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle, "find_oracle", lambda: None)
+    certificates.main(["--sections", "oracle", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out.json")])
+    assert "auto_LiRPA is not installed." in (tmp_path / "out.md").read_text()
