@@ -13,11 +13,15 @@ from benchmarks.mnist import load_first_images, load_trained
 from benchmarks.published_networks import wong_kolter_cnn
 from benchmarks.record import describe_file
 from datamodules import CIFAR10DataModule
-from rampart.attacks import PGD, parse_eps
+from rampart.attacks import APGD, PGD, parse_eps
 from rampart.bounds.certificates import METHODS, certified_mask
 from rampart.networks import Normalize
 
-ATTACK = PGD(steps=40, iterate="best", stop_when_fooled=True, loss="margin")
+ATTACKS: tuple[PGD | APGD, ...] = (
+    PGD(steps=40, iterate="best", stop_when_fooled=True, loss="margin"),
+    APGD(steps=100),
+    APGD(steps=50, targets=3),
+)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of the ResNets' training images
 Images = Literal["mnist", "mnist_sdp", "cifar10"]
 
@@ -149,15 +153,16 @@ def _list_published(case: Published) -> dict[str, Any]:
 def attack_correct(
     network: nn.Module, images: Tensor, labels: Tensor, correct: Tensor, eps: float, seed: int
 ) -> Tensor:
-    """Attack the correctly classified images; return ``(N,)``, bool, those that are robust."""
+    """Attack the correctly classified images by each attack in turn; return ``(N,)``, bool, those that are robust."""
     robust = correct.clone()
     generator = torch.Generator().manual_seed(seed)
     for part in torch.split(torch.arange(len(labels)), 500):
-        active = part[correct[part]]
-        if len(active):
-            adv = ATTACK(network, images[active], labels[active], eps, generator=generator)
-            with torch.no_grad():
-                robust[active] = network(adv).argmax(1) == labels[active]
+        for attack in ATTACKS:
+            active = part[robust[part]]
+            if len(active):
+                adv = attack(network, images[active], labels[active], eps, generator=generator)
+                with torch.no_grad():
+                    robust[active] = network(adv).argmax(1) == labels[active]
     return robust
 
 

@@ -3,24 +3,32 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.certificate_checks.instances import ATTACKS, STARTS, count_instances
+from benchmarks.certificate_checks import instances, published
 from benchmarks.certificate_checks.oracle import AGREEMENT
-from benchmarks.certificate_checks.published import ATTACK
+from rampart.attacks import APGD, PGD
 from rampart.bounds.certificates import METHODS
+
+
+def describe_attacks(attacks: Sequence[PGD | APGD]) -> str:
+    """Return the names and steps of attacks that run in turn."""
+    return ", then ".join(f"{attack.name} ({attack.steps} steps per run)" for attack in attacks)
+
 
 INSTANCES = f"""## Instances with a known outcome
 
-Proved robust (`unsat`), refuted (`sat`) or open, by the verifiers of VNN-COMP 2021. Attacks, each from {STARTS} random
-points of the instance's own box: {", then ".join(f"{attack.name} ({attack.steps} steps)" for attack in ATTACKS)}. A
-counterexample counts if float64 arithmetic confirms it.
+Proved robust (`unsat`), refuted (`sat`) or open, by the verifiers of VNN-COMP 2021. Attacks, each from
+{instances.STARTS} random points of the instance's own box: {describe_attacks(instances.ATTACKS)}.
+A counterexample counts if float64 arithmetic confirms it.
 """
 PUBLISHED = f"""## Published networks
 
 In %; clean accuracy is over all images, certified accuracy over the first of them ("bounded"), robust accuracy over the
-first of these ("attacked"). The attack is {ATTACK.name} on the margin from one random point. At a smaller eps than the
-published one, both bounds certify images, which the attack then tries to fool. Full CROWN and the LP bound inner layers
-by backward passes or programs of their own; IBP and CROWN-IBP bound them by intervals, so they certify fewer images of
-networks that were not trained for intervals: the published certified numbers are limits, not to be equalled.
+first of these ("attacked"): {describe_attacks(published.ATTACKS)}.
+At a smaller eps than the published one, the bounds certify images, which the attacks then try to fool.
+
+Full CROWN and the LP bound inner layers by a backward pass or a program for each neuron; IBP and CROWN-IBP bound them
+by intervals. On networks that were not trained for intervals they therefore certify fewer images, here none at the
+published eps. The published certified numbers are of other methods, and not to be equalled.
 """
 ORACLE = f"""## Agreement with auto_LiRPA
 
@@ -33,7 +41,7 @@ def format_page(result: dict[str, Any]) -> str:
     """Format a record as Markdown: its setting, contradictions, and a table for each section that it has."""
     parts = ["# Certificates compared with what others have proved", _describe(result), _list_contradictions(result)]
     if "instances" in result:
-        counts = count_instances(result["instances"])
+        counts = instances.count_instances(result["instances"])
         fooled = [row for row in result["instances"] if row["counterexample"]]
         parts += [INSTANCES, format_rows([_plain(row) for row in counts]), _list_fooled(fooled)]
     if "published" in result:
@@ -56,8 +64,8 @@ def _plain(row: dict[str, Any]) -> dict[str, str]:
 
 def _describe(result: dict[str, Any]) -> str:
     return (
-        f"`{result['command']}`, seed {result['seed']}, commit `{result['commit']}`, torch "
-        f"{result['versions']['torch']},\n{result['threads']} thread(s) on {result['processor']}, "
+        f"`{result['command']}`\n\nSeed {result['seed']}, commit `{result['commit']}`, torch "
+        f"{result['versions']['torch']}, {result['threads']} thread(s) on {result['processor']}, "
         f"{result['wall_seconds'] / 60:.0f} minutes."
     )
 
