@@ -16,7 +16,7 @@ from lightning_modules.saved_settings import NotPlainError, build, describe
 from rampart.attacks import APGD, FAB, PGD, Level, NamedAttack, Square
 from rampart.attacks.losses import margin
 from rampart.data import TensorBatches
-from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, PreActResNet18, ResNet18, WideResNet
+from rampart.networks import CNN5, CNN7, MNISTCNN, GatedMNISTCNN, Normalize, PreActResNet18, ResNet18, WideResNet
 from rampart.objectives import IBP, MTLIBP, TRADES, AdversarialTraining
 from tests.conftest import ROOT, small_network
 
@@ -87,6 +87,8 @@ def test_settings_are_rebuilt_from_plain_values(value: Any) -> None:
         ResNet18(mean=(0.5,), std=(0.25,), width=8),
         PreActResNet18(width=8, raw_shortcut=True, last_bn=False),
         WideResNet(depth=10, widen_factor=1),
+        CNN7(image_shape=(3, 32, 32), width=2, hidden=3, mean=(0.5,) * 3, std=(0.2,) * 3),
+        CNN5(width=2, levels=((0.4, 0.6), (0.1, 0.9)), init="default"),
         nn.Sequential(Normalize([0.1, 0.2], [0.3, 0.4]), nn.Conv2d(2, 3, 5, stride=2, bias=False), nn.Flatten()),
         nn.Sequential(
             nn.BatchNorm2d(3, eps=0.1), nn.Dropout(0.3), nn.MaxPool2d(2), nn.ReLU(), nn.Sequential(nn.GELU())

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rampart.bounds import Interval, box_logits, interval_logits
-from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
+from rampart.networks import CNN5, CNN7, MNISTCNN, GatedMNISTCNN, ResNet18
 from tests.rampart.networks.references import NARROW
 
-NETWORKS: list[Callable[[], Any]] = [MNISTCNN, GatedMNISTCNN, *NARROW.values()]
+CERTIFIABLE: list[Callable[[], Any]] = [partial(CNN7, width=4, hidden=8), partial(CNN5, levels=((0.3, 0.7),))]
+NETWORKS: list[Callable[[], Any]] = [MNISTCNN, GatedMNISTCNN, *CERTIFIABLE, *NARROW.values()]
 
 
 def sample_box(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:

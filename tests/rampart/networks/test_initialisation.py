@@ -1,9 +1,12 @@
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from rampart.networks import MNISTCNN
+from rampart.networks import CNN7, MNISTCNN
+from rampart.networks.initialisation import initialise
 
 
 @pytest.mark.parametrize(("scheme", "variance"), [("xavier", 2 / (1024 + 1024)), ("he", 2 / 1024)])
@@ -16,6 +19,27 @@ def test_variance_is_that_of_the_cited_paper(scheme: Any, variance: float) -> No
         assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
 
 
+def test_weights_for_bounds_have_the_standard_deviation_of_shi_et_al() -> None:
+    network, torchs = MNISTCNN(init="ibp"), MNISTCNN()
+    for layer, fan_in in ((network.conv1, 25), (network.conv2, 32 * 25), (network.fc1, 1024)):
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 * math.pi) / fan_in, rel=0.1)
+        assert layer.weight.mean().item() == pytest.approx(0, abs=0.3 / fan_in)
+    for layer, others in ((network.conv2, torchs.conv2), (network.fc1, torchs.fc1), (network.fc2, torchs.fc2)):
+        assert layer.bias is not None
+        assert others.bias is not None
+        assert layer.bias.std().item() == pytest.approx(others.bias.std().item(), rel=0.7)
+    assert network.fc2.weight.std().item() == pytest.approx(torchs.fc2.weight.std().item(), rel=0.1)
+    narrow = CNN7(width=16, hidden=32)
+    assert narrow.fc1.weight.std().item() == pytest.approx(math.sqrt(2 * math.pi) / (14 * 14 * 32), rel=0.05)
+
+
+def test_weights_for_bounds_are_halved_after_sums() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(4, 2))
+    initialise(network, "ibp", after_sums=[network[1]])
+    stds = [layer.weight.std().item() for layer in network.children() if isinstance(layer, nn.Conv2d)]
+    assert stds == pytest.approx([math.sqrt(2 * math.pi) / fan_in for fan_in in (72, 2 * 576)], rel=0.1)
+
+
 def test_default_weights_are_torchs() -> None:
     torch.manual_seed(0)
     expected = torch.nn.Conv2d(1, 32, 5).weight
@@ -24,5 +48,5 @@ def test_default_weights_are_torchs() -> None:
 
 
 def test_an_unknown_scheme_raises() -> None:
-    with pytest.raises(ValueError, match="init must be one of default, xavier, he, got 'lecun'"):
+    with pytest.raises(ValueError, match="init must be one of default, xavier, he, ibp, got 'lecun'"):
         MNISTCNN(init="lecun")  # type: ignore[arg-type]

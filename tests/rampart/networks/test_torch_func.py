@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import hubconf
-from rampart.networks import MNISTCNN, GatedMNISTCNN, ResNet18
+from rampart.networks import CNN5, MNISTCNN, GatedMNISTCNN, ResNet18
 from rampart.networks.cifar_network import CHANNELS_LAST_FROM, CIFARNetwork
 from tests.rampart.networks.references import EACH_BLOCK, NARROW
 
@@ -22,6 +22,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": MNISTCNN,
     "gates": GatedMNISTCNN,
     "hub": lambda: hubconf.mnist_cnn("fast"),
+    "CNN5": lambda: CNN5(width=8, hidden=16, levels=((0.2, 0.8),)),
     **{kind: NARROW[kind] for kind in EACH_BLOCK},
 }
 
@@ -144,7 +145,7 @@ def test_checkpointing_gives_the_same_gradient(network: Any, pictures: Tensor, r
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("kind", ["plain", "gates", "Bottlenecks", "WRN-10-1"])
+@pytest.mark.parametrize("kind", ["plain", "gates", "CNN5", "Bottlenecks", "WRN-10-1"])
 def test_compiled_and_exported_networks_compute_the_same(kind: str) -> None:
     network: Any = NETWORKS[kind]().eval()
     images = torch.rand(2, *network.image_shape)
