@@ -84,11 +84,12 @@ def run_oracle(arguments: argparse.Namespace) -> Iterator[tuple[Any, list[str]]]
         return
     for case in published.CASES:
         images, labels = sources.read_images(case.images, arguments.compared)
-        eps = parse_eps(case.eps)
-        lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
-        rows = oracle.compare_bounds(module, sources.read_network(case), lower, upper, labels)
-        rows = [{"network": Path(case.file).name, "boxes of": f"eps {case.eps}"} | row for row in rows]
-        yield rows, oracle.find_disagreements(rows)
+        network, name = sources.read_network(case), Path(case.file).name
+        for eps in (case.eps, *case.smaller):
+            lower, upper = (images - parse_eps(eps)).clamp(0, 1), (images + parse_eps(eps)).clamp(0, 1)
+            rows = oracle.compare_bounds(module, network, lower, upper, labels)
+            rows = [{"network": name, "boxes of": f"eps {eps}"} | row for row in rows]
+            yield rows, oracle.find_disagreements(rows)
     for group in instances.read_instances(arguments.data_dir / "certified"):
         lower, upper, labels = (x[: arguments.compared] for x in (group.lower, group.upper, group.labels))
         rows = oracle.compare_bounds(module, group.network, lower, upper, labels)

@@ -45,6 +45,7 @@ def compare_bounds(
         rows.append(
             {
                 "method": method,
+                "version": f"auto_LiRPA {oracle.__version__}",
                 "boxes": len(labels),
                 "relative_difference": ((ours - theirs).abs() / scale).max().item(),
                 "certified": _count_certified(ours, labels),

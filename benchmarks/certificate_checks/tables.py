@@ -11,20 +11,20 @@ from rampart.bounds.certificates import METHODS
 
 def describe_attacks(attacks: Sequence[PGD | APGD]) -> str:
     """Return the names and steps of attacks that run in turn."""
-    return ", then ".join(f"{attack.name} ({attack.steps} steps per run)" for attack in attacks)
+    return ", then ".join(f"{attack.name} ({attack.steps} steps)" for attack in attacks)
 
 
 INSTANCES = f"""## Instances with a known outcome
 
-Proved robust (`unsat`), refuted (`sat`) or open, by the verifiers of VNN-COMP 2021. Attacks, each from
-{instances.STARTS} random points of the instance's own box: {describe_attacks(instances.ATTACKS)}.
-A counterexample counts if float64 arithmetic confirms it.
+Proved robust (`unsat`), refuted (`sat`) or open, by the verifiers of VNN-COMP 2021. A counterexample counts if float64
+arithmetic confirms it. Attacks in turn, each from {instances.STARTS} random points of the instance's own box:
+{describe_attacks(instances.ATTACKS)}.
 """
 PUBLISHED = f"""## Published networks
 
 In %; clean accuracy is over all images, certified accuracy over the first of them ("bounded"), robust accuracy over the
-first of these ("attacked"): {describe_attacks(published.ATTACKS)}.
-At a smaller eps than the published one, the bounds certify images, which the attacks then try to fool.
+first of these ("attacked"). At a smaller eps than the published one, the bounds certify images, which the attacks then
+try to fool: {describe_attacks(published.ATTACKS)}.
 
 Full CROWN and the LP bound inner layers by a backward pass or a program for each neuron; IBP and CROWN-IBP bound them
 by intervals. On networks that were not trained for intervals they therefore certify fewer images, here none at the
@@ -42,8 +42,7 @@ def format_page(result: dict[str, Any]) -> str:
     parts = ["# Certificates compared with what others have proved", _describe(result), _list_contradictions(result)]
     if "instances" in result:
         counts = instances.count_instances(result["instances"])
-        fooled = [row for row in result["instances"] if row["counterexample"]]
-        parts += [INSTANCES, format_rows([_plain(row) for row in counts]), _list_fooled(fooled)]
+        parts += [INSTANCES, format_rows([_plain(row) for row in counts]), _list_fooled(result["instances"])]
     if "published" in result:
         parts += [PUBLISHED, format_rows([summarise(row) for row in result["published"]])]
     if "oracle" in result:
@@ -77,15 +76,18 @@ def _list_contradictions(result: dict[str, Any]) -> str:
 
 
 def _list_fooled(rows: Sequence[dict[str, Any]]) -> str:
-    """List the instances that an attack fooled, one line per network."""
-    if not rows:
-        return "No instance was fooled."
+    """List the instances that an attack fooled, one line per network, and those that have an unknown counterexample."""
     names: dict[str, list[str]] = {}
     for row in rows:
-        key = f"{row['set']}, {row['network']}, `{row['verdict']}`"
-        names.setdefault(key, []).append(f"{row['instance']} ({row['counterexample']['attack']})")
+        if row["counterexample"]:
+            key = f"{row['set']}, {row['network']}, `{row['verdict']}`"
+            names.setdefault(key, []).append(f"{row['instance']} ({row['counterexample']['attack']})")
     lines = [f"| {key} | {', '.join(found)} |" for key, found in names.items()]
-    return "\n".join(["| fooled | instances, from 0, and the attack that found the point |", "| --- | --- |", *lines])
+    head = ["| fooled | instances, from 0, and the attack that found the point |", "| --- | --- |"]
+    table = "\n".join([*head, *lines]) if lines else "No instance was fooled."
+    missed = [row for row in rows if row["verdict"] == "sat" and not row["counterexample"]]
+    names_missed = ", ".join(f"{row['set']} {row['instance']}" for row in missed) or "none"
+    return f"{table}\n\nRefuted, but not fooled here: {names_missed}."
 
 
 def summarise(row: dict[str, Any]) -> dict[str, str]:

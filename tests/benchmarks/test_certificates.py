@@ -136,12 +136,14 @@ def test_command_writes_tables_and_fails_on_a_certified_counterexample(
     assert result["contradictions"] == []
     assert [row["verdict"] for row in result["instances"]] == ["unsat", "open"]
     assert all("IBP" in row["certified"] for row in result["instances"])
-    assert "| tiny | network.onnx | unsat | 1 | 1 |" in (tmp_path / "right.md").read_text()
+    assert "| tiny | network.onnx | unsat | 1 | 1 | 1 | 0 |" in (tmp_path / "right.md").read_text()
+    assert "Refuted, but not fooled here: none." in (tmp_path / "right.md").read_text()
     write_instances(tmp_path / "certified", ["sat"])
     with pytest.raises(
         SystemExit, match=r"contradicts what is known: tiny 0 \(network.onnx, sat\) is certified by IBP"
     ):
         certificates.main([*arguments, str(tmp_path / "wrong.json")])
+    assert "Refuted, but not fooled here: tiny 0." in (tmp_path / "wrong.md").read_text()
 
 
 def test_fooled_instances_contradict_a_proof_and_a_certificate() -> None:
