@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 SHORT_NAMES = {
     "val/clean_acc": ("clean", "{:.3f}"),
     "val/robust_acc": ("robust", "{:.3f}"),
+    "val/certified_acc": ("certified", "{:.3f}"),
     "train/eps": ("eps", "{:.3f}"),
     "train/adv_loss": ("loss", "{:.2f}"),
 }
@@ -24,6 +25,8 @@ LINE = "{desc} {percentage:3.0f}% {elapsed}<{remaining}{postfix}"
 
 class RampartProgressBar(TQDMProgressBar):
     """Show epoch, remaining time of the run, clean and robust accuracy, eps and loss in 80 columns.
+
+    With certified accuracy it takes 17 columns more; a narrow terminal cuts its end.
 
     On a CPU, the bar of a test counts forward passes of the network, so that it moves during a long attack on one
     batch. On an accelerator it counts batches: an attack's steps are replayed without calling the network's layers.

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -47,12 +48,13 @@ class ResultsTableCallback(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the metrics and start the clock."""
         module: Any = pl_module
-        self._begin(trainer, module, module.test_clean_acc, *module.test_robust_acc)
+        self._begin(trainer, module, module.test_clean_acc, *module.test_robust_acc, *module.test_certified_acc)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the accuracies over all ranks from the metrics, since a barebones trainer logs nothing."""
         module: Any = pl_module
-        self._finish(module.test_clean_acc, *module.test_robust_acc)
+        certified = zip(module.test_certified_eps, module.test_certified_acc, strict=True)
+        self._finish([module.test_clean_acc, *module.test_robust_acc], certified if module.certifies else ())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write ``test.json``.
@@ -69,13 +71,14 @@ class ResultsTableCallback(Callback):
         """Reset the metrics and start the clock."""
         module: Any = pl_module
         if trainer.state.fn == "validate":
-            self._begin(trainer, module, module.val_clean_acc, module.val_robust_acc)
+            self._begin(trainer, module, module.val_clean_acc, module.val_robust_acc, module.val_certified_acc)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the accuracies over all ranks."""
         module: Any = pl_module
         if trainer.state.fn == "validate":
-            self._finish(module.val_clean_acc, module.val_robust_acc)
+            certified = [(module.target_eps, module.val_certified_acc)] if module.certifies else ()
+            self._finish([module.val_clean_acc, module.val_robust_acc], certified)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write ``validate.json``, but not for a validation during training."""
@@ -91,8 +94,9 @@ class ResultsTableCallback(Callback):
         self._origin = describe_evaluation(trainer, module)
         self._start = time.monotonic()
 
-    def _finish(self, *metrics: Metric) -> None:
+    def _finish(self, metrics: Iterable[Metric], certified: Iterable[tuple[float, Metric]]) -> None:
         self._accuracies = [float(metric.compute()) for metric in metrics]
+        self._certified = {eps: float(metric.compute()) for eps, metric in certified}
 
     def _measure_fit_seconds(self) -> float | None:
         if self._fit_seconds is not None or self._fit_start is None:
@@ -107,6 +111,8 @@ class ResultsTableCallback(Callback):
         for named, accuracy in zip(attacks, robust, strict=True):
             settings = named.attack.settings()
             rows.append({"name": named.name, "eps": named.eps, "accuracy": accuracy, "attack": settings})
+            if named.attack.norm == "Linf" and self._certified:
+                rows[-1]["certified"] = self._certified[parse_eps(named.eps, "Linf")]
         if images is not None:
             _check_consistency(attacks, rows, images)
         classifier: Any = module
@@ -123,16 +129,28 @@ class ResultsTableCallback(Callback):
         path = new_file(run_folder(trainer), command, ".json")
         path.write_text(json.dumps(report, indent=2, default=str) + "\n")
         kind = "test" if command == "test" else "validation"
-        print(format_table([(str(row["name"]), float(row["accuracy"])) for row in rows], images, kind))
+        print(format_table(rows, images, kind))
         print(f"\nResults: {path}")
 
 
-def format_table(rows: list[tuple[str, float]], images: int | None, kind: str = "test") -> str:
-    """Return a table of accuracies in [0, 1] as percentages, with the number of images in its title."""
-    width = max(len("attack"), *(len(name) for name, _ in rows))
+def format_table(rows: list[dict[str, Any]], images: int | None, kind: str = "test") -> str:
+    """Return a table of accuracies as percentages, with the number of images in its title.
+
+    Args:
+        rows: Each with ``name`` and ``accuracy``, in [0, 1]; some with ``certified``, in [0, 1], for another column.
+        images: Number of images; None if it is not known.
+        kind: Kind of the images.
+    """
+    width = max(len("attack"), *(len(row["name"]) for row in rows))
+    columns = {"accuracy": "accuracy (%)", "certified": "certified (%)"}
+    columns = {name: title for name, title in columns.items() if any(name in row for row in rows)}
     number = f", {images:,} {kind} images" if images else ""
-    lines = [f"{'attack':<{width}}  accuracy (%){number}", "-" * (width + 14)]
-    lines += [f"{name:<{width}}  {100 * accuracy:12.2f}" for name, accuracy in rows]
+    lines = ["  ".join([f"{'attack':<{width}}", *columns.values()]) + number]
+    lines.append("-" * len("  ".join([" " * width, *columns.values()])))
+    for row in rows:
+        cells = [f"{100 * row[name]:.2f}" if name in row else "" for name in columns]
+        aligned = [f"{cell:>{len(title)}}" for cell, title in zip(cells, columns.values(), strict=True)]
+        lines.append("  ".join([f"{row['name']:<{width}}", *aligned]).rstrip())
     return "\n" + "\n".join(lines)
 
 

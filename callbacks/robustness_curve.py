@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from callbacks.outputs import new_file, run_folder, save_figure, warn_if_not_drawn
-from rampart.attacks import PGD, Attack, Eps, parse_eps
+from rampart.attacks import PGD, Attack, Eps, format_eps, parse_eps
 from rampart.attacks.random import make_generator
+from rampart.bounds import certified_mask
 from rampart.data import Batch
 from rampart.evaluation import fooling_eps, robustness_figure
 
 
 class RobustnessCurveCallback(Callback):
     """Write robust accuracy over a grid of eps as a figure and a CSV file, and log the figure to TensorBoard.
+
+    If the module certifies and the attack is in l-inf, they have certified accuracy too.
 
     Args:
         num_images: Number of images to attack, from the first of the test set on; 0 turns the curve off.
@@ -57,6 +61,8 @@ class RobustnessCurveCallback(Callback):
         """Reset the counts."""
         self._seen = 0
         self._robust = torch.zeros(len(self._grid), dtype=torch.long, device=pl_module.device)
+        self._certified = torch.zeros_like(self._robust)
+        self._certifies = getattr(pl_module, "certifies", False) and self._attack.norm == "Linf"
 
     def on_test_batch_end(
         self,
@@ -67,7 +73,11 @@ class RobustnessCurveCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Attack the batch at each eps; images that were fooled at a smaller eps are not attacked again."""
+        """Attack the batch at each eps; images that were fooled at a smaller eps are not attacked again.
+
+        Raises:
+            ValueError: If a certified image is fooled, which shows that the bound or the evaluation is broken.
+        """
         left = self.num_images // trainer.world_size - self._seen
         if left <= 0:
             return
@@ -86,21 +96,39 @@ class RobustnessCurveCallback(Callback):
         grid = torch.tensor(self._grid, dtype=torch.float64, device=smallest.device)
         self._robust = self._robust + (smallest[:, None] > grid).sum(0)
         self._seen += len(labels)
+        if self._certifies:
+            self._certified = self._certified + self._count_certified(module.network, images, labels, smallest)
+
+    def _count_certified(self, network: nn.Module, images: Tensor, labels: Tensor, smallest: Tensor) -> Tensor:
+        """Return the number of certified images at each eps; one that is not certified is not at a larger eps."""
+        counts, active = [], torch.ones_like(labels, dtype=torch.bool)
+        for eps in self._grid:
+            active = certified_mask(network, images, labels, eps, active=active)
+            counts.append(active.sum())
+            if count := int((active & (smallest <= eps)).sum()):
+                raise ValueError(
+                    f"the evaluation is broken, no curve is drawn: {count} images are certified at eps "
+                    f"{format_eps(eps)} and fooled by {self._attack.name}"
+                )
+        return torch.stack(counts)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the CSV file and the figure."""
-        robust: Any = trainer.strategy.reduce(self._robust, reduce_op="sum")
-        seen: Any = trainer.strategy.reduce(torch.tensor(self._seen, device=pl_module.device), reduce_op="sum")
-        if int(seen) == 0 or not trainer.is_global_zero:
+        seen, *counts = (
+            trainer.strategy.reduce(count, reduce_op="sum")
+            for count in (torch.tensor(self._seen, device=pl_module.device), self._robust, self._certified)
+        )
+        images = int(seen)
+        if images == 0 or not trainer.is_global_zero:
             return
-        accuracy = [count / int(seen) for count in robust.tolist()]
+        robust, certified = ([count / images for count in each.tolist()] for each in counts)
         module: Any = pl_module
+        name, shown = self._attack.name, self._certifies
         with new_file(run_folder(trainer), "robustness_curve", ".csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["eps", "accuracy", "images", "attack"])
-            writer.writerows(
-                [eps, acc, int(seen), self._attack.name] for eps, acc in zip(self._grid, accuracy, strict=True)
-            )
+            writer.writerow(["eps", "accuracy", "images", "attack", *["certified"] * shown])
+            for eps, accuracy, bound in zip(self._grid, robust, certified, strict=True):
+                writer.writerow([eps, accuracy, images, name, *[bound] * shown])
         with warn_if_not_drawn("the robustness curve"):
-            figure = robustness_figure(self._grid, accuracy, module.target_eps, self._attack.name, int(seen))
+            figure = robustness_figure(self._grid, robust, module.target_eps, name, images)
             print(f"Robustness over eps: {save_figure(trainer, 'robustness_curve', figure)}")

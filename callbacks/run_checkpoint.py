@@ -15,11 +15,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+CERTIFIED = "val/certified_acc"
+
 
 class RunCheckpoint(ModelCheckpoint):
     """Save a run's checkpoints, with the options of Lightning's ModelCheckpoint.
 
-    It differs from that class in four ways:
+    It differs from that class in five ways:
 
     - ``last`` is saved after every epoch, every validation and every ``every_n_train_steps`` or
       ``train_time_interval``, and at the end of training, whether or not the monitored metric improved or exists.
@@ -28,6 +30,8 @@ class RunCheckpoint(ModelCheckpoint):
     - A resumed run keeps the best checkpoints of the run that it resumes: they are linked into its own folder.
     - Paths in a checkpoint are not followed: a file is looked up by its name in the folder of the resumed checkpoint.
       Only files that this process wrote are ever removed.
+    - The monitor ``auto`` is the module's ``selection_metric``. Of checkpoints with equal certified accuracy, which is
+      0 until late in some runs, the last one is the best.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -37,6 +41,18 @@ class RunCheckpoint(ModelCheckpoint):
         self._due = False  # an interval has passed since the last save
         self._measured = False  # a validation has ended since the last save
         self._from_validation = False  # validation logs the monitored metric
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace the monitor ``auto``."""
+        super().setup(trainer, pl_module, stage)
+        if self.monitor == "auto":
+            self.monitor = str(getattr(pl_module, "selection_metric", "val/robust_acc"))
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return True if a score is to be saved among the best."""
+        if super().check_monitor_top_k(trainer, current):
+            return True
+        return self.monitor == CERTIFIED and current is not None and bool(current == self.kth_value)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print a line if there is no validation to measure the monitored metric."""

@@ -53,7 +53,8 @@ OPTIONS = {
     "--seed_everything": "Seed of all random numbers; with false, fit chooses a seed.",
     "--checkpoint.dirpath": "Folder of the checkpoints; `checkpoints` in the run's folder if null.",
     "--checkpoint.filename": "File name without suffix; names of metrics in braces are replaced by their values.",
-    "--checkpoint.monitor": "Logged metric by which the best checkpoint is chosen; if null, the last one is used.",
+    "--checkpoint.monitor": "Logged metric by which the best checkpoint is chosen, such as val/robust_acc; with auto, "
+    "val/certified_acc if the objective trains for it, else val/robust_acc; if null, the last one is used.",
     "--checkpoint.save_last": "Also save the latest state as `last`; with `link`, as a link to that step's checkpoint.",
     "--checkpoint.save_top_k": "Number of best checkpoints to keep; 0 keeps none, -1 keeps all.",
     "--checkpoint.mode": "`max` if larger values of the monitored metric are better, `min` if smaller ones are.",

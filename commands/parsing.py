@@ -93,7 +93,7 @@ class ParsingCLI(LightningCLI):
         parser.set_defaults(
             {
                 "model": {"class_path": "lightning_modules.AdversarialClassifier"},
-                "checkpoint.monitor": "val/robust_acc",
+                "checkpoint.monitor": "auto",
                 "checkpoint.mode": "max",
                 "checkpoint.save_last": True,
                 "checkpoint.filename": "epoch{epoch}-step{step}",

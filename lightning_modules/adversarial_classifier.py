@@ -18,14 +18,14 @@ from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFacto
 from lightning_modules.optimizers import OptimizerFactory, build_optimizer
 from lightning_modules.saved_settings import build_module, describe_settings
 from lightning_modules.step_values import hide_from_bar, log_step
-from lightning_modules.trainer_checks import check_accumulation, check_precision
+from lightning_modules.trainer_checks import check_accumulation
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from rampart.attacks.random import agree_on_run_seed, resume_run_seed
+from rampart.attacks.random import resume_run_seed
 from rampart.attacks.validation import checked_images
 from rampart.data import Batch
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import LIGHTNING_KEY, check_match, network_weights
-from rampart.kernels import lay_out_network, lay_out_state
+from rampart.kernels import lay_out_state
 from rampart.objectives import AdversarialTraining, Objective
 
 SHOWN = ("train/eps", "train/adv_loss")
@@ -57,8 +57,7 @@ class AdversarialClassifier(EvaluationSteps):
             and 0.4 of MNISTClassifier, or else the validation attack at the target eps.
         objective: Training loss of a batch, which calls the attack; the cross-entropy of adversarial images if None.
         optimizer: Function that builds the optimizer from the parameters.
-        decay_norm_and_bias: Apply the optimizer's weight decay to all parameters. False spares those of fewer than two
-            dimensions: biases, and the scales and shifts of BatchNorm.
+        decay_norm_and_bias: Apply weight decay to all parameters; False spares biases and the parameters of BatchNorm.
         lr_scheduler: Function that builds the learning-rate schedule from the optimizer, or several functions. Their
             schedules apply at the same time, or one after the other if there are milestones. A length
             (``total_steps``, ``T_max``, ``total_iters``) of -1 is replaced by the length of the run.
@@ -67,6 +66,8 @@ class AdversarialClassifier(EvaluationSteps):
             epochs, depending on lr_interval, or fractions of the run below 1, such as ``(0.05,)`` for the end of a
             warm-up.
         lr_monitor: Metric that ReduceLROnPlateau watches after each epoch with validation, such as ``val/robust_acc``.
+        certify: Measure certified accuracy too, at the target eps in validation and at each l-inf eps of the test
+            attacks: ``val/certified_acc``, ``test/certified_acc/0.4``. None: if the objective trains for it.
 
     Raises:
         ValueError: If network or eps is not given and the class has no default, eps is out of the norm's range, the
@@ -75,6 +76,9 @@ class AdversarialClassifier(EvaluationSteps):
 
     default_eps: Eps | None = None
     """The eps for ``eps=None``; None if it must be given."""
+
+    network_settings: dict[str, Any] | None = None
+    """Class path and arguments of the network in a config, set by the command line; None: the network is described."""
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class AdversarialClassifier(EvaluationSteps):
         lr_interval: Interval = "step",
         lr_milestones: tuple[int | float, ...] | None = None,
         lr_monitor: str | None = None,
+        certify: bool | None = None,
     ) -> None:
         eps = self.default_eps if eps is None else eps
         if eps is None:
@@ -104,8 +109,10 @@ class AdversarialClassifier(EvaluationSteps):
             )
         if test_attacks is None:
             test_attacks = self.default_test_attacks() or (NamedAttack(val_attack, eps),)
-        super().__init__(self.default_network() if network is None else network, val_attack, target_eps, test_attacks)
-        self.attack, self.eps, self.objective = attack, target_eps, objective or AdversarialTraining()
+        network, objective = self.default_network() if network is None else network, objective or AdversarialTraining()
+        measured = certify if objective.certifies else bool(certify)
+        super().__init__(network, val_attack, target_eps, test_attacks, measured)
+        self.attack, self.eps, self.objective = attack, target_eps, objective
         attacks = {"attack": attack, "val_attack": val_attack, "test_attacks": self.test_attacks}
         self.extra_tensors = register_tensors(self, objective=self.objective, **attacks)
         others = {
@@ -117,14 +124,12 @@ class AdversarialClassifier(EvaluationSteps):
             "lr_interval": lr_interval,
             "lr_milestones": lr_milestones,
             "lr_monitor": lr_monitor,
+            "certify": certify,
         }
         self._settings = describe_settings(others | attacks)
-        # Class path and arguments of the network in a config, set by the command line; None: the network is described.
-        self.network_settings: dict[str, Any] | None = None
         self._optimizer, self._decay_norm_and_bias = optimizer, decay_norm_and_bias
         self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
-        self.train_adv_acc = Accuracy()
-        self._losses = FiniteLossCheck()
+        self.train_adv_acc, self._losses = Accuracy(), FiniteLossCheck()
 
     @classmethod
     def default_network(cls) -> nn.Module:
@@ -142,25 +147,23 @@ class AdversarialClassifier(EvaluationSteps):
         """Return the attacks for ``test_attacks=None``; empty for the validation attack at the target eps."""
         return ()
 
+    @property
+    def selection_metric(self) -> str:
+        """Metric that chooses the best checkpoint if none is set: certified accuracy if the objective trains for it."""
+        certified = self.objective.certifies and self.certify is not False and self.attack.norm == "Linf"
+        return "val/certified_acc" if certified else "val/robust_acc"
+
     def setup(self, stage: str) -> None:
-        """Agree on the run's seed between processes, set the memory format, and refuse settings that can't be combined.
+        """Prepare evaluations, see :meth:`EvaluationSteps.setup`, and refuse settings that can't be combined.
 
         Raises:
             TypeError: If the objective can't use the class of the attack or of a layer.
             ValueError: If the objective can't use one of their settings, or a setting of the trainer is refused.
         """
-        agree_on_run_seed(self.trainer)
-        check_precision(self.trainer)
-        device_type = self.trainer.strategy.root_device.type
-        self.image_format = lay_out_network(self.network, self.execution.memory_format, device_type)
+        super().setup(stage)
         if stage == "fit":
             self.objective.check(self.attack, self.network)
             check_accumulation(self.trainer, self.objective)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(N, classes)`` for images ``(N, C, H, W)``, float, in [0, 1]."""
-        logits: Tensor = self.network(images)
-        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Attack the batch at the current eps and return the objective's loss.

@@ -8,14 +8,18 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.accuracy import Accuracy
+from lightning_modules.certified_accuracy import can_certify, check_robust, list_linf_eps
 from lightning_modules.loaders import SamplerPadding, check_num_classes, check_one_loader, warn_about_stream
-from rampart.attacks import Attack, NamedAttack
+from lightning_modules.trainer_checks import check_precision
+from rampart.attacks import Attack, NamedAttack, format_eps
 from rampart.attacks.logits import compute_logits
-from rampart.attacks.random import make_generator, run_seed
+from rampart.attacks.random import agree_on_run_seed, make_generator, run_seed
 from rampart.attacks.validation import check_finite, check_labels
+from rampart.bounds import certified_mask
+from rampart.bounds.certificates import METHODS, Method
 from rampart.data import Batch, read_batch
 from rampart.evaluation import robust_mask
-from rampart.kernels import Execution, lay_out
+from rampart.kernels import Execution, lay_out, lay_out_network
 from rampart.kernels.network_state import list_modules, locate_weights
 from rampart.networks import plain_form
 
@@ -28,10 +32,17 @@ class EvaluationSteps(LightningModule):
         val_attack: Validation attack.
         target_eps: Radius of the validation attack, on the pixel scale.
         test_attacks: Rows of the test table; ``predict`` uses the last, or the validation attack if there are none.
+        certify: Measure certified accuracy too: validation at the target eps by interval bounds alone, test at each
+            l-inf eps of the test attacks by all bounds. None: if the network has bounds in that norm.
 
     Raises:
         ValueError: If two test attacks have the same name.
+
+    Attributes:
+        certifies: True if certified accuracy is measured; known after :meth:`setup`.
     """
+
+    certifies = False
 
     execution: Execution = Execution()
     """Options of execution; neither a hyper-parameter nor part of a checkpoint."""
@@ -40,7 +51,12 @@ class EvaluationSteps(LightningModule):
     """Memory format of images passed to the network, set before a run; None leaves them unchanged."""
 
     def __init__(
-        self, network: nn.Module, val_attack: Attack, target_eps: float, test_attacks: Sequence[NamedAttack]
+        self,
+        network: nn.Module,
+        val_attack: Attack,
+        target_eps: float,
+        test_attacks: Sequence[NamedAttack],
+        certify: bool | None = False,
     ) -> None:
         super().__init__()
         self.network, self.val_attack, self.target_eps = network, val_attack, target_eps
@@ -51,6 +67,9 @@ class EvaluationSteps(LightningModule):
         self.val_clean_acc, self.val_robust_acc = Accuracy(), Accuracy()
         self.test_clean_acc = Accuracy()
         self.test_robust_acc = nn.ModuleList(Accuracy() for _ in self.test_attacks)
+        self.certify, self.test_certified_eps = certify, list_linf_eps(self.test_attacks)
+        self.val_certified_acc = Accuracy()
+        self.test_certified_acc = nn.ModuleList(Accuracy() for _ in self.test_certified_eps)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; the one that Lightning sets 40 times per step directly, without a search for parameters."""
@@ -58,6 +77,23 @@ class EvaluationSteps(LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def setup(self, stage: str) -> None:
+        """Agree on the run's seed between processes, set the memory format, and check what can't be evaluated.
+
+        Raises:
+            ValueError: If the trainer's precision rounds images, or certified accuracy is to be measured and can't be.
+        """
+        agree_on_run_seed(self.trainer)
+        check_precision(self.trainer)
+        device_type = self.trainer.strategy.root_device.type
+        self.image_format = lay_out_network(self.network, self.execution.memory_format, device_type)
+        self.certifies = self.certify is not False and can_certify(self.network, self.val_attack.norm, self.certify)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(N, classes)`` for images ``(N, C, H, W)``, float, in [0, 1]."""
+        logits: Tensor = self.network(images)
+        return logits
 
     @property
     def run_seed(self) -> int:
@@ -121,29 +157,42 @@ class EvaluationSteps(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure clean accuracy, and robust accuracy at the target eps (correct both clean and under the attack).
 
+        If the module certifies, also certified accuracy at the target eps, by interval bounds.
+
         Raises:
-            ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
+            ValueError: If the batch has none of the accepted forms, logits are NaN or infinite, or a certified image is
+                fooled.
         """
         named = NamedAttack(self.val_attack, self.target_eps)
-        self._evaluate(batch, "val", batch_idx, self.val_clean_acc, [(named, self.val_robust_acc)])
+        certified = [(self.target_eps, self.val_certified_acc)] if self.certifies else []
+        self._evaluate(batch, "val", batch_idx, self.val_clean_acc, [(named, self.val_robust_acc)], certified)
         self.log("val/clean_acc", self.val_clean_acc, prog_bar=True)
         self.log("val/robust_acc", self.val_robust_acc, prog_bar=True)
+        for _, metric in certified:
+            self.log("val/certified_acc", metric, prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Measure clean accuracy, and robust accuracy under each test attack (correct both clean and under the attack).
+
+        If the module certifies, also certified accuracy at each l-inf eps of the test attacks.
 
         Returns:
             The batch without repeated images, a :class:`rampart.data.batch.Batch`.
 
         Raises:
-            ValueError: If the batch has none of the accepted forms, or logits are NaN or infinite.
+            ValueError: If the batch has none of the accepted forms, logits are NaN or infinite, or a certified image is
+                fooled.
         """
         metrics: Any = self.test_robust_acc
         robust = list(zip(self.test_attacks, metrics, strict=True))
-        counted = self._evaluate(batch, "test", batch_idx, self.test_clean_acc, robust)
+        bounds: Any = self.test_certified_acc
+        certified = list(zip(self.test_certified_eps, bounds, strict=True)) if self.certifies else []
+        counted = self._evaluate(batch, "test", batch_idx, self.test_clean_acc, robust, certified)
         self.log("test/clean_acc", self.test_clean_acc)
         for named, metric in robust:
             self.log(f"test/robust_acc/{named.name}", metric)
+        for eps, metric in certified:
+            self.log(f"test/certified_acc/{format_eps(eps)}", metric)
         return counted
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -181,9 +230,15 @@ class EvaluationSteps(LightningModule):
         self._padding = SamplerPadding(loaders)
 
     def _evaluate(
-        self, batch: Any, stage: str, batch_idx: int, clean: Accuracy, robust: Iterable[tuple[NamedAttack, Accuracy]]
+        self,
+        batch: Any,
+        stage: str,
+        batch_idx: int,
+        clean: Accuracy,
+        robust: Iterable[tuple[NamedAttack, Accuracy]],
+        certified: Iterable[tuple[float, Accuracy]],
     ) -> Batch:
-        """Count the correctly classified images of a batch and, for each attack, the robust images."""
+        """Count the correctly classified images of a batch, for each attack the robust, for each eps the certified."""
         images, labels, index = self.read_batch(batch)
         assert labels is not None
         kept = self._padding.count_unpadded(len(images))
@@ -197,10 +252,19 @@ class EvaluationSteps(LightningModule):
             check_labels(labels, logits)  # Attacks check them too, but not all do.
             correct = logits.argmax(1) == labels
             clean.update(correct)
+            found: list[tuple[NamedAttack, Tensor]] = []
             for named, metric in robust:
                 where = f"under {named.name} on batch {batch_idx} of {stage}"
                 generator, network = self._generator(stage, batch_idx), self.evaluated_network
-                metric.update(robust_mask(network, images, labels, named.attack, named.eps, generator, correct, where))
+                mask = robust_mask(network, images, labels, named.attack, named.eps, generator, correct, where)
+                metric.update(mask)
+                found.append((named, mask))
+            for eps, metric in certified:
+                # In the training form, whose bounds may be tighter than those of the plain form on the same weights.
+                methods: tuple[Method, ...] = ("IBP",) if stage == "val" else METHODS
+                mask = certified_mask(self.network, images, labels, eps, active=correct, methods=methods)
+                check_robust(mask, eps, found, f"batch {batch_idx} of {stage}")
+                metric.update(mask)
         return counted
 
     def _logits(self, images: Tensor, where: str) -> Tensor:
