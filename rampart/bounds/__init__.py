@@ -4,7 +4,7 @@ from rampart.bounds.certificates import certified_mask, certified_radii
 from rampart.bounds.crown import crown_worst_logits
 from rampart.bounds.interval import Interval
 from rampart.bounds.interval_rules import Bounds, NoBoundError
-from rampart.bounds.propagation import box_logits, check_bounded, interval_logits
+from rampart.bounds.propagation import box_logits, check_bounded, interval_logits, uses_batch_statistics
 from rampart.bounds.trace import Operation, list_operations, list_relu_inputs
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "interval_logits",
     "list_operations",
     "list_relu_inputs",
+    "uses_batch_statistics",
 ]

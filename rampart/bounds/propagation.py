@@ -33,7 +33,7 @@ def interval_logits(
     Returns:
         An interval of shape ``(N, C)``.
     """
-    if clean is None and _uses_batch_statistics(network):
+    if clean is None and uses_batch_statistics(network):
         clean = images
     radius = eps.to(images).view(-1, *[1] * (images.ndim - 1)) if isinstance(eps, Tensor) else eps
     return box_logits(network, (images - radius).clamp(0, 1), (images + radius).clamp(0, 1), clean, trace)
@@ -77,7 +77,8 @@ def box_logits(
     return logits
 
 
-def _uses_batch_statistics(network: nn.Module) -> bool:
+def uses_batch_statistics(network: nn.Module) -> bool:
+    """Return True if a network has BatchNorm in train mode."""
     return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
 
 

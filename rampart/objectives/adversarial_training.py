@@ -39,7 +39,7 @@ class Objective(ABC):
 
     @property
     def certifies(self) -> bool:
-        """True if the loss bounds all images in the ball, so that training is measured by certified accuracy."""
+        """True if the objective trains for certificates, so that training is measured by certified accuracy."""
         return False
 
     def check(self, attack: Attack, network: nn.Module) -> None:  # noqa: B027 - most objectives accept all
@@ -117,13 +117,30 @@ class AdversarialTraining(Objective):
         generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
-        leftover: Tensor | None = None
+        adv, leftover = self.find_images(network, images, labels, attack, eps, generator)
+        return self.compare(compute_logits(network, adv), labels, eps, leftover)
+
+    def find_images(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        attack: Attack,
+        eps: float,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attack a batch, with the arguments of a call.
+
+        Returns:
+            The adversarial images, and the leftover gradient as a scalar to add to the loss, or None.
+        """
         if self.leftover_gradient and eps > 0:
             pgd = check_leftover(attack, self.loss)
-            adv, leftover = attack_with_leftover(pgd, network, images, labels, eps, generator)
-        else:
-            adv = attack(network, images, labels, eps, generator=generator)
-        logits = compute_logits(network, adv)
+            return attack_with_leftover(pgd, network, images, labels, eps, generator)
+        return attack(network, images, labels, eps, generator=generator), None
+
+    def compare(self, logits: Tensor, labels: Tensor, eps: float, leftover: Tensor | None) -> ObjectiveOutput:
+        """Return the loss of the logits ``(N, C)`` of the images from :meth:`find_images`, plus their leftover."""
         if eps == 0:  # The attack checks the labels only if it has steps to make.
             check_labels(labels, logits)
         loss: Tensor = (self.loss or F.cross_entropy)(logits, labels)

@@ -6,10 +6,13 @@ from torch import Tensor, nn
 
 from rampart.bounds import Bounds, Operation, list_operations, list_relu_inputs
 
+CLEAN_PHASE_EPS = 1e-6
+"""Radius of the regularised bounds while eps is 0, as in the code of Shi et al. 2021."""
+
 LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 
 
-def regularise_bounds(logits: Operation, tau: float) -> Tensor:
+def regularise_bounds(logits: Operation, tau: float = 0.5) -> Tensor:
     """Return the regularisers of Shi et al. 2021, section 3.3: of the bounds' tightness, and of the ReLUs' balance.
 
     The tightness term is above 0 if the mean radius of a ReLU's input exceeds ``1 / tau`` times that of the first

@@ -8,12 +8,9 @@ from torch import Tensor, nn
 
 from rampart.attacks import Attack, Eps, parse_eps
 from rampart.attacks.validation import check_classes
-from rampart.bounds import check_bounded, interval_logits
+from rampart.bounds import Interval, check_bounded, interval_logits
 from rampart.objectives.adversarial_training import Objective, ObjectiveOutput
-from rampart.objectives.bound_regularisers import penalise_weights, regularise_bounds
-
-CLEAN_PHASE_EPS = 1e-6
-"""Radius of the regularised bounds while eps is 0, as in the code of Shi et al. 2021."""
+from rampart.objectives.bound_regularisers import CLEAN_PHASE_EPS, penalise_weights, regularise_bounds
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,7 @@ class IBP(Objective):
     l1: float = 0.0
 
     def __post_init__(self) -> None:
-        if parse_eps(self.target_eps, "Linf", "target_eps") == 0:
-            raise ValueError(f"target_eps must be above 0, the end of the ramp such as 0.4, got {self.target_eps}")
+        parse_target_eps(self.target_eps)
         for name in ("clean_weight_start", "clean_weight_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -88,7 +84,7 @@ class IBP(Objective):
         labels: Tensor,
         attack: Attack,
         eps: float,
-        generator: torch.Generator | None = None,  # noqa: ARG002 - no attack
+        generator: torch.Generator | None = None,
     ) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`.
 
@@ -96,24 +92,61 @@ class IBP(Objective):
         certified. ``parts`` holds ``adv_loss`` (worst-case), ``clean_loss`` and ``regulariser``, without its weight.
         """
         self._check_norm(attack)
-        progress = min(1.0, eps / parse_eps(self.target_eps))
+        progress = min(1.0, eps / parse_target_eps(self.target_eps))
         regularisation = self.regularisation * (1 - progress)
-        interval = interval_logits(network, images, eps or CLEAN_PHASE_EPS, images, trace=regularisation > 0)
+        trace = regularisation > 0 or self._needs_trace(progress)
+        if eps == 0:
+            interval = interval_logits(network, images, CLEAN_PHASE_EPS, images, trace)
+        else:
+            interval = self._bound(network, images, labels, attack, eps, generator, trace)
         check_classes(labels, interval.shape[1])
-        worst = interval.worst_logits(labels)
+        worst = interval.worst_logits(labels) if eps == 0 else self._worst_logits(interval, labels, progress)
         assert interval.clean is not None
         clean_loss, worst_loss = F.cross_entropy(interval.clean, labels), F.cross_entropy(worst, labels)
-        regulariser = worst.new_zeros(())
-        if interval.operation is not None:
-            regulariser = regularise_bounds(interval.operation, self.tau)
         kappa = self.clean_weight_start + progress * (self.clean_weight_end - self.clean_weight_start)
         loss = _mix(clean_loss, worst_loss, 1.0 if eps == 0 else kappa)
+        regulariser = worst.new_zeros(())
         if regularisation > 0:
+            assert interval.operation is not None
+            regulariser = regularise_bounds(interval.operation, self.tau)
             loss = loss + regularisation * regulariser
         if self.l1 > 0:
             loss = loss + self.l1 * penalise_weights(network)
         parts = {"adv_loss": worst_loss, "clean_loss": clean_loss, "regulariser": regulariser}
         return ObjectiveOutput(loss, worst, parts)
+
+    def _needs_trace(self, progress: float) -> bool:  # noqa: ARG002 - of a subclass
+        """Return True if the worst-case logits need the operations that led to the bounds."""
+        return False
+
+    def _bound(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,  # noqa: ARG002 - of a subclass
+        attack: Attack,  # noqa: ARG002
+        eps: float,
+        generator: torch.Generator | None,  # noqa: ARG002
+        trace: bool,
+    ) -> Interval:
+        """Return bounds on the logits, with those of the clean batch; eps is above 0."""
+        return interval_logits(network, images, eps, images, trace)
+
+    def _worst_logits(self, interval: Interval, labels: Tensor, progress: float) -> Tensor:  # noqa: ARG002
+        """Return the worst-case logits ``(N, C)``, relative to the label's."""
+        return interval.worst_logits(labels)
+
+
+def parse_target_eps(target_eps: Eps) -> float:
+    """Parse the eps at the end of the ramp.
+
+    Raises:
+        ValueError: If it is not in (0, 1].
+    """
+    parsed = parse_eps(target_eps, "Linf", "target_eps")
+    if parsed == 0:
+        raise ValueError(f"target_eps must be above 0, the end of the ramp such as 0.4, got {target_eps}")
+    return parsed
 
 
 def _mix(clean: Tensor, worst: Tensor, kappa: float) -> Tensor:

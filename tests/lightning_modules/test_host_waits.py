@@ -23,7 +23,7 @@ from datamodules.in_memory import ImageSet, InMemoryDataModule
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD, Level
 from rampart.networks import MNISTCNN, GatedMNISTCNN
-from rampart.objectives import IBP, MTLIBP, TRADES, AdversarialTraining
+from rampart.objectives import CROWNIBP, IBP, MTLIBP, SABR, TRADES, AdversarialTraining
 from rampart.schedules import Phase
 
 
@@ -110,6 +110,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "TRADES with BatchNorm": {"objective": TRADES(), "network": batchnorm_network},
     "MTL-IBP": {"objective": MTLIBP(weight=0.1)},
     "IBP": {"objective": IBP(target_eps=0.4, l1=1e-6), "network": batchnorm_network},
+    "CROWN-IBP": {"objective": CROWNIBP(target_eps=0.4), "network": batchnorm_network},
+    "SABR": {"objective": SABR(target_eps=0.4), "network": batchnorm_network},
+    "MTL-IBP with BatchNorm": {"objective": MTLIBP(weight=0.5, target_eps=0.4), "network": batchnorm_network},
     "other options": {
         "objective": AdversarialTraining(loss=nn.CrossEntropyLoss(label_smoothing=0.1)),
         "optimizer": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),

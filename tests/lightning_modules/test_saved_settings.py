@@ -17,7 +17,7 @@ from rampart.attacks import APGD, FAB, PGD, Level, NamedAttack, Square
 from rampart.attacks.losses import margin
 from rampart.data import TensorBatches
 from rampart.networks import CNN5, CNN7, MNISTCNN, GatedMNISTCNN, Normalize, PreActResNet18, ResNet18, WideResNet
-from rampart.objectives import IBP, MTLIBP, TRADES, AdversarialTraining
+from rampart.objectives import CROWNIBP, IBP, MTLIBP, SABR, TRADES, AdversarialTraining
 from tests.conftest import ROOT, small_network
 
 
@@ -73,6 +73,8 @@ def change(path: Path, **settings: Any) -> Path:
         TRADES(),
         MTLIBP(weight=0.3, adversarial=AdversarialTraining(leftover_gradient=True)),
         IBP(target_eps="8/255", clean_weight_start=1, clean_weight_end=0.5, l1=1e-6),
+        CROWNIBP(target_eps=0.4, crown_weight_end=0.5),
+        SABR(target_eps=0.4, box_ratio=0.1),
         SGD,
     ],
 )

@@ -13,7 +13,7 @@ from rampart.attacks import APGD, FAB, PGD, AtImage, Attack, Level, Square
 from rampart.attacks.losses import cross_entropy
 from rampart.data import TensorBatches
 from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize, ResNet18
-from rampart.objectives import AWP, IBP, MTLIBP, TRADES, AdversarialTraining, Objective, ObjectiveOutput
+from rampart.objectives import AWP, CROWNIBP, IBP, MTLIBP, SABR, TRADES, AdversarialTraining, Objective, ObjectiveOutput
 from tests.rampart.objectives.attacks import Flipped, OneOf
 
 LEFTOVER = AdversarialTraining(leftover_gradient=True)
@@ -47,6 +47,8 @@ INVALID: dict[str, tuple[Objective, Attack, nn.Module, str]] = {
     "mtl-ibp, leftover": (MTLIBP(adversarial=LEFTOVER), PGD(restarts=2), MNISTCNN(), "leave attack.restarts out"),
     "ibp, l2": (IBP(0.4), PGD(norm="L2"), MNISTCNN(), "IBP bounds the l-inf ball, got an attack with the norm L2"),
     "ibp, no bound": (IBP(0.4), PGD(), with_ranks(), r"no interval bound for sort.*\(in layer 2.1, Ranks\)"),
+    "crown-ibp, no bound": (CROWNIBP(0.4), PGD(), with_ranks(), r"no interval bound for sort.*\(in layer 2.1, Ranks"),
+    "sabr, l2": (SABR(0.4), PGD(norm="L2"), MNISTCNN(), "SABR bounds the l-inf ball, got an attack with the norm L2"),
     "leftover, restarts": (LEFTOVER, PGD(restarts=2), MNISTCNN(), "leave attack.restarts out, got 2"),
     "leftover, best": (LEFTOVER, PGD(iterate="best"), MNISTCNN(), "leave attack.iterate out, got best"),
     "leftover, linear": (LEFTOVER, PGD(step_schedule="linear"), MNISTCNN(), "leave attack.step_schedule out"),

@@ -1,11 +1,16 @@
+import copy
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rampart.attacks import PGD
+from rampart.bounds import interval_logits
 from rampart.networks import MNISTCNN, ResNet18
 from rampart.objectives import MTLIBP, AdversarialTraining
+from tests.rampart.objectives.test_ibp import batch, small_cnn
 
 PGD_5 = PGD(steps=5, step_size=0.05)
 
@@ -85,6 +90,46 @@ def test_bound_and_attack_use_the_same_network_if_batchnorm_and_dropout_are_froz
         objective(network, images, labels, PGD(steps=1), 0)
     with pytest.raises(TypeError, match=r"dropout in train mode.*\(in layer 0, Dropout2d\)"):
         objective.check(PGD_5, network)
+
+
+def test_batchnorm_bounds_by_the_statistics_of_the_adversarial_images() -> None:
+    network, (images, labels) = small_cnn(), batch()
+    by_hand = copy.deepcopy(network)
+    output = MTLIBP(weight=0.25, l1=1e-3)(network, images, labels, PGD_5, 0.1, generator())
+    adv = PGD_5(by_hand, images, labels, 0.1, generator=generator())
+    interval = interval_logits(by_hand, images, 0.1, clean=adv)
+    assert interval.clean is not None
+    logits = interval.clean
+    torch.testing.assert_close(output.logits, logits)
+    weights = sum(weight.abs().sum() for weight in by_hand.parameters() if weight.ndim > 1)
+    bound = F.cross_entropy(interval.worst_logits(labels), labels)
+    torch.testing.assert_close(output.loss, 0.75 * F.cross_entropy(logits, labels) + 0.25 * bound + 1e-3 * weights)
+    assert output.parts["bound_loss"] > output.parts["adv_loss"]
+    torch.testing.assert_close(network.state_dict(), by_hand.state_dict())
+    assert network[1].num_batches_tracked == 1
+
+
+def test_a_target_eps_adds_the_regularisers_up_to_it() -> None:
+    network, (images, labels) = small_cnn(), batch()
+    for eps, weight in {0.0: 0.5, 0.1: 0.25, 0.2: 0.0, 0.3: 0.0}.items():
+        plain = MTLIBP(weight=0.25)(copy.deepcopy(network), images, labels, PGD_5, eps, generator())
+        output = MTLIBP(weight=0.25, target_eps=0.2)(network, images, labels, PGD_5, eps, generator())
+        regulariser = output.parts["regulariser"]
+        assert (regulariser > 0) == (weight > 0)
+        torch.testing.assert_close(output.loss, plain.loss + weight * regulariser, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"l1": -1}, "l1 must be at least 0, got -1"),
+        ({"regularisation": -1}, "regularisation must be at least 0, got -1"),
+        ({"target_eps": 0}, "target_eps must be above 0, the end of the ramp"),
+    ],
+)
+def test_settings_out_of_range_raise(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MTLIBP(**settings)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
