@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rampart.bounds import Interval, box_logits, crown, crown_worst_logits, interval_logits
-from rampart.networks import MNISTCNN, GatedMNISTCNN, Normalize
+from rampart.networks import CNN5, CNN7, MNISTCNN, GatedMNISTCNN, Normalize
 from tests.rampart.bounds.test_interval import randomize
 from tests.rampart.networks.references import EACH_BLOCK, NARROW
 
@@ -55,7 +55,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "batchnorm": lambda: nn.Sequential(
         conv(1, 4), norm(), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.ReLU(), head(8)
     ),
-    "leaky": lambda: nn.Sequential(conv(1, 4), nn.LeakyReLU(0.2, True), conv(4, 2), nn.LeakyReLU(-0.3), head(72)),
+    "leaky": lambda: nn.Sequential(conv(1, 4), nn.LeakyReLU(0.2, True), conv(4, 2), nn.LeakyReLU(0.05), head(72)),
+    "falling": lambda: nn.Sequential(conv(1, 4), nn.LeakyReLU(-0.3), conv(4, 2), nn.ReLU(), head(72)),
     "max pool": lambda: nn.Sequential(conv(1, 4), nn.MaxPool2d(2), nn.ReLU(), conv(4, 4), nn.MaxPool2d(3), head(4)),
     "windows": lambda: nn.Sequential(conv(1, 4), nn.MaxPool2d(3, 2, 1, 2, ceil_mode=True), nn.ReLU(), head(36)),
     "average": lambda: nn.Sequential(conv(1, 4), nn.AvgPool2d(2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), head(16)),
@@ -83,6 +84,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "last": lambda: nn.Sequential(conv(1, 4), nn.ReLU(), head(144), nn.ReLU()),
     "one image": lambda: nn.Sequential(nn.Flatten(), Uses(lambda x: torch.stack([F.relu(i) for i in x])), head(36)),
 }  # fmt: skip
+
+
+CERTIFIED = [partial(CNN7, width=2, hidden=8), partial(CNN5, width=2, hidden=8, levels=((0.3, 0.7), (0.4, 0.5)))]
 
 
 def compute_margins(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ def test_bounds_hold_for_batchnorm_by_the_statistics_of_the_clean_batch(name: st
     check_bounds(network_of_clean, (images - eps).clamp(0, 1), (images + eps).clamp(0, 1), labels, bounds)
 
 
-@pytest.mark.parametrize("make", [MNISTCNN, GatedMNISTCNN, *(NARROW[name] for name in EACH_BLOCK)])
+@pytest.mark.parametrize("make", [MNISTCNN, GatedMNISTCNN, *CERTIFIED, *(NARROW[name] for name in EACH_BLOCK)])
 def test_bounds_hold_for_the_networks(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     network = make().double().eval().requires_grad_(False)
