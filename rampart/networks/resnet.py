@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rampart.kernels import conv_bn
 from rampart.networks.cifar_network import CIFAR10_MEAN, CIFAR10_STD, CIFARNetwork
+from rampart.networks.initialisation import Initialisation, initialise
 
 
 class BasicBlock(nn.Module):
@@ -66,9 +67,10 @@ class ResNet(CIFARNetwork):
         mean: One number per channel, pixel scale; CIFAR-10's by default.
         std: One number per channel, pixel scale, above 0; CIFAR-10's by default.
         width: Channels of the stem; the blocks of the four stages are 1, 2, 4 and 8 times as wide.
+        init: Random initial weights; see :func:`rampart.networks.initialisation.initialise`.
 
     Raises:
-        ValueError: If there are fewer than two classes or no channel.
+        ValueError: If there are fewer than two classes or no channel, or ``init`` is unknown.
 
     Attributes:
         block: Kind of block.
@@ -87,8 +89,10 @@ class ResNet(CIFARNetwork):
         mean: Sequence[float] = CIFAR10_MEAN,
         std: Sequence[float] = CIFAR10_STD,
         width: int = 64,
+        init: Initialisation = "default",
     ) -> None:
         super().__init__(num_classes, mean, std, {"width": width})
+        self.init_args["init"] = init
         self.conv1 = nn.Conv2d(len(mean), width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         expansion, (one, two, three, four) = self.block.expansion, self.depths
@@ -97,6 +101,11 @@ class ResNet(CIFARNetwork):
         self.layer3 = self._make_stage(2 * expansion * width, 4 * width, three, stride=2)
         self.layer4 = self._make_stage(4 * expansion * width, 8 * width, four, stride=2)
         self.linear = nn.Linear(8 * expansion * width, num_classes)
+        _, *blocks = (*self.layer1, *self.layer2, *self.layer3, *self.layer4)  # all but the first read a sum
+        after_sums = {
+            layer for block in blocks for name in ("conv1", "shortcut") for layer in block.get_submodule(name).modules()
+        }
+        initialise(self, init, after_sums)
 
     def _make_stage(self, inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
         first, rest = self.block(inputs, width, stride), range(depth - 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rampart.networks import CNN7, MNISTCNN
+from rampart.networks import CNN7, MNISTCNN, ResNet18
 from rampart.networks.initialisation import initialise
 
 
@@ -38,6 +38,18 @@ def test_weights_for_bounds_are_halved_after_sums() -> None:
     initialise(network, "ibp", after_sums=[network[1]])
     stds = [layer.weight.std().item() for layer in network.children() if isinstance(layer, nn.Conv2d)]
     assert stds == pytest.approx([math.sqrt(2 * math.pi) / fan_in for fan_in in (72, 2 * 576)], rel=0.1)
+
+
+def test_layers_of_a_resnet_that_read_a_sum_have_half_the_weights_for_bounds() -> None:
+    stds = {
+        name: layer.weight.std().item() * layer.weight[0].numel() / math.sqrt(2 * math.pi)
+        for name, layer in ResNet18(width=16, init="ibp").named_modules()
+        if isinstance(layer, nn.Conv2d)
+    }
+    halved = {name for name, std in stds.items() if std == pytest.approx(0.5, rel=0.2)}
+    firsts = {f"layer{stage}.{block}.conv1" for stage in range(1, 5) for block in range(2)} - {"layer1.0.conv1"}
+    assert halved == firsts | {f"layer{stage}.0.shortcut.0" for stage in range(2, 5)}
+    assert all(std == pytest.approx(1, rel=0.2) for name, std in stds.items() if name not in halved)
 
 
 def test_default_weights_are_torchs() -> None:
