@@ -19,7 +19,8 @@ class ObjectiveOutput(NamedTuple):
 
     Attributes:
         loss: Scalar to minimise, with its graph.
-        logits: ``(N, C)``, logits of the adversarial images, for the training accuracy.
+        logits: ``(N, C)``, logits of the adversarial images, for the training accuracy; the worst-case logits if the
+            loss bounds a box.
         parts: Further scalars to log, by name. If ``loss`` is not the adversarial loss, they include it as
             ``adv_loss``.
     """

@@ -22,7 +22,7 @@ class SABR(IBP):
     The training accuracy is that of the worst-case logits of the small box, above the certified one.
 
     Attributes:
-        target_eps: See :class:`IBP`; so are the settings up to ``l1``.
+        target_eps: Eps at the end of the ramp, pixel scale, above 0, such as ``"16/255"``.
         clean_weight_start: Kappa at eps 0, in [0, 1].
         clean_weight_end: Kappa from ``target_eps`` on, in [0, 1].
         regularisation: Weight of the regularisers at eps 0; it falls linearly to 0 at ``target_eps``.
