@@ -19,6 +19,7 @@ from benchmarks.certificate_checks.onnx_network import OnnxNetwork
 from benchmarks.certificate_checks.tables import format_rows, summarise
 from benchmarks.published_networks import wong_kolter_cnn
 from rampart.attacks import APGD, PGD
+from tests.conftest import ROOT
 
 WEIGHTS = {
     "w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "b2": (4,), "w3": (4, 4, 1, 1),
@@ -219,3 +220,12 @@ def test_oracle_that_is_not_installed_is_left_out(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(oracle, "find_oracle", lambda: None)
     certificates.main(["--sections", "oracle", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out.json")])
     assert "auto_LiRPA is not installed." in (tmp_path / "out.md").read_text()
+
+
+def test_recorded_run_has_no_contradiction() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "certificates" / "certificates.json").read_text())
+    assert result["contradictions"] == []
+    assert instances.find_contradictions(result["instances"]) == []
+    assert not [text for row in result["published"] for text in published.find_contradictions(row)]
+    assert oracle.find_disagreements(result["oracle"]) == []
+    assert {row["bounded"] for row in result["published"]} == {200, 10_000}
