@@ -20,6 +20,7 @@ from lightning_modules import AdversarialClassifier
 from rampart.attacks import Attack, Eps, NormName
 from rampart.attacks.random import run_seed
 from rampart.evaluation import (
+    Certifier,
     Preset,
     Source,
     WorstCase,
@@ -44,6 +45,7 @@ def evaluate(
     eps: Sequence[Eps],
     num_images: int | None,
     batch_size: int,
+    certify: bool | None = None,
 ) -> None:
     """Attack the test images with all attacks, and write the report.
 
@@ -56,31 +58,29 @@ def evaluate(
         eps: Increasing radii on the pixel scale.
         num_images: Use only the first images of the test set; all if None.
         batch_size: Images per batch.
+        certify: Certify images too. If None, do it if the network can be bounded; the report says why if it can't.
 
     Raises:
-        ValueError: If weights or test data are missing, a setting is out of range, an image, a label or a logit is
-            invalid, an attack fails, or the results contradict one another.
+        ValueError: If weights, test data or required certificates are missing, a setting is out of range, an image, a
+            label or a logit is invalid, an attack fails, or the results contradict one another.
     """
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
-    model = add_network_hooks(model)
-    device, seed = trainer.strategy.root_device, run_seed(trainer)
-    model.eval()
-    searches = run_folder(trainer).parent / "searches"
-    searches.mkdir(parents=True, exist_ok=True)
+    model = add_network_hooks(model).eval()
+    seed = run_seed(trainer)
+    (searches := run_folder(trainer).parent / "searches").mkdir(parents=True, exist_ok=True)
 
     def search_and_report(source: Source) -> None:
-        network = model.evaluated_network.eval()
-        search = WorstCaseSearch(network, source, attacks, eps, searches, batch_size, seed, num_images)
-        shown = rank_zero_only.rank == 0 and trainer.progress_bar_callback is not None  # type: ignore[attr-defined]
-        with EvaluationProgress(search, shown) as progress:
-            found = search.run(progress)
-        # Not the trainer's rank: torchrun may start more processes than it knows of.
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        bounds = None if certify is False else _build_certifier(model, certify is True)
+        search = WorstCaseSearch(
+            model.evaluated_network.eval(), source, attacks, eps, searches, batch_size, seed, num_images, bounds
+        )
+        found = _run_search(trainer, search)
+        if _is_first_process():
             _write_report(trainer, model, search, found, ckpt_path)
 
     try:
-        with model.execution.evaluation(device.type):
+        with model.execution.evaluation(trainer.strategy.root_device.type):
             run_on_test_batches(trainer, model, datamodule, search_and_report, searches / "data.lock", seed)
     except Interrupted as end:
         end.advice = f"the same command resumes; finished batches are cached in {searches}"
@@ -159,6 +159,21 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
     )
 
 
+def _build_certifier(model: AdversarialClassifier, required: bool) -> Certifier:
+    """Bound the training form: it is the same function as the attacked form, and its bounds may be tighter."""
+    return Certifier(model.network, required)
+
+
+def _run_search(trainer: Trainer, search: WorstCaseSearch) -> WorstCase:
+    with EvaluationProgress(search, _is_first_process() and trainer.progress_bar_callback is not None) as progress:
+        return search.run(progress)
+
+
+def _is_first_process() -> bool:
+    # Not by the trainer's rank: torchrun may start more processes than it knows of.
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
 def _write_report(
     trainer: Trainer, model: AdversarialClassifier, search: WorstCaseSearch, found: WorstCase, ckpt_path: str | None
 ) -> None:
@@ -168,12 +183,13 @@ def _write_report(
     report = build_report(search, found, signs, str(trainer.precision))
     folder = run_folder(trainer)
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
-    write_per_image(folder / "per_image.csv", found, names, search.norm)
+    write_per_image(folder / "per_image.csv", found, names, search.norm, search.eps)
     print(f"\n{format_table(report)}\n")
     intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
+    certified = [rate["interval_95"] for rate in (report["certificates"] or {}).get("certified", [])]
     pictures: dict[str, bytes] = {}
     with warn_if_not_drawn("the figures"):
-        for name, figure in worst_case_figures(found, search.eps, target_eps, intervals).items():
+        for name, figure in worst_case_figures(found, search.eps, target_eps, intervals, certified).items():
             pictures[name] = save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes()
     page = folder / "report.html"
     page.write_text(render_html(report, pictures, ckpt_path or type(search.model).__name__), encoding="utf-8")

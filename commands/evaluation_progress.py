@@ -43,6 +43,7 @@ class EvaluationProgress(ProgressListener):
         self._hook: RemovableHandle | None = None
         self._next = 0.0
         self._stage: _Stage | None = None
+        self._planned = False
         self._calls = 0  # images classified in this stage
         self._per_call = 0.0  # seconds per classified image
         self._spent: dict[int, tuple[float, int]] = {}  # seconds and images by attack
@@ -73,10 +74,16 @@ class EvaluationProgress(ProgressListener):
         if (before := self._stage) and before.batch == batch and now - before.began > 0.1:
             seconds, images = self._spent.get(before.attack, (0.0, 0))
             self._spent[before.attack] = seconds + now - before.began, images + before.robust
-        if self._stage is None:
+        if not self._planned:
             self._print_plan()
+            self._planned = True
         self._stage, self._calls = _Stage(batch, attack, eps, robust, size, now), 0
         self._print_stage()
+
+    def on_certify(self, batch: int) -> None:
+        """Show that the images of a batch are certified."""
+        self._stage = None
+        self._print(f"batch {batch + 1}/{self._search.num_batches}: certificates")
 
     def on_batch_end(self, batch: int, part: WorstCase) -> None:
         """Record each attack's time, also from the cache of an earlier run, and show the number of robust images."""
@@ -89,6 +96,8 @@ class EvaluationProgress(ProgressListener):
             )
         self._batches, self._seen = self._batches + 1, batch + 1
         self._seconds += sum(stage.seconds for stage in part.stages)
+        if (found := part.certificates) is not None:
+            self._seconds += found.seconds + sum(stage.seconds for stage in found.stages)
         robust = ", ".join(f"{part.count_robust(eps)} @ {format_eps(eps)}" for eps in self._search.eps)
         done = f"batch {batch + 1}/{self._search.num_batches}: robust of {len(part.labels)}: {robust}"
         if not self._terminal:

@@ -76,6 +76,7 @@ class RampartTrainer(Trainer):
         eps: tuple[Eps, ...] | None = None,
         num_images: int | None = None,
         batch_size: int = 250,
+        certify: bool | None = None,
         weights_only: bool | None = None,  # noqa: ARG002 - a config saved by fit has it
     ) -> None:
         """Evaluate each test image under several attacks and write a report.
@@ -98,6 +99,8 @@ class RampartTrainer(Trainer):
                 default).
             num_images: Use only the first images of the test set; all if None.
             batch_size: Images per batch.
+            certify: Also give a lower bound: the images that no perturbation up to eps fools, by proof (Linf only). If
+                None, do so if the network has a bound for each of its layers.
             weights_only: Not used: only tensors and plain values are ever read from a file.
 
         Raises:
@@ -105,4 +108,4 @@ class RampartTrainer(Trainer):
                 are invalid, or the results contradict one another.
         """
         chosen, sizes = choose_attacks(model, preset, attacks, norm, eps)
-        evaluate(self, model, datamodule, ckpt_path, chosen, sizes, num_images, batch_size)
+        evaluate(self, model, datamodule, ckpt_path, chosen, sizes, num_images, batch_size, certify)

@@ -1,6 +1,6 @@
 """Bounds on a network's outputs over all images in a box, with torch alone."""
 
-from rampart.bounds.certificates import certified_mask, certified_radii
+from rampart.bounds.certificates import Method, certified_mask, certified_radii
 from rampart.bounds.crown import crown_worst_logits
 from rampart.bounds.interval import Interval
 from rampart.bounds.interval_rules import Bounds, NoBoundError
@@ -10,6 +10,7 @@ from rampart.bounds.trace import Operation, list_operations, list_relu_inputs
 __all__ = [
     "Bounds",
     "Interval",
+    "Method",
     "NoBoundError",
     "Operation",
     "box_logits",

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rampart.attacks import Attack
 
+HERE = Path(__file__).resolve().parent
 _EVALUATION_MODULES = ("clean_pass", "image_source", "network_checks", "run_attack", "worst_case")
 _LIBRARIES = {*sys.stdlib_module_names, "torch"}  # packages whose code the hash leaves out
 
@@ -28,12 +31,25 @@ def hash_code(attacks: Sequence[Attack]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, *unseen])).hexdigest()
 
 
+def hash_bounds(network: nn.Module, settings: Sequence[object]) -> str:
+    """Return the SHA-256 of what decides which images are certified, besides the key of the search.
+
+    It covers the network's layers, and the code of bounds and networks.
+
+    Args:
+        network: The bounded network.
+        settings: Settings of the certification.
+    """
+    files = [*rampart_files(), *sorted((HERE.parent / "bounds").glob("*.py")), HERE / "certification.py"]
+    code = b"".join(file.read_bytes() for file in files)
+    return hashlib.sha256(f"{network!r} {settings!r}".encode() + code).hexdigest()
+
+
 def rampart_files() -> list[Path]:
     """Return Rampart's own files that decide which images are fooled, sorted."""
-    here = Path(__file__).resolve().parent
     packages = ("attacks", "networks", "kernels")
-    files = (file for package in packages for file in (here.parent / package).glob("*.py"))
-    return sorted([*files, *(here / f"{name}.py" for name in _EVALUATION_MODULES)])
+    files = (file for package in packages for file in (HERE.parent / package).glob("*.py"))
+    return sorted([*files, *(HERE / f"{name}.py" for name in _EVALUATION_MODULES)])
 
 
 def _modules(value: Any) -> Iterator[str]:

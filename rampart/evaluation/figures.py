@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,24 @@ from rampart.evaluation.results import MAX_EXAMPLES, WorstCase
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Interval95 = tuple[float, float]
 MAX_NUMBERED = 20  # largest number of classes for which a confusion matrix prints its counts
+
+
+class CertifiedCurve(NamedTuple):
+    """Certified accuracy over eps.
+
+    Attributes:
+        radius: ``(N,)``, float64: certified radius of each correctly classified clean image.
+        intervals: 95% confidence interval of the certified accuracy at each eps of the grid above 0; may be empty.
+    """
+
+    radius: Tensor
+    intervals: Sequence[Interval95] = ()
+
+    def rate(self, eps: float, images: int) -> float:
+        """Return the certified accuracy in [0, 1] at an eps, over all images."""
+        return int((self.radius >= eps).sum()) / images
 
 
 def robustness_figure(
@@ -24,9 +41,10 @@ def robustness_figure(
     target_eps: float,
     attack: str,
     images: int,
-    intervals: Sequence[tuple[float, float]] = (),
+    intervals: Sequence[Interval95] = (),
+    certified: CertifiedCurve | None = None,
 ) -> Figure:
-    """Draw robust accuracy over eps.
+    """Draw robust accuracy over eps, and certified accuracy below it.
 
     Args:
         eps_grid: Radii on the pixel scale.
@@ -35,12 +53,14 @@ def robustness_figure(
         attack: Name of the attack, for the title.
         images: Number of images, for the title.
         intervals: 95% confidence interval of the accuracy at each eps, drawn as bars; none if empty.
+        certified: Certified radii; none are drawn if None.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(eps_grid, [100 * value for value in accuracy], marker="o", color="C0")
+    label = "" if certified is None else "under attack: an upper bound"
+    axes.plot(eps_grid, [100 * value for value in accuracy], marker="o", color="C0", label=label)
     for number, (eps, (low, high)) in enumerate(zip(eps_grid, intervals, strict=False)):
         label = "" if number else "95% interval"
         axes.vlines(eps, 100 * low, 100 * high, color="C0", linewidth=4, alpha=0.4, label=label)
@@ -50,6 +70,8 @@ def robustness_figure(
             f"{100 * value:.1f}", (eps, 100 * value), xytext=(0, 8), textcoords="offset points", ha="center",
             fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
+    if certified is not None:
+        _draw_certified(axes, certified, eps_grid, accuracy, images)
     axes.set(
         title=f"Accuracy under {attack}, first {images:,} test images",
         xlabel="eps (pixel scale)",
@@ -59,6 +81,29 @@ def robustness_figure(
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     return figure
+
+
+def _draw_certified(
+    axes: Any, certified: CertifiedCurve, eps_grid: Sequence[float], accuracy: Sequence[float], images: int
+) -> None:
+    """Draw certified accuracy, and the band between it and robust accuracy."""
+    import numpy as np
+
+    fine = np.union1d(np.linspace(eps_grid[0], eps_grid[-1], 200), eps_grid)
+    lower = np.array([certified.rate(eps, images) for eps in fine])
+    upper = np.maximum(np.interp(fine, eps_grid, accuracy), lower)
+    axes.fill_between(fine, 100 * lower, 100 * upper, color="0.5", alpha=0.15, linewidth=0, label="neither is known")
+    axes.plot(fine, 100 * lower, color="C2", label="certified: a lower bound")
+    grid = [eps for eps in eps_grid if eps > 0]
+    for eps, (low, high) in zip(grid, certified.intervals, strict=False):
+        axes.vlines(eps, 100 * low, 100 * high, color="C2", linewidth=4, alpha=0.4)
+    for eps in grid:
+        value = 100 * certified.rate(eps, images)
+        axes.plot([eps], [value], marker="o", color="C2")
+        axes.annotate(
+            f"{value:.1f}", (eps, value), xytext=(0, -16 if value > 10 else 8), textcoords="offset points", color="C2",
+            ha="center", fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )  # fmt: skip
 
 
 def can_be_drawn(images: Tensor) -> bool:
@@ -115,7 +160,8 @@ def worst_case_figures(
     found: WorstCase,
     eps_grid: Sequence[float],
     target_eps: float,
-    intervals: Sequence[tuple[float, float]] = (),
+    intervals: Sequence[Interval95] = (),
+    certified_intervals: Sequence[Interval95] = (),
 ) -> dict[str, Figure]:
     """Draw the result of a worst-case search.
 
@@ -124,19 +170,31 @@ def worst_case_figures(
         eps_grid: The search's radii on the pixel scale, rising.
         target_eps: Marked in the curve.
         intervals: 95% confidence intervals of the accuracy on clean images and at each eps.
+        certified_intervals: 95% confidence intervals of the certified accuracy at each eps.
 
     Returns:
-        Figures by name: ``curve``, ``radii`` and ``confusion``; if images ``(N, 1 or 3, H, W)`` were fooled, also
-        ``easiest``, and ``hardest`` if more than ``MAX_EXAMPLES`` were.
+        Figures by name: ``curve``, ``radii`` and ``confusion``; ``bounds`` if there are certificates; if images
+        ``(N, 1 or 3, H, W)`` were fooled, also ``easiest``, and ``hardest`` if more than ``MAX_EXAMPLES`` were.
     """
     grid = [0.0, *eps_grid]
     images = len(found.labels)
     accuracy = [found.count_robust(eps) / images for eps in grid]
+    title, certified = "the worst of all attacks", None
+    if found.certificates is not None:
+        certified = CertifiedCurve(found.certificates.radius[found.eps > 0], certified_intervals)
     figures = {
-        "curve": robustness_figure(grid, accuracy, target_eps, "the worst of all attacks", images, intervals),
+        "curve": robustness_figure(grid, accuracy, target_eps, title, images, intervals, certified),
         "radii": _radii_figure(found, grid),
         "confusion": _confusion_figure(found, grid[-1]),
     }
+    if found.certificates is not None:
+        figures["bounds"] = _bounds_figure(found, found.certificates.radius, grid[-1])
+    return figures | _example_figures(found)
+
+
+def _example_figures(found: WorstCase) -> dict[str, Figure]:
+    """Draw the first and the last fooled images, if they can be drawn."""
+    figures = {}
     drawable = [example for example in found.examples if can_be_drawn(example.image[None])]
     drawable = [example for example in drawable if example.image.shape == drawable[0].image.shape]
     groups = {
@@ -169,6 +227,31 @@ def _radii_figure(found: WorstCase, grid: Sequence[float]) -> Figure:
     axes.bar_label(axes.bar(names, counts, color=["C3", *["C0"] * (len(grid) - 1), "C2"]))
     axes.set(title="Smallest eps that fools each image", xlabel="eps (pixel scale)", ylabel="number of images")
     axes.margins(y=0.1)
+    return figure
+
+
+def _bounds_figure(found: WorstCase, radius: Tensor, largest: float) -> Figure:
+    """Draw each image's certified radius below the smallest eps that fools it."""
+    from matplotlib.figure import Figure
+
+    top = 1.05 * largest
+    fooled = found.eps.cpu().clamp(max=top)
+    order = sorted(range(len(fooled)), key=lambda i: (fooled[i].item(), radius[i].item()))
+    upper, lower = fooled[order].tolist(), radius[order].clamp(max=top).tolist()
+    upper, lower = [*upper, upper[-1]], [*lower, lower[-1]]  # the right end of the last image's bar
+    places = [place / len(order) * 100 for place in range(len(upper))]
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(places, upper, top, step="post", color="C3", alpha=0.3, linewidth=0, label="fooled")
+    axes.fill_between(places, 0, lower, step="post", color="C2", alpha=0.5, linewidth=0, label="certified")
+    axes.set(
+        title="Certified radius and smallest fooling eps of each image",
+        xlabel="images, from the first fooled to the last (%)",
+        ylabel="eps (pixel scale)",
+        xlim=(0, 100),
+        ylim=(0, top),
+    )
+    axes.legend(loc="best")
     return figure
 
 

@@ -24,6 +24,13 @@ class ProgressListener:
             size: Number of images in the batch.
         """
 
+    def on_certify(self, batch: int) -> None:
+        """Called before the images of a batch are certified, after all attacks.
+
+        Args:
+            batch: Zero-based number of the batch.
+        """
+
     def on_batch_end(self, batch: int, part: WorstCase) -> None:
         """Called after all attacks on a batch, computed now or read from the cache.
 

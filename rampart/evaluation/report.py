@@ -7,80 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rampart.attacks import NormName, format_eps
+from rampart.bounds.certificates import MARGIN, MARGIN_FLOAT64
+from rampart.evaluation.certification import MAX_EPS, TOLERANCE
+from rampart.evaluation.contradictions import find_certificate_contradictions, find_stage_contradictions
 from rampart.evaluation.gradient_masking import Sign
-from rampart.evaluation.results import Stage, WorstCase
+from rampart.evaluation.results import Certificates, WorstCase
 from rampart.evaluation.worst_case import WorstCaseSearch
 from rampart.files import provenance
 
-FORMAT = 2
-"""Number of the format of ``report.json``; reports of earlier versions have none."""
-
-
-def find_stage_contradictions(images: int, clean: int, stages: Sequence[Stage]) -> list[str]:
-    """Find results that are impossible for any model. If there is one, the evaluation is broken.
-
-    Args:
-        images: Number of images.
-        clean: Number of correctly classified clean images.
-        stages: Counts per attack and eps, in the order of the runs.
-
-    Returns:
-        One sentence per contradiction.
-    """
-    problems = []
-    if not 0 <= clean <= images:
-        problems.append(f"{clean} of {images} clean images are classified correctly")
-    robust = clean
-    for stage in stages:
-        name = f"{stage.attack} at eps {format_eps(stage.eps)}"
-        if stage.robust > robust:
-            problems.append(f"{stage.robust} images are robust after {name}, but only {robust} before")
-        elif stage.attacked > robust:
-            problems.append(f"{name} attacked {stage.attacked} images, but only {robust} were robust")
-        robust = stage.robust
-    return problems
-
-
-def find_contradictions(rows: Sequence[tuple[dict[str, Any], float, int]], clean: int) -> list[str]:
-    """Find contradictions between attacks that were each run on all images, larger than chance explains.
-
-    An attack must leave no more robust images than there are correctly classified clean images, or than the same attack
-    leaves with a smaller eps or with fewer steps, restarts, queries or targets.
-
-    Args:
-        rows: For each attack its settings (:meth:`rampart.attacks.Attack.settings`), eps, and number of robust images.
-        clean: Number of correctly classified clean images.
-
-    Returns:
-        One sentence per contradiction.
-    """
-    problems = []
-    for settings, eps, robust in rows:
-        if robust > clean:
-            attack = f"{settings['class']} at eps {format_eps(eps)}"
-            problems.append(f"{robust} images are robust under {attack}, but only {clean} are correctly classified")
-        if eps == 0 and robust != clean:
-            problems.append(f"{robust} images are robust at eps 0, but {clean} are correctly classified")
-    for one, eps, robust in rows:
-        for other, larger, more in rows:
-            if more <= robust + 3 * math.sqrt(max(min(robust, clean - robust), 1)):
-                continue
-            if one == other and larger > eps:
-                problems.append(
-                    f"{more} images are robust at eps {format_eps(larger)}, {robust} at eps {format_eps(eps)}"
-                )
-            if eps == larger and (name := _stronger_by(one, other)):
-                problems.append(f"{more} images are robust with {other[name]} {name}, {robust} with {one[name]}")
-    return problems
-
-
-def _stronger_by(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Return the one setting in which ``other`` differs, if it makes ``other`` the stronger attack."""
-    differ = [name for name in one if one[name] != other.get(name)]
-    if len(one) != len(other) or len(differ) != 1 or differ[0] not in ("steps", "restarts", "queries", "targets"):
-        return None
-    low, high = one[differ[0]], other[differ[0]]
-    return differ[0] if isinstance(low, int) and isinstance(high, int) and high > low else None
+FORMAT = 3
+"""Number of the format of ``report.json``: 2 has no certificates, and earlier reports have no number."""
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float]:
@@ -95,7 +31,7 @@ def wilson_interval(count: int, total: int) -> tuple[float, float]:
 def build_report(
     search: WorstCaseSearch, found: WorstCase, signs: Sequence[Sign], trainer_precision: str | None = None
 ) -> dict[str, Any]:
-    """Return the content of ``report.json``. Only ``timings`` and ``made_on`` differ from run to run.
+    """Return the content of ``report.json``. Only its timings and ``made_on`` differ from run to run.
 
     Args:
         search: The search, after it was run without autocast or TF32.
@@ -107,7 +43,9 @@ def build_report(
         ValueError: If the numbers contradict each other.
     """
     images, clean = len(found.labels), found.count_robust(0)
-    if problems := find_stage_contradictions(images, clean, found.stages):
+    problems = find_stage_contradictions(images, clean, found.stages)
+    problems += find_certificate_contradictions(found, [attack.name for attack in search.attacks])
+    if problems:
         raise ValueError(f"the evaluation is broken, no number is reported: {'; '.join(problems)}")
     finite = found.eps[found.eps > 0].sort().values
     probed = search.clean_pass.probe.images
@@ -122,11 +60,43 @@ def build_report(
         "stages": [
             {"attack": s.attack, "eps": s.eps, "attacked": s.attacked, "robust": s.robust} for s in found.stages
         ],
+        "certificates": _describe_certificates(search, found),
         "signs": [{"name": sign.name, "message": sign.message, "images": sign.images} for sign in signs],
         "search": search.identity,
         "made_on": provenance(probed.device, probed.dtype, trainer_precision=trainer_precision),
         "timings": [round(stage.seconds, 1) for stage in found.stages],
+        "certificate_timings": _list_seconds(found.certificates),
     }
+
+
+def _describe_certificates(search: WorstCaseSearch, found: WorstCase) -> dict[str, Any] | None:
+    """Return the report's section on certificates, with the reason if there are none; None if none were asked for."""
+    if search.certifier is None:
+        return None
+    if found.certificates is None:
+        return {"reason": search.certifier.reason or "no clean image is classified correctly"}
+    radii, images = found.certificates.radius[found.eps > 0].sort().values, len(found.labels)
+    return {
+        "reason": None,
+        "methods": list(search.certifier.methods),
+        "network": type(search.certifier.network).__name__,
+        "training_form": search.certifier.network is not search.model,
+        "certified": [{"eps": eps, **_rate(found.certificates.count_certified(eps), images)} for eps in search.eps],
+        "median_radius": float(radii[(len(radii) - 1) // 2]) if len(radii) else 0.0,
+        "stages": [
+            {"method": s.method, "eps": s.eps, "tried": s.tried, "certified": s.certified}
+            for s in found.certificates.stages
+        ],
+        "margin": {"float32": MARGIN, "float64": MARGIN_FLOAT64},
+        "radii": {"largest": MAX_EPS, "tolerance": TOLERANCE * search.eps[-1]},
+    }
+
+
+def _list_seconds(certificates: Certificates | None) -> list[float]:
+    """Return the seconds of the certificates' stages, and of the search for radii."""
+    if certificates is None:
+        return []
+    return [round(seconds, 1) for seconds in (*(s.seconds for s in certificates.stages), certificates.seconds)]
 
 
 def _rate(count: int, images: int) -> dict[str, Any]:
@@ -138,32 +108,73 @@ def format_table(report: dict[str, Any]) -> str:
     """Return the report as a table for the terminal."""
     images = report["images"]
     width = max(len("attack"), *(len(stage["attack"]) for stage in report["stages"]))
+    certificates = report.get("certificates") or {}
+    certified = {row["eps"]: row["count"] for row in certificates.get("certified", [])}
+
+    def line(name: str, eps: str, attacked: str, robust: int, certified_at_eps: str) -> str:
+        column = f"  {certified_at_eps:>9}" if certified else ""
+        return f"{name:<{width}}  {eps:>7}  {attacked:>8}  {robust:>7,}{column}  {100 * robust / images:12.2f}"
+
+    column = "  certified" if certified else ""
     title = f"accuracy (%), {images:,} images, {report['norm']}"
-    lines = [f"{'attack':<{width}}  {'eps':>7}  {'attacked':>8}  {'robust':>7}  {title}"]
-    lines += ["-" * len(lines[0]), _line("clean", "", "", report["clean"]["count"], images, width)]
+    lines = [f"{'attack':<{width}}  {'eps':>7}  {'attacked':>8}  {'robust':>7}{column}  {title}"]
+    lines += ["-" * len(lines[0]), line("clean", "", "", report["clean"]["count"], "")]
     for stage in report["stages"]:
+        count = f"{certified[stage['eps']]:,}" if certified else ""
         attacked = f"{stage['attacked']:,}"
-        lines.append(_line(stage["attack"], format_eps(stage["eps"]), attacked, stage["robust"], images, width))
+        lines.append(line(stage["attack"], format_eps(stage["eps"]), attacked, stage["robust"], count))
     lines.append("")
+    bounds = {row["eps"]: row for row in certificates.get("certified", [])}
     for robust in report["robust"]:
-        low, high = (f"{100 * bound:.2f}" for bound in robust["interval_95"])
-        accuracy = f"{100 * robust['accuracy']:.2f}%"
-        interval_95 = f"({report['norm']}; 95% interval {low} to {high})"
-        lines.append(f"worst case at eps {format_eps(robust['eps'])}: {accuracy} {interval_95}")
+        eps = robust["eps"]
+        lines.append(f"worst case at eps {format_eps(eps)}: {_format_rate(robust, report['norm'])}")
+        if eps in bounds:
+            lines.append(f"certified at eps {format_eps(eps)}: {_format_rate(bounds[eps], report['norm'])}")
+    lines += [describe_certificates(report)] if certificates else []
     lines += [f"warning: {sign['name']}: {sign['message']}" for sign in report["signs"]]
     return "\n".join(lines)
 
 
-def _line(name: str, eps: str, attacked: str, robust: int, images: int, width: int) -> str:
-    return f"{name:<{width}}  {eps:>7}  {attacked:>8}  {robust:>7,}  {100 * robust / images:12.2f}"
+def _format_rate(rate: dict[str, Any], norm: str) -> str:
+    low, high = (f"{100 * bound:.2f}" for bound in rate["interval_95"])
+    return f"{100 * rate['accuracy']:.2f}% ({norm}; 95% interval {low} to {high})"
 
 
-def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str], norm: NormName) -> None:
-    """Write a CSV file with one row per image: its predictions, and the attack and the smallest eps that fooled it."""
+def describe_certificates(report: dict[str, Any]) -> str:
+    """Return a sentence about a report's certificates: how they were made, or why there are none."""
+    certificates = report["certificates"]
+    if certificates["reason"] is not None:
+        return f"no certificates: {certificates['reason']}"
+    text = f"certificates: {', '.join(certificates['methods'])}, median radius {certificates['median_radius']:.3g}"
+    if certificates["training_form"]:
+        text += f"; bounds of {certificates['network']}, the training form of the attacked network: the same function"
+    return text
+
+
+def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str], norm: NormName, eps: Sequence[float]) -> None:
+    """Write a CSV file with one row per image.
+
+    A row has the image's predictions, and the attack and the smallest eps that fooled it. If there are certificates, it
+    also has the image's certified radius, and 1 or 0 for each eps at which it is certified or not.
+
+    Args:
+        path: File to write.
+        found: Result of the search.
+        attacks: Names of the attacks.
+        norm: Norm of the attacks.
+        eps: The search's radii on the pixel scale.
+    """
+    radii = [] if found.certificates is None else found.certificates.radius.tolist()
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"])
+        names = ["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"]
+        certified = ["certified_radius", *(f"certified_at_{size:g}" for size in eps)]
+        writer.writerow([*names, *(certified if radii else [])])
         columns = (found.labels, found.clean_class, found.attack, found.eps, found.adv_class)
-        for index, (label, clean, attack, eps, adv) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        for index, (label, clean, attack, fooled_at, adv) in enumerate(
+            zip(*(c.tolist() for c in columns), strict=True)
+        ):
             by = attacks[attack] if attack >= 0 else ""
-            writer.writerow([index, label, clean, by, "" if math.isinf(eps) else eps, adv, norm])
+            row = [index, label, clean, by, "" if math.isinf(fooled_at) else fooled_at, adv, norm]
+            bounds = [[radius, *(int(radius >= size) for size in eps)] for radius in radii[index : index + 1]]
+            writer.writerow([*row, *(bounds[0] if bounds else [])])

@@ -28,6 +28,61 @@ class Stage:
     seconds: float = field(compare=False)
 
 
+@dataclass(frozen=True)
+class BoundStage:
+    """Counts for one method of certification at one eps, tried on the images that no earlier method certified.
+
+    Attributes:
+        method: The method's name.
+        eps: Pixel scale.
+        tried: Number of images that were bounded.
+        certified: Number of images that are certified at this eps, by this method or an earlier one, or at a larger
+            eps.
+        seconds: Wall time summed over batches.
+    """
+
+    method: str
+    eps: float
+    tried: int
+    certified: int
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Certificates:
+    """Certificates of a search's images.
+
+    Attributes:
+        radius: ``(N,)``, float64: an eps up to which no perturbation makes the network misclassify the image; 0 if
+            there is none, or the clean image is misclassified.
+        stages: Counts per method and eps.
+        seconds: Wall time of the search for radii between those of the stages.
+    """
+
+    radius: Tensor
+    stages: list[BoundStage]
+    seconds: float
+
+    def count_certified(self, eps: float) -> int:
+        """Return the number of images certified at an eps above 0."""
+        return int((self.radius >= eps).sum())
+
+    @classmethod
+    def join(cls, parts: Sequence["Certificates"]) -> "Certificates":
+        """Concatenate the certificates of several batches."""
+        stages = [
+            BoundStage(
+                method=stages[0].method,
+                eps=stages[0].eps,
+                tried=sum(stage.tried for stage in stages),
+                certified=sum(stage.certified for stage in stages),
+                seconds=sum(stage.seconds for stage in stages),
+            )
+            for stages in zip(*(part.stages for part in parts), strict=True)
+        ]
+        return cls(torch.cat([part.radius for part in parts]), stages, sum(part.seconds for part in parts))
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """An image and the adversarial image that fooled the model, for figures.
@@ -60,6 +115,7 @@ class WorstCase:
         adv_class: ``(N,)``, int64: predictions for the adversarial images; for the clean image if no attack succeeded.
         stages: Counts per attack and eps, in the order of the runs.
         examples: The first and the last ``MAX_EXAMPLES`` fooled images, in the order of eps, attack and index.
+        certificates: Certificates of the images; None if the search computes none.
     """
 
     labels: Tensor
@@ -69,6 +125,7 @@ class WorstCase:
     adv_class: Tensor
     stages: list[Stage]
     examples: list[Example] = field(default_factory=list, compare=False)
+    certificates: Certificates | None = field(default=None, compare=False)
 
     def count_robust(self, eps: float) -> int:
         """Return the number of images classified correctly both clean and under every attack up to ``eps``."""
@@ -89,7 +146,13 @@ class WorstCase:
             )
             for stages in zip(*(part.stages for part in parts), strict=True)
         ]
-        return cls(**tensors, stages=stages, examples=choose_examples(e for part in parts for e in part.examples))
+        certificates = [part.certificates for part in parts if part.certificates is not None]
+        return cls(
+            **tensors,
+            stages=stages,
+            examples=choose_examples(e for part in parts for e in part.examples),
+            certificates=Certificates.join(certificates) if certificates else None,
+        )
 
 
 def choose_examples(examples: Iterable[Example]) -> list[Example]:

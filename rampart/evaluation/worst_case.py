@@ -18,6 +18,7 @@ from rampart.attacks import Attack, Eps, format_eps, parse_eps
 from rampart.attacks.input_gradient import predict
 from rampart.attacks.random import make_generator
 from rampart.evaluation.cache import ResultCache
+from rampart.evaluation.certification import Certifier
 from rampart.evaluation.clean_pass import CleanPass, run_clean_pass
 from rampart.evaluation.code_hash import hash_code
 from rampart.evaluation.image_source import Source, visit_batches
@@ -66,6 +67,7 @@ class WorstCaseSearch:
         batch_size: Images per batch.
         seed: Seed of the random numbers.
         num_images: Number of images, from the first on; all if None.
+        certifier: Bounds the network for certificates; none are computed if None, or if it can't.
 
     Attributes:
         norm: Norm of the attacks and of eps.
@@ -85,6 +87,7 @@ class WorstCaseSearch:
         batch_size: int = 250,
         seed: int = 0,
         num_images: int | None = None,
+        certifier: Certifier | None = None,
     ) -> None:
         names = [attack.name for attack in attacks]
         if not names or len(set(names)) < len(names):
@@ -99,6 +102,7 @@ class WorstCaseSearch:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.source, self.attacks, self._cache_dir = model, source, list(attacks), cache_dir
         self.batch_size, self.seed, self.num_images = batch_size, seed, num_images
+        self.certifier = certifier
         self._listener = ProgressListener()
 
     @cached_property
@@ -113,6 +117,8 @@ class WorstCaseSearch:
         )
         if len(clean_pass.probe.indices):  # Attacks shrink a batch, in the end to one image.
             predict(self.model, clean_pass.probe.images[:1])
+            if self.certifier is not None:
+                self.certifier.check(self.model, clean_pass.probe.images[:8], self.norm)
         for attack in self.attacks:
             check_attack_runs(attack, self.model, clean_pass.probe.images[:8], clean_pass.probe.labels[:8], self.eps[0])
         return clean_pass
@@ -216,7 +222,13 @@ class WorstCaseSearch:
                     seconds = float(found["seconds"])
                     part.examples[:] = choose_examples([*part.examples, *_examples(batch, found, eps, number)])
                 part.stages.append(Stage(attack.name, eps, len(robust), part.count_robust(eps), seconds))
-        return part
+        if self.certifier is None or self.certifier.reason is not None:
+            return part
+        self._listener.on_certify(batch.number)
+        active = (clean == labels).to(batch.labels.device)
+        name = f"{batch.number:05}-{batch.name}"
+        certificates = self.certifier.certify(batch.images, batch.labels, active, self.eps, self.cache, name)
+        return replace(part, certificates=certificates)
 
     def _run_attack(self, attack: Attack, eps: float, batch: _Batch, robust: Tensor) -> dict[str, Tensor]:
         """Return an attack's result on a batch, from the cache if it is there and valid.

@@ -36,7 +36,8 @@ def arguments(weights: Path, runs: Path, *more: str) -> list[str]:
 
 def without_timings(report: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(report.read_text())
-    del content["timings"], content["made_on"]  # the only parts that may differ from run to run
+    # The only parts that may differ from run to run.
+    del content["timings"], content["certificate_timings"], content["made_on"]
     return content
 
 
@@ -52,7 +53,10 @@ def test_evaluate_writes_table_report_and_figures(weights: Path, tmp_path: Path,
     assert f"worst case at eps 0.002: {100 * report['robust'][0]['accuracy']:.2f}%" in out
     assert len((folder / "per_image.csv").read_text().splitlines()) == 61
     assert f"Report: {folder / 'report.html'}" in out
-    pictures = {"curve", "radii", "confusion", "easiest"}
+    certified = report["certificates"]["certified"][0]
+    assert f"certified at eps 0.002: {100 * certified['accuracy']:.2f}%" in out
+    assert certified["count"] <= report["robust"][0]["count"]
+    pictures = {"curve", "radii", "confusion", "bounds", "easiest"}
     assert {path.stem for path in folder.glob("*.png")} == pictures
     board = EventAccumulator(str(folder)).Reload()
     assert set(board.Tags()["images"]) == {f"evaluate/{name}" for name in pictures}
@@ -67,6 +71,13 @@ def test_report_is_written_if_figures_fail(weights: Path, tmp_path: Path, monkey
     with pytest.warns(UserWarning, match="the figures could not be drawn"):
         main(arguments(weights, tmp_path, *few))
     assert (tmp_path / "quickstart/evaluate-0/report.html").is_file()
+
+
+def test_certificates_are_optional(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    few = ("--attacks=[{class_path: rampart.attacks.PGD, init_args: {steps: 1}}]", "--num_images=4", "--certify=false")
+    main(arguments(weights, tmp_path, *few))
+    assert json.loads((tmp_path / "quickstart/evaluate-0/report.json").read_text())["certificates"] is None
+    assert "certified" not in capsys.readouterr().out
 
 
 def test_custom_attacks_replace_the_preset(weights: Path, tmp_path: Path) -> None:
@@ -86,13 +97,14 @@ def test_custom_attacks_replace_the_preset(weights: Path, tmp_path: Path) -> Non
         ("--batch_size=0", "batch_size must be at least 1"),
         ("--ckpt_path=nowhere.pth", "checkpoint not found: nowhere.pth"),
         ("--ckpt_path=null", "evaluate needs --ckpt_path"),
+        ("--certify=true --preset=pgd --norm=L2", "certify: there are certificates in Linf alone"),
     ],
 )
 def test_an_invalid_setting_ends_in_one_line(
     weights: Path, tmp_path: Path, capsys: Any, wrong: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(arguments(weights, tmp_path, wrong))
+        main(arguments(weights, tmp_path, *(f"--{word}" for word in wrong[2:].split(" --"))))
     assert stopped.value.code != 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line

@@ -4,9 +4,11 @@ from rampart.evaluation.code_hash import rampart_files
 from tests.conftest import ROOT
 from tests.test_architecture import imported_modules
 
-# They change no image's result: hashes of values, cached files (checked when they are read), hooks, sums of results.
+# They change no attack's result: hashes of values, cached files (checked when they are read), hooks, sums of results,
+# certificates (which have a hash of their own).
 WITHOUT_INFLUENCE = {
     "rampart.evaluation.cache",
+    "rampart.evaluation.certification",
     "rampart.evaluation.code_hash",
     "rampart.evaluation.progress_listener",
     "rampart.evaluation.results",

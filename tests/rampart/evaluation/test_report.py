@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 
 from rampart.attacks import APGD, PGD, Square
 from rampart.evaluation import Sign, Stage, WorstCaseSearch, build_report, format_table, in_memory, write_per_image
-from rampart.evaluation.report import FORMAT, find_contradictions, find_stage_contradictions, wilson_interval
+from rampart.evaluation.contradictions import find_contradictions, find_stage_contradictions
+from rampart.evaluation.report import FORMAT, wilson_interval
 from tests.rampart.evaluation.test_worst_case import STRONG, WEAK, case
 
 
@@ -116,7 +117,7 @@ def test_contradictory_numbers_are_refused() -> None:
 def test_csv_has_one_row_per_image(tmp_path: Path) -> None:
     model, images, labels = case()
     found = WorstCaseSearch(model, in_memory(images, labels), [WEAK, STRONG], [0.1, 0.3]).run()
-    write_per_image(tmp_path / "rows.csv", found, ["PGD-1", "PGD-10x2"], "Linf")
+    write_per_image(tmp_path / "rows.csv", found, ["PGD-1", "PGD-10x2"], "Linf", [0.1, 0.3])
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert [int(row["index"]) for row in rows] == list(range(40))
     for i, row in enumerate(rows):
