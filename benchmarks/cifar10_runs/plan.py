@@ -10,16 +10,25 @@ class Run:
     """A shipped config with the weights that it starts from.
 
     Attributes:
-        config: Name of the file in configs/cifar10, without its suffix.
+        config: Name of the file in ``folder``, without its suffix.
         eps: Target eps in 1/255.
         start: Config of the run whose weights this one starts from; None for random weights.
         options: Options of both commands.
+        folder: Folder of the config in configs/.
+        variant: Name of what ``options`` change, if several runs share a config.
     """
 
     config: str
-    eps: int
+    eps: float
     start: str | None = None
     options: tuple[str, ...] = ()
+    folder: str = "cifar10"
+    variant: str = ""
+
+    @property
+    def file(self) -> str:
+        """Path of the config from the repository's root."""
+        return f"configs/{self.folder}/{self.config}.yaml"
 
 
 RESNET18 = ("--model.network=rampart.networks.ResNet18",)
@@ -58,7 +67,8 @@ class Job:
     @property
     def name(self) -> str:
         """Name of its files, such as ``fast_32-seed-0``."""
-        return f"{self.run.config}-seed-{self.seed}"
+        variant = f"-{self.run.variant}" if self.run.variant else ""
+        return f"{self.run.config}{variant}-seed-{self.seed}"
 
     @property
     def start(self) -> "Job | None":

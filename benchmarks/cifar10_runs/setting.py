@@ -30,7 +30,7 @@ class Setting:
     """Settings of all runs.
 
     Attributes:
-        data_dir: Folder with CIFAR-10, absolute.
+        data_dir: Folder with the images, absolute.
         out: Folder of results, absolute.
         runs_dir: Folder of the runs' own folders with their checkpoints, absolute.
         images: Test images for PGD.
@@ -70,7 +70,7 @@ class Setting:
             name: Name of the folder of the command's runs.
         """
         return [
-            f"--config=configs/cifar10/{job.run.config}.yaml", *job.run.options, *self.both,
+            f"--config={job.run.file}", *job.run.options, *self.both,
             "--trainer.enable_progress_bar=false", f"--data.data_dir={self.data_dir}", f"--seed_everything={job.seed}",
             f"--runs_dir={self.runs_dir}", f"--name={name}",
         ]  # fmt: skip

@@ -18,7 +18,7 @@ from benchmarks.record import describe_file
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import network_weights
 
-CURVES = ("val/robust_acc", "val/clean_acc", "train/adv_acc", "train/adv_loss", "train/eps")
+CURVES = ("val/certified_acc", "val/robust_acc", "val/clean_acc", "train/adv_acc", "train/adv_loss", "train/eps")
 POINTS = 200  # per curve in the record
 
 
@@ -53,7 +53,7 @@ def train(job: Job, setting: Setting, options: Sequence[str] = (), deadline: flo
     setting.weights(job).unlink(missing_ok=True)
     save_half(read, setting.weights(job))
     saved = {
-        "config": f"configs/cifar10/{job.run.config}.yaml",
+        "config": job.run.file,
         "fit": setting.hide_paths(" ".join([*fit_words(job, setting, None), *options])),
         "network": config["model"]["init_args"]["network"],
         "epochs": config["trainer"]["max_epochs"],
