@@ -15,6 +15,7 @@ from rampart.attacks.random import make_generator
 from rampart.bounds import certified_mask
 from rampart.data import Batch
 from rampart.evaluation import fooling_eps, robustness_figure
+from rampart.evaluation.figures import CertifiedCurve
 
 
 class RobustnessCurveCallback(Callback):
@@ -130,5 +131,9 @@ class RobustnessCurveCallback(Callback):
             for eps, accuracy, bound in zip(self._grid, robust, certified, strict=True):
                 writer.writerow([eps, accuracy, images, name, *[bound] * shown])
         with warn_if_not_drawn("the robustness curve"):
-            figure = robustness_figure(self._grid, robust, module.target_eps, name, images)
+            # Each image's largest certified eps of the grid, from the counts.
+            steps = (counts[1] - torch.cat([counts[1][1:], counts[1].new_zeros(1)])).cpu()
+            radius = torch.tensor(self._grid, dtype=torch.float64).repeat_interleave(steps)
+            band = CertifiedCurve(radius) if shown else None
+            figure = robustness_figure(self._grid, robust, module.target_eps, name, images, certified=band)
             print(f"Robustness over eps: {save_figure(trainer, 'robustness_curve', figure)}")
