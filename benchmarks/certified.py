@@ -115,7 +115,7 @@ def evaluate(job: Job, setting: Setting) -> dict[str, Any]:
     for kind, (attacks, sizes, images) in kinds.items():
         words = [
             "evaluate", *setting.common(job, f"{job.name}-{kind}"), f"--ckpt_path={setting.weights(job)}", attacks,
-            sizes, f"--num_images={images}", "--certify=true",
+            sizes, f"--num_images={images}", "--certify=true", "--skip_certified=true",
         ]  # fmt: skip
         setting.run(job, words)
         folder = newest(setting.runs_dir / f"{job.name}-{kind}", "evaluate-*")

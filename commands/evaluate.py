@@ -46,6 +46,7 @@ def evaluate(
     num_images: int | None,
     batch_size: int,
     certify: bool | None = None,
+    skip_certified: bool = False,
 ) -> None:
     """Attack the test images with all attacks, and write the report.
 
@@ -59,11 +60,14 @@ def evaluate(
         num_images: Use only the first images of the test set; all if None.
         batch_size: Images per batch.
         certify: Certify images too. If None, do it if the network can be bounded; the report says why if it can't.
+        skip_certified: Attack images that are certified at an eps by the first attack alone.
 
     Raises:
         ValueError: If weights, test data or required certificates are missing, a setting is out of range, an image, a
             label or a logit is invalid, an attack fails, or the results contradict one another.
     """
+    if skip_certified and certify is False:
+        raise ValueError("skip_certified needs certificates: leave out --certify false")
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
     model = add_network_hooks(model).eval()
@@ -71,7 +75,7 @@ def evaluate(
     (searches := run_folder(trainer).parent / "searches").mkdir(parents=True, exist_ok=True)
 
     def search_and_report(source: Source) -> None:
-        bounds = None if certify is False else _build_certifier(model, certify is True)
+        bounds = None if certify is False else _build_certifier(model, certify is True, skip_certified)
         search = WorstCaseSearch(
             model.evaluated_network.eval(), source, attacks, eps, searches, batch_size, seed, num_images, bounds
         )
@@ -159,9 +163,9 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
     )
 
 
-def _build_certifier(model: AdversarialClassifier, required: bool) -> Certifier:
+def _build_certifier(model: AdversarialClassifier, required: bool, skip_certified: bool) -> Certifier:
     """Bound the training form: it is the same function as the attacked form, and its bounds may be tighter."""
-    return Certifier(model.network, required)
+    return Certifier(model.network, required, skip_certified=skip_certified)
 
 
 def _run_search(trainer: Trainer, search: WorstCaseSearch) -> WorstCase:

@@ -77,6 +77,7 @@ class RampartTrainer(Trainer):
         num_images: int | None = None,
         batch_size: int = 250,
         certify: bool | None = None,
+        skip_certified: bool = False,
         weights_only: bool | None = None,  # noqa: ARG002 - a config saved by fit has it
     ) -> None:
         """Evaluate each test image under several attacks and write a report.
@@ -101,6 +102,8 @@ class RampartTrainer(Trainer):
             batch_size: Images per batch.
             certify: Also give a lower bound: the images that no perturbation up to eps fools, by proof (Linf only). If
                 None, do so if the network has a bound for each of its layers.
+            skip_certified: Attack an image that is certified at an eps by the first attack alone, as a check. The
+                results are the same: no attack can fool it.
             weights_only: Not used: only tensors and plain values are ever read from a file.
 
         Raises:
@@ -108,4 +111,4 @@ class RampartTrainer(Trainer):
                 are invalid, or the results contradict one another.
         """
         chosen, sizes = choose_attacks(model, preset, attacks, norm, eps)
-        evaluate(self, model, datamodule, ckpt_path, chosen, sizes, num_images, batch_size, certify)
+        evaluate(self, model, datamodule, ckpt_path, chosen, sizes, num_images, batch_size, certify, skip_certified)

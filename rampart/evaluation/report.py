@@ -81,6 +81,7 @@ def _describe_certificates(search: WorstCaseSearch, found: WorstCase) -> dict[st
         "methods": list(search.certifier.methods),
         "network": type(search.certifier.network).__name__,
         "training_form": search.certifier.network is not search.model,
+        "skip_certified": search.certifier.skip_certified,
         "certified": [{"eps": eps, **_rate(found.certificates.count_certified(eps), images)} for eps in search.eps],
         "median_radius": float(radii[(len(radii) - 1) // 2]) if len(radii) else 0.0,
         "stages": [
@@ -148,6 +149,8 @@ def describe_certificates(report: dict[str, Any]) -> str:
     text = f"certificates: {', '.join(certificates['methods'])}, median radius {certificates['median_radius']:.3g}"
     if certificates["training_form"]:
         text += f"; bounds of {certificates['network']}, the training form of the attacked network: the same function"
+    if certificates.get("skip_certified"):
+        text += "; certified images were attacked by the first attack alone"
     return text
 
 

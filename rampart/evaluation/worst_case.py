@@ -24,7 +24,7 @@ from rampart.evaluation.code_hash import hash_code
 from rampart.evaluation.image_source import Source, visit_batches
 from rampart.evaluation.network_checks import finite_logits
 from rampart.evaluation.progress_listener import ProgressListener
-from rampart.evaluation.results import Example, Stage, WorstCase, choose_examples
+from rampart.evaluation.results import Certificates, Example, Stage, WorstCase, choose_examples
 from rampart.evaluation.run_attack import (
     attack_subset,
     check_adversarial,
@@ -137,7 +137,7 @@ class WorstCaseSearch:
             "eps": self.eps,
             "batch_size": self.batch_size,
             "seed": self.seed,
-        }
+        } | ({"skip_certified": True} if self.certifier is not None and self.certifier.skip_certified else {})
 
     @cached_property
     def cache(self) -> ResultCache:
@@ -210,9 +210,10 @@ class WorstCaseSearch:
             adv_class=clean.clone(),
             stages=[],
         )
+        part = replace(part, certificates=self._certify(batch, clean == labels))
         for eps in self.eps:
             for number, attack in enumerate(self.attacks):
-                robust, seconds = torch.isinf(part.eps).nonzero().squeeze(1), 0.0
+                robust, seconds = self._select(part, eps, number).nonzero().squeeze(1), 0.0
                 if len(robust) > 0:
                     self._listener.on_stage_start(batch.number, number, eps, len(robust), len(labels))
                     found = self._run_attack(attack, eps, batch, robust)
@@ -222,13 +223,21 @@ class WorstCaseSearch:
                     seconds = float(found["seconds"])
                     part.examples[:] = choose_examples([*part.examples, *_examples(batch, found, eps, number)])
                 part.stages.append(Stage(attack.name, eps, len(robust), part.count_robust(eps), seconds))
+        return part
+
+    def _select(self, part: WorstCase, eps: float, attack: int) -> Tensor:
+        """Return a mask of the images to attack: the robust ones, without those whose certificate makes it needless."""
+        robust = torch.isinf(part.eps)
+        skip = attack > 0 and self.certifier is not None and self.certifier.skip_certified
+        return robust & (part.certificates.radius < eps) if skip and part.certificates is not None else robust
+
+    def _certify(self, batch: _Batch, correct: Tensor) -> Certificates | None:
         if self.certifier is None or self.certifier.reason is not None:
-            return part
+            return None
         self._listener.on_certify(batch.number)
-        active = (clean == labels).to(batch.labels.device)
         name = f"{batch.number:05}-{batch.name}"
-        certificates = self.certifier.certify(batch.images, batch.labels, active, self.eps, self.cache, name)
-        return replace(part, certificates=certificates)
+        active = correct.to(batch.labels.device)
+        return self.certifier.certify(batch.images, batch.labels, active, self.eps, self.cache, name)
 
     def _run_attack(self, attack: Attack, eps: float, batch: _Batch, robust: Tensor) -> dict[str, Tensor]:
         """Return an attack's result on a batch, from the cache if it is there and valid.

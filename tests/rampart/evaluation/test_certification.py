@@ -61,6 +61,19 @@ def test_no_image_is_fooled_within_its_certified_radius() -> None:
     ]
 
 
+def test_certified_images_are_attacked_once_with_the_same_result() -> None:
+    certifier = Certifier(Threshold().eval(), skip_certified=True)
+    whole, short = search_for(certifier_of()).run(), search_for(certifier).run()
+    assert torch.equal(short.eps, whole.eps)
+    assert torch.equal(radii(short), radii(whole))
+    assert short.certificates is not None
+    for before, after in zip(whole.stages, short.stages, strict=True):
+        assert after.robust == before.robust
+        certified = short.certificates.count_certified(before.eps)
+        assert after.attacked == before.attacked - (certified if after.attack == STRONG.name else 0)
+    assert any(short.certificates.count_certified(eps) > 0 for eps in GRID)
+
+
 def test_cached_certificates_are_read_if_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = search_for(certifier_of(), tmp_path).run()
     computed, compute = list[Any](), Certifier._compute
