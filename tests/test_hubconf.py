@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hubconf
 from datamodules import DigitsDataModule
 from rampart.attacks import PGD
 from rampart.files import fingerprint
-from rampart.networks import MNISTCNN
+from rampart.networks import CNN5, MNISTCNN
 from tests.conftest import ROOT
 
 CIFAR10 = sorted(file.parent.name for file in (ROOT / "pretrained").glob("cifar10/*/weights.safetensors"))
-SHIPPED = sorted(file.parent.name for file in (ROOT / "pretrained").glob("mnist/*/weights.safetensors"))
+MNIST = sorted(file.parent.name for file in (ROOT / "pretrained").glob("mnist/*/weights.safetensors"))
+CERTIFIED = [name.removeprefix("certified_") for name in MNIST if name.startswith("certified_")]
+SHIPPED = [name for name in MNIST if not name.startswith("certified_")]
 
 
 def hub(weights: str | None) -> MNISTCNN:
@@ -73,6 +76,47 @@ def test_shipped_cifar10_weights_are_the_bits_of_their_record(name: str, capsys:
     assert fingerprint(*network.state_dict().values()) == record["pgd"]["weights_fingerprint"]
     assert record["apgd"]["weights_fingerprint"] == record["pgd"]["weights_fingerprint"]
     assert not network.training
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_shipped_certified_weights_are_the_bits_of_their_record(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network = torch.hub.load(str(ROOT), "certified_cnn", source="local", weights=name)
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+    folder = ROOT / "pretrained" / "mnist" / f"certified_{name}"
+    record = json.loads((folder / "record.json").read_text())
+    assert record["sha256"] == hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert not network.training
+
+
+def test_certified_weights_are_loaded_into_the_network_of_their_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"width": 2, "hidden": 8, "levels": [[0.43, 0.57]]}
+    saved = {name: tensor.half() for name, tensor in CNN5(**settings).state_dict().items()}
+    folder = tmp_path / "mnist" / "certified_tiny"
+    folder.mkdir(parents=True)
+    save_file(saved, folder / "weights.safetensors")
+    rows = [{"eps": 0.1, "accuracy": 0.95}, {"eps": 0.4, "accuracy": 0.9}]
+    report = {"images": 1000, "clean": {"accuracy": 0.97}, "robust": rows}
+    record: dict[str, Any] = {
+        "network": {"class_path": "rampart.networks.CNN5", "init_args": settings},
+        "certificates": report | {"certificates": {"certified": [rows[0], {"eps": 0.4, "accuracy": 0.85}]}},
+        "autoattack": {"images": 20, "robust": [{"eps": 0.4, "accuracy": 0.88}]},
+    }
+    monkeypatch.setattr(hubconf, "PRETRAINED", tmp_path)
+    sides = "tiny: 97.0% clean; at 0.4, 85.0% certified and 90.0% under PGD-10 on 1,000 images"
+    for line in (f"{sides}; 88.0% under AutoAttack on 20 images\n", f"{sides}\n"):
+        (folder / "record.json").write_text(json.dumps(record))
+        network = hubconf.certified_cnn("tiny")
+        assert capsys.readouterr().out == line
+        record.pop("autoattack", None)
+    assert not network.training
+    assert torch.equal(network.state_dict()["fc2.weight"], saved["fc2.weight"].float())
+    with pytest.raises(ValueError, match="weights must be one of tiny or None, got 'certified_tiny'"):
+        hubconf.certified_cnn("certified_tiny")
+    with pytest.raises(ValueError, match="has no pretrained weights"):
+        hubconf.mnist_cnn("certified_tiny")
+    assert hubconf.certified_cnn(None)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 
 def test_the_shipped_weights_for_cifar10_take_little_of_the_repository() -> None:
