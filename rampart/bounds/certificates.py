@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from rampart.bounds.crown import crown_worst_logits
 from rampart.bounds.propagation import interval_logits
-from rampart.kernels import full_float32
+from rampart.kernels import full_float32, widen_for_rounding
 
 Method: TypeAlias = Literal["IBP", "CROWN-IBP"]
 
@@ -29,7 +29,7 @@ MARGIN_FLOAT64 = 1e-5
 CHUNK = 250
 """Images bounded at once, which limits memory."""
 SHARE = 10
-"""CROWN-IBP, which keeps the bounds of all layers, bounds one of so many of a chunk's images at once."""
+"""CROWN-IBP keeps the bounds of all layers in memory, so it bounds only this fraction, 1 / 10, of a chunk at once."""
 
 
 class _Bound(NamedTuple):
@@ -95,7 +95,7 @@ def certified_mask(
     """
     _check_mode(network)
     network = getattr(network, "_orig_mod", network)  # of torch.compile
-    sizes = _widen(eps, labels)
+    sizes = widen_for_rounding(_per_image(eps, labels))
     certified = torch.zeros_like(labels, dtype=torch.bool)
     left = torch.ones_like(certified) if active is None else active.clone()
     with torch.no_grad(), full_float32(images.device.type):
@@ -183,11 +183,6 @@ def _relative(bound: _Bound, labels: Tensor) -> Tensor:
     """Return the largest bound over the other classes, relative to the logits; NaN where a bound is not finite."""
     others = bound.worst.scatter(1, labels[:, None], -torch.inf).amax(1)
     return others / bound.scale.clamp_min(torch.finfo(others.dtype).tiny)
-
-
-def _widen(eps: float | Tensor, labels: Tensor) -> Tensor:
-    """Return each image's radius, with the tolerance by which an evaluation accepts adversarial images."""
-    return _per_image(eps, labels) * (1 + 1e-5) + 1e-6
 
 
 def _per_image(value: float | Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from rampart.attacks import Attack, NormName, attack_active, format_eps
 from rampart.attacks.attack import accepts_active
 from rampart.attacks.input_gradient import predict
 from rampart.attacks.random import make_generator
+from rampart.kernels import widen_for_rounding
 
 ROUNDING = 1e-4
 """Largest allowed gap between the largest logit and that of a cached image's class, relative to the largest absolute
@@ -156,4 +157,4 @@ def _form(value: Any) -> str:
 def _inside(adv: Tensor, images: Tensor, eps: float, norm: NormName) -> Tensor:
     delta = (adv - images).flatten(1)
     lengths = delta.abs().amax(1) if norm == "Linf" else torch.linalg.vector_norm(delta, dim=1)
-    return (lengths <= eps * (1 + 1e-5) + 1e-6) & ((adv >= 0) & (adv <= 1)).flatten(1).all(1)
+    return (lengths <= widen_for_rounding(eps)) & ((adv >= 0) & (adv <= 1)).flatten(1).all(1)

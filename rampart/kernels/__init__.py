@@ -7,7 +7,7 @@ from rampart.kernels.execution import Execution, current_execution
 from rampart.kernels.fast_path import can_skip_calls, is_traced_or_transformed
 from rampart.kernels.folding import conv_bn
 from rampart.kernels.memory_format import lay_out, lay_out_network, lay_out_state
-from rampart.kernels.precision import allow_tf32, full_float32, tf32_allowed
+from rampart.kernels.precision import allow_tf32, full_float32, tf32_allowed, widen_for_rounding
 from rampart.kernels.recording import Memo, StepRunner
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "lay_out_state",
     "pooled_convolution",
     "tf32_allowed",
+    "widen_for_rounding",
 ]

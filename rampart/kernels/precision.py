@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+Radius = TypeVar("Radius", float, Tensor)
 
 _OPERATIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
 
@@ -21,6 +25,14 @@ def full_float32(device_type: str) -> Iterator[None]:
     """
     with _changed("highest", False, dict.fromkeys(_OPERATIONS, "ieee")), without_autocast(device_type):
         yield
+
+
+def widen_for_rounding(eps: Radius) -> Radius:
+    """Return a radius on the pixel scale with a tolerance for rounding: evaluations accept adversarial images up to it.
+
+    Certificates are of the same larger ball, so that they speak of every image that an evaluation accepts.
+    """
+    return eps * (1 + 1e-5) + 1e-6
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

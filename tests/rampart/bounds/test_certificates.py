@@ -11,6 +11,7 @@ from rampart.attacks import PGD
 from rampart.bounds import NoBoundError, certificates, certified_mask, certified_radii
 from rampart.bounds.certificates import METHODS
 from rampart.evaluation import robust_mask
+from rampart.evaluation.run_attack import _inside as is_inside
 from rampart.networks import MNISTCNN, GatedMNISTCNN
 from tests.rampart.networks.references import NARROW
 
@@ -93,6 +94,22 @@ def test_images_near_zero_are_bounded_again_in_float64(
     network, images, labels = case([0.7])
     assert certified_mask(network, images, labels, 0.1, methods=["IBP"]).tolist() == [certified]
     assert dtypes == [torch.float32, torch.float64][:passes]
+
+
+def test_the_bounded_ball_holds_every_image_that_an_evaluation_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded = []
+
+    def bound(_network: Any, _images: Tensor, _labels: Tensor, eps: Tensor) -> Any:
+        bounded.append(eps)
+        return certificates._Bound(torch.tensor([[-1.0, 0.0]]), torch.tensor([1.0]))
+
+    monkeypatch.setitem(certificates.BOUNDS, "IBP", bound)
+    network, images, labels = case([0.0])  # so that adding the radius does not round
+    certified_mask(network, images, labels, 0.1, methods=["IBP"])
+    (radius,) = bounded
+    images = images.double()
+    assert is_inside(images + radius, images, 0.1, "Linf").all()
+    assert not is_inside(images + 1.00001 * radius, images, 0.1, "Linf").any()
 
 
 @pytest.mark.parametrize("make", NETWORKS)
