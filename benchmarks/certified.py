@@ -34,6 +34,7 @@ from benchmarks.cifar10_runs.plan import Job, Run, Task, run_tasks
 from benchmarks.cifar10_runs.setting import Setting, end_all
 from benchmarks.cifar10_runs.training import newest, train, trained_file
 from benchmarks.record import Record
+from rampart.attacks import parse_eps
 
 PGD = '[{"class_path": "rampart.attacks.PGD", "init_args": {"steps": 10, "stop_when_fooled": true}}]'
 EPS = {"mnist": ("0.1", "0.2", "0.3", "0.4"), "cifar10": ("2/255", "8/255", "16/255", "32/255")}
@@ -108,7 +109,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def evaluate(job: Job, setting: Setting) -> dict[str, Any]:
     """Evaluate a job's weights from both sides, and return what the record keeps of the reports."""
     start, found = time.monotonic(), {}
-    eps = [size for size in EPS[job.run.folder] if read_eps(size) <= job.run.eps + 1e-9]
+    eps = [size for size in EPS[job.run.folder] if parse_eps(size, "Linf") <= job.run.eps + 1e-9]
     kinds = {"certificates": (f"--attacks={PGD}", f"--eps=[{','.join(eps)}]", setting.images)}
     if setting.apgd_images:
         kinds["autoattack"] = ("--preset=autoattack", f"--eps=[{eps[-1]}]", setting.apgd_images)
@@ -124,12 +125,6 @@ def evaluate(job: Job, setting: Setting) -> dict[str, Any]:
         command = setting.hide_paths(" ".join(words))
         found[kind] = {"command": command, **{name: report[name] for name in kept}}
     return found | {"evaluation_seconds": round(time.monotonic() - start, 1)}
-
-
-def read_eps(text: str) -> float:
-    """Return the number of a text such as ``0.4`` or ``8/255``."""
-    over, _, under = text.partition("/")
-    return float(over) / float(under or 1)
 
 
 def run_job(job: Job, setting: Setting) -> None:

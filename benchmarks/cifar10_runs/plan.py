@@ -11,7 +11,7 @@ class Run:
 
     Attributes:
         config: Name of the file in ``folder``, without its suffix.
-        eps: Target eps in 1/255.
+        eps: Target eps: in 1/255 in this package, on the pixel scale in ``benchmarks.certified``.
         start: Config of the run whose weights this one starts from; None for random weights.
         options: Options of both commands.
         folder: Folder of the config in configs/.

@@ -110,7 +110,7 @@ def format_table(report: dict[str, Any]) -> str:
     images = report["images"]
     width = max(len("attack"), *(len(stage["attack"]) for stage in report["stages"]))
     certificates = report.get("certificates") or {}
-    certified = {row["eps"]: row["count"] for row in certificates.get("certified", [])}
+    certified = {row["eps"]: row for row in certificates.get("certified", [])}
 
     def line(name: str, eps: str, attacked: str, robust: int, certified_at_eps: str) -> str:
         column = f"  {certified_at_eps:>9}" if certified else ""
@@ -121,16 +121,15 @@ def format_table(report: dict[str, Any]) -> str:
     lines = [f"{'attack':<{width}}  {'eps':>7}  {'attacked':>8}  {'robust':>7}{column}  {title}"]
     lines += ["-" * len(lines[0]), line("clean", "", "", report["clean"]["count"], "")]
     for stage in report["stages"]:
-        count = f"{certified[stage['eps']]:,}" if certified else ""
+        count = f"{certified[stage['eps']]['count']:,}" if certified else ""
         attacked = f"{stage['attacked']:,}"
         lines.append(line(stage["attack"], format_eps(stage["eps"]), attacked, stage["robust"], count))
     lines.append("")
-    bounds = {row["eps"]: row for row in certificates.get("certified", [])}
     for robust in report["robust"]:
         eps = robust["eps"]
         lines.append(f"worst case at eps {format_eps(eps)}: {_format_rate(robust, report['norm'])}")
-        if eps in bounds:
-            lines.append(f"certified at eps {format_eps(eps)}: {_format_rate(bounds[eps], report['norm'])}")
+        if eps in certified:
+            lines.append(f"certified at eps {format_eps(eps)}: {_format_rate(certified[eps], report['norm'])}")
     lines += [describe_certificates(report)] if certificates else []
     lines += [f"warning: {sign['name']}: {sign['message']}" for sign in report["signs"]]
     return "\n".join(lines)

@@ -104,7 +104,7 @@ def loss_by_hand(network: nn.Sequential, images: Tensor, labels: Tensor, eps: fl
     return F.cross_entropy(main, labels) + weight * regularise_by_hand(relus, radius, 0.5)
 
 
-def test_three_steps_equal_those_of_fast_ibp_training_by_hand() -> None:
+def test_training_steps_equal_those_of_fast_ibp_training_by_hand() -> None:
     network = small_cnn()
     by_hand = copy.deepcopy(network)
     optimizers = [torch.optim.Adam(one.parameters(), 5e-4) for one in (network, by_hand)]
@@ -209,7 +209,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         for weight, gradient in zip(network.parameters(), gradients, strict=True):
             if weight.ndim == 1 or gradient is None:
                 continue
-            step = 1e-6 * torch.randn_like(weight, generator=None)
+            step = 1e-6 * torch.randn_like(weight)
             values = []
             for sign in (1, -1):
                 with torch.no_grad():
