@@ -39,7 +39,7 @@ def normalise_by_batch(clean: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
     """Apply BatchNorm in train mode to a batch, and return the arguments that apply the same function to any tensor.
 
     The statistics keep their gradients, so that training a bound also accounts for what the weights do to them (Shi et
-    al. 2021, section 3.2: the statistics of the clean batch serve the bounds).
+    al. 2021: the bounds are normalised by the statistics of the clean batch).
 
     Args:
         clean: ``(N, C, ...)``, the batch.

@@ -16,8 +16,9 @@ def initialise(network: nn.Module, scheme: Initialisation, after_sums: Iterable[
         network: The network to initialise, in place.
         scheme: ``"xavier"`` is the normal distribution of Glorot and Bengio 2010 (eq. 12's variance), ``"he"`` that of
             He et al. 2015 (eq. 10) for ReLU; both set biases to zero. ``"ibp"`` is the normal distribution of Shi et
-            al. 2021 (section 4.1) for training with interval bounds: their width then neither grows nor shrinks with
-            the depth. It keeps torch's biases and last linear layer. ``"default"`` keeps all of torch's.
+            al. 2021 for training with interval bounds, their "IBP initialization": the width of the bounds then neither
+            grows nor shrinks with the depth. It keeps torch's biases and last linear layer. ``"default"`` keeps all of
+            torch's.
         after_sums: Layers whose inputs are sums of two branches; ``"ibp"`` halves their weights.
 
     Raises:

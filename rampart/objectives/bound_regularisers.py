@@ -13,7 +13,7 @@ LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 
 
 def regularise_bounds(logits: Operation, tau: float = 0.5) -> Tensor:
-    """Return the regularisers of Shi et al. 2021, section 3.3: of the bounds' tightness, and of the ReLUs' balance.
+    """Return the warmup regularisers of Shi et al. 2021: of the bounds' tightness, and of the ReLUs' balance.
 
     The tightness term is above 0 if the mean radius of a ReLU's input exceeds ``1 / tau`` times that of the first
     layer's input. The balance term is above 0 if the means or the variances of active and inactive neurons differ by

@@ -21,7 +21,7 @@ class IBP(Objective):
     no attack: ``model.attack`` gives the norm alone, which must be Linf. Eps has to rise slowly, best by a phase of the
     shape ``smoothed``. While it is 0, the loss is the clean one.
 
-    Added are the regularisers of Shi et al. 2021, section 3.3, with a weight that falls to 0 as eps rises, and an L1
+    Added are the warmup regularisers of Shi et al. 2021, with a weight that falls to 0 as eps rises, and an L1
     penalty. With kappa 0, the initialisation ``ibp`` of networks and a smoothed ramp, this is their training.
 
     BatchNorm bounds by the statistics of the clean batch, which passes through the network in the same call.
