@@ -66,22 +66,19 @@ def evaluate(
         ValueError: If weights, test data or required certificates are missing, a setting is out of range, an image, a
             label or a logit is invalid, an attack fails, or the results contradict one another.
     """
-    if skip_certified and certify is False:
-        raise ValueError("skip_certified needs certificates: leave out --certify false")
+    _check_options(certify, skip_certified)
     _check_test_data(model, datamodule)
     print(_prepare_weights(model, ckpt_path))
     model = add_network_hooks(model).eval()
-    seed = run_seed(trainer)
-    (searches := run_folder(trainer).parent / "searches").mkdir(parents=True, exist_ok=True)
+    seed, searches = run_seed(trainer), run_folder(trainer).parent / "searches"
+    searches.mkdir(parents=True, exist_ok=True)
 
     def search_and_report(source: Source) -> None:
         bounds = None if certify is False else _build_certifier(model, certify is True, skip_certified)
         search = WorstCaseSearch(
             model.evaluated_network.eval(), source, attacks, eps, searches, batch_size, seed, num_images, bounds
         )
-        found = _run_search(trainer, search)
-        if _is_first_process():
-            _write_report(trainer, model, search, found, ckpt_path)
+        _write_report(trainer, model, search, _run_search(trainer, search), ckpt_path)
 
     try:
         with model.execution.evaluation(trainer.strategy.root_device.type):
@@ -163,6 +160,11 @@ def _prepare_weights(model: AdversarialClassifier, ckpt_path: str | None) -> str
     )
 
 
+def _check_options(certify: bool | None, skip_certified: bool) -> None:
+    if skip_certified and certify is False:
+        raise ValueError("skip_certified needs certificates: leave out --certify false")
+
+
 def _build_certifier(model: AdversarialClassifier, required: bool, skip_certified: bool) -> Certifier:
     """Bound the training form: it is the same function as the attacked form, and its bounds may be tighter."""
     return Certifier(model.network, required, skip_certified=skip_certified)
@@ -181,6 +183,8 @@ def _is_first_process() -> bool:
 def _write_report(
     trainer: Trainer, model: AdversarialClassifier, search: WorstCaseSearch, found: WorstCase, ckpt_path: str | None
 ) -> None:
+    if not _is_first_process():
+        return
     target_eps = (model.target_eps if search.norm == model.attack.norm else 0.0) or search.eps[-1]
     names = [attack.name for attack in search.attacks]
     signs = find_masking_signs(search.model, search.clean_pass.probe, found, names)
