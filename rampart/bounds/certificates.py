@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rampart.bounds.crown import crown_worst_logits
+from rampart.bounds.interval_rules import NoBoundError
 from rampart.bounds.propagation import interval_logits
 from rampart.kernels import full_float32, widen_for_rounding
 
@@ -26,6 +27,8 @@ MARGIN = 1e-4
 """Least distance of a float32 bound from zero, relative to the bounds on the image's logits."""
 MARGIN_FLOAT64 = 1e-5
 """The same for bounds in float64: the rounding of the float32 network that is certified."""
+PROBES = 8
+"""Images by which the network's rounding is measured."""
 CHUNK = 250
 """Images bounded at once, which limits memory."""
 SHARE = 10
@@ -72,9 +75,8 @@ def certified_mask(
 ) -> Tensor:
     """Return a mask of the images that no perturbation up to eps can make the network misclassify.
 
-    The clean image is one of them, so a certified image is classified correctly clean. An image that is not certified
-    may be robust all the same. Computed without a graph, without autocast and TF32; see
-    :mod:`rampart.bounds.certificates` for rounding.
+    The clean image is one of them. An image that is not certified may be robust all the same. Computed without a graph,
+    without autocast and TF32; see :mod:`rampart.bounds.certificates` for rounding.
 
     Args:
         network: A network in eval mode, of operations with a rule; see :class:`rampart.bounds.Interval`.
@@ -91,7 +93,7 @@ def certified_mask(
     Raises:
         NoBoundError: If the network has an operation without a rule; the message names the layer.
         TypeError: If the network does not return an interval.
-        ValueError: If the network, or a part of it, is in train mode.
+        ValueError: If the network, or a part of it, is in train mode, or an eps is below 0.
     """
     _check_mode(network)
     network = getattr(network, "_orig_mod", network)  # of torch.compile
@@ -99,12 +101,13 @@ def certified_mask(
     certified = torch.zeros_like(labels, dtype=torch.bool)
     left = torch.ones_like(certified) if active is None else active.clone()
     with torch.no_grad(), full_float32(images.device.type):
+        rounding = _measure_rounding(network, images[left.nonzero().squeeze(1)[:PROBES]])
         for method in methods:
             at_once = chunk if method == "IBP" else math.ceil(chunk / SHARE)
             rows_left = left.nonzero().squeeze(1)
             for start in range(0, len(rows_left), at_once):
                 rows = rows_left[start : start + at_once]
-                certified[rows] = _certify(BOUNDS[method], network, images[rows], labels[rows], sizes[rows])
+                certified[rows] = _certify(BOUNDS[method], network, images[rows], labels[rows], sizes[rows], rounding)
             left &= ~certified
     return certified
 
@@ -168,21 +171,47 @@ class _Float64(nn.Module):
         return functional_call(self.network, self.tensors, (images,))
 
 
-def _certify(bound: Callable[..., _Bound], network: nn.Module, images: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+def _measure_rounding(network: nn.Module, images: Tensor) -> float:
+    """Return the largest difference between logits in float32 and float64; 0 if it can't be measured."""
+    some = images[: (len(images) + 1) // 2]
+    exact = _bound_in_float64(_compute_logits, network, some) if len(some) else None
+    return 0.0 if exact is None else float((_compute_logits(network, images)[: len(some)] - exact).abs().max())
+
+
+def _compute_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Return logits, computed like bounds."""
+    return interval_logits(network, images, 0.0).bounds.middle
+
+
+def _bound_in_float64(bound: Callable[..., Any], network: nn.Module, images: Tensor, *rest: Tensor) -> Any:
+    """Return what ``bound(network, images, *rest)`` returns in float64; None if the network can't compute in it."""
+    try:
+        return bound(_Float64(network), images.double(), *rest)
+    except torch.OutOfMemoryError:
+        raise
+    except (NoBoundError, RuntimeError):  # It converts images to float32, or has tensors that are no buffers.
+        return None
+
+
+def _certify(
+    bound: Callable[..., _Bound], network: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, rounding: float
+) -> Tensor:
     """Return a mask of the images that one method certifies, ``(N,)``, bool."""
-    distance = _relative(bound(network, images, labels, eps), labels)
-    certified = distance < -MARGIN
-    near = (distance.abs() <= MARGIN).nonzero().squeeze(1)
+    distance = _in_margins(bound(network, images, labels, eps), labels, MARGIN, 100 * rounding)
+    certified = distance < -1
+    near = (distance.abs() <= 1).nonzero().squeeze(1)
     if len(near):
-        again = bound(_Float64(network), images[near].double(), labels[near], eps[near])
-        certified[near] = _relative(again, labels[near]) < -MARGIN_FLOAT64
+        again = _bound_in_float64(bound, network, images[near], labels[near], eps[near])
+        if again is not None:
+            certified[near] = _in_margins(again, labels[near], MARGIN_FLOAT64, 10 * rounding) < -1
     return certified
 
 
-def _relative(bound: _Bound, labels: Tensor) -> Tensor:
-    """Return the largest bound over the other classes, relative to the logits; NaN where a bound is not finite."""
+def _in_margins(bound: _Bound, labels: Tensor, margin: float, least: float) -> Tensor:
+    """Return the largest bound over the other classes in units of the margin; NaN where a bound is not finite."""
     others = bound.worst.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return others / bound.scale.clamp_min(torch.finfo(others.dtype).tiny)
+    unit = (margin * bound.scale).clamp_min(max(least, torch.finfo(others.dtype).tiny))
+    return (others / unit).where(bound.worst.isfinite().all(1) & bound.scale.isfinite(), torch.nan)
 
 
 def _per_image(value: float | Tensor, labels: Tensor) -> Tensor:

@@ -178,10 +178,11 @@ def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     try:
         clean, plain, args, kwargs = _apply_to_clean(plain, args, kwargs)
         result = RULES[plain](*_replace_intervals(args, _get_bounds), **_replace_intervals(kwargs, _get_bounds))
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         if isinstance(error, NoBoundError):
             raise
         raise NoBoundError(f"no interval bound for {name} of these arguments") from error
+    _check_precision(name, result, (*args, *kwargs.values()))
     wrapped = _wrap(result, clean, plain, args, kwargs)
     if in_place:
         assert isinstance(first, Interval)
@@ -210,6 +211,15 @@ def _apply_to_clean(
         clean, statistics = normalise_by_batch(clean_args[0], clean_args, clean_kwargs)
         return clean, normalise_by, (args[0], *statistics), {}
     return function(*clean_args, **clean_kwargs), function, args, kwargs
+
+
+def _check_precision(name: str, result: Any, operands: tuple[Any, ...]) -> None:
+    """Refuse results that are rounded to a lower precision than the operands have, which bounds do not allow for."""
+    coarsest = max((torch.finfo(interval.dtype).eps for interval in _find_intervals(operands)), default=0.0)
+    for bounds in result if type(result) is tuple else (result,):
+        dtype = bounds.lower.dtype if isinstance(bounds, Bounds) else None
+        if dtype is not None and not (dtype.is_floating_point and torch.finfo(dtype).eps <= coarsest):
+            raise NoBoundError(f"no interval bound for {name} that rounds to {str(dtype).removeprefix('torch.')}")
 
 
 def _remember_linear(result: Interval, input: Interval, weight: Tensor, bias: Tensor | None = None) -> None:

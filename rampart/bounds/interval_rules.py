@@ -56,7 +56,7 @@ INCREASING = """
 """
 MAY_SHARE_MEMORY = """
     view view_as reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim t expand narrow
-    select chunk split tensor_split unbind __getitem__ contiguous detach to float double half bfloat16 cpu cuda
+    select chunk split tensor_split unbind __getitem__ contiguous detach to float double cpu cuda
     pixel_shuffle pixel_unshuffle channel_shuffle
 """
 MONOTONE = "neg negative avg_pool1d avg_pool2d avg_pool3d"  # nondecreasing or nonincreasing

@@ -133,13 +133,15 @@ class Certifier:
         network = getattr(self.network, "_orig_mod", self.network)  # of torch.compile
         try:
             with torch.no_grad():
-                one, other = (interval_logits(network, images, 0.0) for _ in range(2))
+                one, other, alone = (interval_logits(network, some, 0.0) for some in (images, images, images[:1]))
         except Exception as error:  # A network may be any code.
             return (str(error).splitlines() or [type(error).__name__])[0]
         if not torch.equal(one.lower, other.lower):
             return f"the bounds of {type(network).__name__} change from pass to pass: it is randomised"
         logits = predict(model, images)
         slack = MARGIN * logits.abs().amax(1, keepdim=True).clamp_min(1)
+        if bool(((alone.lower - one.lower[:1]).abs() > slack[:1]).any()):
+            return f"the bounds of {type(network).__name__} for an image depend on the other images of the batch"
         if not bool(((logits >= one.lower - slack) & (logits <= one.upper + slack)).all()):
             return f"the bounds of {type(network).__name__} do not contain its logits"
         return None

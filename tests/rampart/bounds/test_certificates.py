@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -184,3 +185,65 @@ def test_an_operation_without_a_rule_is_named() -> None:
 def test_a_tolerance_of_0_is_refused() -> None:
     with pytest.raises(ValueError, match="tolerance must be above 0, got 0"):
         certified_radii(*case([0.9]), tolerance=0.0)
+
+
+class Computes(nn.Module):
+    """Applies a function before a linear layer, with large margins between the classes."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function, self.linear = function, Level(100.0)
+        self.eval()
+
+    def forward(self, images: Any) -> Any:
+        return self.linear(self.function(images))
+
+
+def by_autocast(x: Any) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.linear(x.flatten(1), torch.eye(4)).float()
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("half", lambda x: x.half().float()),
+        ("to that rounds to bfloat16", lambda x: x.to(torch.bfloat16).float()),
+        ("linear that rounds to bfloat16", by_autocast),
+        ("to that rounds to bool", lambda x: (x - 0.5).to(torch.bool).float()),  # True, False, True
+        ("view that rounds to int32", lambda x: x.view(torch.int32).float()),
+    ],
+)
+def test_rounding_to_less_than_the_margin_allows_for_has_no_bound(name: str, function: Callable[[Any], Any]) -> None:
+    _, images, labels = case([0.6])
+    with pytest.raises(NoBoundError, match=f"no interval bound for {name}"):
+        certified_mask(Computes(function), images, labels, 0.0)
+
+
+def test_a_network_that_rounds_more_than_others_is_certified_by_a_larger_margin() -> None:
+    _, images, labels = case([0.501, 0.501, 0.7])
+    assert certified_mask(Computes(lambda x: x), images, labels, 0.0).all()
+    # The network adds up to 2^-7 to pixels in float32, and nothing in float64.
+    coarse = Computes(lambda x: x + 2.0**17 - 2.0**17)
+    assert certified_mask(coarse, images, labels, 0.0).tolist() == [False, False, True]
+
+
+def test_a_network_that_mixes_images_is_not_certified() -> None:
+    _, images, labels = case([0.8, 0.9, 0.3, 0.7])
+    mixing = Computes(lambda x: x - x.mean(0) + 0.6)
+    assert not certified_mask(mixing, images, labels, 0.0).any()
+
+
+@pytest.mark.parametrize("function", [lambda x: x.float(), lambda x: F.linear(x.flatten(1), torch.eye(4))])
+def test_borderline_images_are_open_if_the_network_cannot_compute_in_float64(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[[Any], Any]
+) -> None:
+    _, images, labels = case([0.6, 0.9])
+    assert certified_mask(Computes(function), images, labels, 0.0).all()
+    monkeypatch.setattr(certificates, "MARGIN", 10.0)
+    assert not certified_mask(Computes(function), images, labels, 0.0).any()
+
+
+def test_a_negative_eps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"eps must be at least 0, got -0\.1"):
+        certified_mask(*case([0.8, 0.8]), torch.tensor([0.1, -0.1]))

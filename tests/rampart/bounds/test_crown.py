@@ -205,7 +205,6 @@ MIXED: dict[str, Callable[[Any], Any]] = {
     "first": lambda x: x + x[:1],
     "matmul": lambda x: torch.tensor([[0.5, -1, 0], [0, 2, 1], [1, 1, 1]]) @ x,
     "axes": lambda x: x.view(1, 3, 3).permute(2, 0, 1).flatten(1),
-    "half": lambda x: x.half().float(),
 }
 
 

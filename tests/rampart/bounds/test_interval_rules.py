@@ -243,7 +243,7 @@ def test_an_interval_has_the_shape_dtype_and_device_of_its_tensors() -> None:
     x = Interval(torch.zeros(2, 3, 4), torch.ones(2, 3, 4))
     assert (x.shape, x.size(), x.size(1), x.dim(), x.ndim, len(x), x.numel()) == ((2, 3, 4), (2, 3, 4), 3, 3, 3, 2, 24)
     assert (x.dtype, x.device.type, x.is_floating_point(), x.requires_grad) == (torch.float32, "cpu", True, False)
-    assert x.double().half().dtype == torch.float16
+    assert x.double().dtype == torch.float64
     assert not hasattr(x, "frobnicate")
     assert [part.shape for part in x] == [(3, 4), (3, 4)]
 

@@ -110,12 +110,18 @@ class Noisy(Threshold):
         return super().forward(images) + torch.rand(images.shape[0], 2)
 
 
+class Centred(Threshold):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images - images.mean(0))
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a layer without a rule": (
         lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2)),
         "no interval bound for layer_norm: it divides by statistics of the image (in layer 1, LayerNorm)",
     ),
     "another function": (Other, "the bounds of Other do not contain its logits"),
+    "mixed images": (Centred, "the bounds of Centred for an image depend on the other images of the batch"),
     "random numbers": (Noisy, "the bounds of Noisy change from pass to pass: it is randomised"),
 }
 
