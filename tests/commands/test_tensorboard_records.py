@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[Pat
     first = run(folder, "fit", *EVERY, "--trainer.max_epochs=2")
     before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
     last = first / "checkpoints" / "last.ckpt"
+    time.sleep(1)  # TensorBoard reads files by their names, in which runs of the same second have no order.
     second = run(folder, "fit", *EVERY, "--trainer.max_epochs=3", f"--ckpt_path={last}")
     return first, second, before
 
