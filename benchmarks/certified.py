@@ -64,7 +64,7 @@ GROUPS = {
     "cpu": (Run("certified_cpu", 0.4, folder="mnist"),),
     "levers": (
         lever("short"),
-        lever("no_gates", "--model.network.init_args.levels=null"),
+        lever("no_gates", "--model.network={class_path: rampart.networks.CNN5, init_args: {width: 16, levels: null}}"),
         lever("default_init", "--model.network.init_args.init=default"),
         lever("no_regularisers", "--model.objective.init_args.regularisation=0"),
         lever(
