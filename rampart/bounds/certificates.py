@@ -97,7 +97,10 @@ def certified_mask(
     """
     _check_mode(network)
     network = getattr(network, "_orig_mod", network)  # of torch.compile
-    sizes = widen_for_rounding(_per_image(eps, labels))
+    sizes = _per_image(eps, labels)
+    if not bool((sizes >= 0).all()):
+        raise ValueError(f"eps must be at least 0, got {sizes.min().item():g}")
+    sizes = widen_for_rounding(sizes)
     certified = torch.zeros_like(labels, dtype=torch.bool)
     left = torch.ones_like(certified) if active is None else active.clone()
     with torch.no_grad(), full_float32(images.device.type):
