@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rampart.bounds import crown_worst_logits, interval_logits
 from tests.rampart.bounds.test_crown import LAYERS, conv, head
 
-auto_lirpa: Any = pytest.importorskip("auto_LiRPA")
+auto_lirpa: Any = pytest.importorskip("auto_LiRPA", reason="compares with auto_LiRPA, which no release installs")
 # Left out: layers that it can't load, bounds otherwise (LeakyReLU's slope) or by curves.
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     name: LAYERS[name] for name in ("linear", "conv", "batchnorm", "max pool", "residual", "normalize", "last")
