@@ -16,6 +16,7 @@ from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTab
 from callbacks.outputs import run_folder
 from commands.checkpoint_path import check_ckpt_path, check_init_from, suggest_readable_checkpoint
 from commands.interruption_callback import InterruptionCallback
+from commands.launcher import adopt_launch
 from commands.loader_connector import LoaderConnector
 from commands.messages import command_line, silence_warnings
 from commands.no_profiler import spare_profiling
@@ -65,6 +66,7 @@ class RampartCLI(ParsingCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the run's folder, and the trainer with its logger and callbacks; save the config."""
         config = self.config_init[self.subcommand]
+        adopt_launch(str(self.subcommand), config.trainer)
         check_settings(str(self.subcommand), config.trainer, config.test_after_fit)
         check_loaders(str(self.subcommand), self.datamodule)
         self.folder = create_run_folder(config.runs_dir, config.name, str(self.subcommand))
