@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +14,19 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from callbacks.saved_best import find_file, find_state, link_or_copy, read_scores
+
 CERTIFIED = "val/certified_acc"
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Save a run's checkpoints, with the options of Lightning's ModelCheckpoint.
 
-    It differs from that class in five ways:
+    It differs from that class in six ways:
 
     - ``last`` is saved after every epoch, every validation and every ``every_n_train_steps`` or
       ``train_time_interval``, and at the end of training, whether or not the monitored metric improved or exists.
+    - ``last`` is also saved by the clock, so that a killed run loses at most minutes of training.
     - It saves where training can be resumed exactly: between two optimizer steps. If a validation or the end of an
       epoch follows, it saves after that.
     - A resumed run keeps the best checkpoints of the run that it resumes: they are linked into its own folder.
@@ -32,10 +34,19 @@ class RunCheckpoint(ModelCheckpoint):
       Only files that this process wrote are ever removed.
     - The monitor ``auto`` is the module's ``selection_metric``. Of checkpoints with equal certified accuracy, which is
       0 until late in some runs, the last one is the best.
+
+    Args:
+        last_every_minutes: Save ``last`` when its last save is this many minutes ago, whatever the other intervals;
+            never if null.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, last_every_minutes: float | None = 5, **kwargs: Any) -> None:
+        if last_every_minutes is not None and not last_every_minutes > 0:
+            raise ValueError(f"last_every_minutes must be above 0, or null for no limit, got {last_every_minutes}")
         super().__init__(*args, **kwargs)
+        self.last_every_minutes = last_every_minutes
+        self._last_saved = math.inf  # on the clock of this process
+        self._last_due = False  # last_every_minutes have passed
         self._written: set[str] = set()
         self._best_step: int | None = None  # optimizer steps of the best checkpoint
         self._due = False  # an interval has passed since the last save
@@ -55,8 +66,9 @@ class RunCheckpoint(ModelCheckpoint):
         return self.monitor == CERTIFIED and current is not None and bool(current == self.kth_value)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print a line if there is no validation to measure the monitored metric."""
+        """Start the clock, and print a line if there is no validation to measure the monitored metric."""
         super().on_train_start(trainer, pl_module)
+        self._last_saved = time.monotonic()
         if self._idle(trainer) or self.monitor is None or not self.monitor.startswith("val"):
             return
         if not sum(trainer.num_val_batches):
@@ -72,10 +84,37 @@ class RunCheckpoint(ModelCheckpoint):
         # Gradients that are accumulated over several batches are in no checkpoint.
         if self._idle(trainer) or loop._should_accumulate():
             return
-        self._due |= self._interval_is_over(trainer)
+        if not hasattr(loop, "agreement"):  # Lightning's loop, without the command line
+            self.request_save(trainer.strategy.broadcast(self.find_due_save()))
+        step, every = trainer.global_step, self._every_n_train_steps
+        self._due |= bool(every) and step % every == 0 and step != self._last_global_step_saved
         fetcher: Any = trainer.fit_loop._data_fetcher
-        if self._due and not loop._num_ready_batches_reached() and not loop._should_check_val_fx(fetcher):
+        if loop._num_ready_batches_reached() or loop._should_check_val_fx(fetcher):
+            return
+        if self._due:
             self._save(trainer)
+        elif self._last_due:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def find_due_save(self) -> int:
+        """Return 2 if ``train_time_interval`` has passed, else 1 if ``last_every_minutes`` have, else 0.
+
+        Clocks differ between processes: ask rank 0, and tell all ranks by :meth:`request_save` at the same batch.
+        """
+        now, interval, minutes = time.monotonic(), self._train_time_interval, self.last_every_minutes
+        if interval is not None and now - (self._last_time_checked or 0) >= interval.total_seconds():
+            self._last_time_checked = now
+            return 2
+        return int(minutes is not None and now - self._last_saved >= 60 * minutes)
+
+    def request_save(self, due: int) -> None:
+        """Save at the next moment from which training resumes exactly.
+
+        Args:
+            due: Result of :meth:`find_due_save`: 2 saves like ``every_n_train_steps``, 1 only ``last``.
+        """
+        self._due |= due == 2
+        self._last_due |= due == 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation within an epoch; :meth:`on_train_epoch_end` saves after one at its end."""
@@ -133,7 +172,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.monitor is None:
             self.best_model_path = str(resumed)
             return
-        state = _find_state(checkpoint, self.monitor, self.mode)
+        state = find_state(checkpoint, self.monitor, self.mode)
         kept = self._link_best(resumed, checkpoint, state) if trainer.is_global_zero else {}
         kept = trainer.strategy.broadcast(kept)
         if not kept:
@@ -147,11 +186,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _link_best(self, resumed: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
         """Link the resumed run's best files into this run's folder, and return their scores by path."""
-        scores = _read_scores(state)
+        scores = read_scores(state)
         names = sorted(scores, key=lambda name: scores[name], reverse=self.mode == "max")
         kept: dict[str, float] = {}
         for name in names[: max(self.save_top_k, 1)] if self.save_top_k else []:
-            file = _find_file(resumed, name, state.get("dirpath"))
+            file = find_file(resumed, name, state.get("dirpath"))
             if file is None and name == names[0] and state.get("best_step") == checkpoint.get("global_step"):
                 file = resumed  # It was saved at the same optimizer step as the best one, so it has the same weights.
             if file is not None:
@@ -173,7 +212,7 @@ class RunCheckpoint(ModelCheckpoint):
         while link.exists():
             link = link.with_name(f"{link.stem}-resumed{link.suffix}")
         folder.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(file, link)
+        link_or_copy(file, link)
         self._written.add(str(link))
         return str(link)
 
@@ -205,20 +244,6 @@ class RunCheckpoint(ModelCheckpoint):
             return epoch_due and (epoch_end or self._measured)
         return self._due
 
-    def _interval_is_over(self, trainer: Trainer) -> bool:
-        step = trainer.global_step
-        if self._every_n_train_steps and step % self._every_n_train_steps == 0 and step != self._last_global_step_saved:
-            return True
-        if self._train_time_interval is None:
-            return False
-        now = time.monotonic()
-        since = math.inf if self._last_time_checked is None else now - self._last_time_checked
-        # Clocks differ between processes: rank 0 decides.
-        over = bool(trainer.strategy.broadcast(since >= self._train_time_interval.total_seconds()))
-        if over:
-            self._last_time_checked = now
-        return over
-
     @staticmethod
     def _idle(trainer: Trainer) -> bool:
         fast_dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -228,6 +253,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
             self._last_checkpoint_saved = ""  # A link could point to no checkpoint of this step.
         super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._last_saved, self._last_due = time.monotonic(), False
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if filepath == self.best_model_path:
@@ -240,7 +266,7 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero and os.path.abspath(filepath) != os.path.abspath(linkpath):
             temporary = Path(linkpath).with_name(f".{Path(linkpath).name}.link")
             temporary.unlink(missing_ok=True)
-            _link_or_copy(Path(filepath), temporary)
+            link_or_copy(Path(filepath), temporary)
             temporary.replace(linkpath)
         trainer.strategy.barrier()
 
@@ -248,53 +274,3 @@ class RunCheckpoint(ModelCheckpoint):
         if filepath in self._written:
             self._written.discard(filepath)
             super()._remove_checkpoint(trainer, filepath)
-
-
-def _link_or_copy(file: Path, link: Path) -> None:
-    try:
-        os.link(file.resolve(), link)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(file, link)
-
-
-def _find_state(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[str, Any]:
-    """Return the state of the checkpoint callback with this monitor and mode; its intervals may differ."""
-    states = checkpoint.get("callbacks")
-    for key, state in states.items() if isinstance(states, Mapping) else ():
-        own = str(key).startswith((RunCheckpoint.__qualname__, ModelCheckpoint.__qualname__))
-        if own and isinstance(state, Mapping) and state.get("monitor") == monitor and repr(mode) in str(key):
-            return dict(state)
-    return {}
-
-
-def _read_scores(state: Mapping[str, Any]) -> dict[str, float]:
-    """Return the saved scores by path, without NaN."""
-    found = state.get("best_k_models")
-    pairs = list(found.items()) if isinstance(found, Mapping) else []
-    pairs.append((state.get("best_model_path"), state.get("best_model_score")))
-    scores: dict[str, float] = {}
-    for path, score in pairs:
-        if isinstance(path, str) and path and isinstance(score, (int, float, Tensor)):
-            number = float(score) if not isinstance(score, Tensor) or score.numel() == 1 else math.nan
-            if not math.isnan(number):
-                scores[path] = number
-    return scores
-
-
-def _find_file(resumed: Path, path: str, saved_in: Any) -> Path | None:
-    """Find a file by its name in the folder of the resumed checkpoint; return None if there is none.
-
-    Args:
-        resumed: Path of the resumed checkpoint.
-        path: Path of the file as recorded in that checkpoint; only its name is used.
-        saved_in: Folder of checkpoints as recorded in that checkpoint; the name may include folders below it.
-    """
-    name = Path(path).name
-    if isinstance(saved_in, str) and Path(path).is_relative_to(saved_in):
-        name = str(Path(path).relative_to(saved_in))
-    # A checkpoint that was saved on SLURM's signal is one folder above the others.
-    for folder in (resumed.parent, resumed.parent / "checkpoints", *resumed.parent.parents[:1]):
-        file = folder / name
-        if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
-            return file
-    return None

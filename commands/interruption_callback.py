@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from signal import Signals
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks import RunCheckpoint
 from callbacks.outputs import run_folder
+from commands.agreement import find_maxima
 from commands.interruption import Interrupted, signals, stop_child_observer
 from commands.messages import command_line
 from commands.requeue import requeue
@@ -23,7 +23,7 @@ class InterruptionCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Defer signals from now on until the batch is finished."""
-        checkpoint = _own_checkpoint(trainer)
+        checkpoint = find_run_checkpoint(trainer)
         if checkpoint is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             signals.advice = f"resume with: {_resume_command(trainer, checkpoint.last_path())}"
             if trainer.is_global_zero:
@@ -32,7 +32,7 @@ class InterruptionCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Agree between processes on a signal that was received at the end of the last epoch."""
-        self._signum = agree_on_signal()
+        self._signum = int(find_maxima(trainer, signals.received)[0])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Skip the test if a signal was received in training; everything is saved."""
@@ -44,16 +44,6 @@ class InterruptionCallback(Callback):
         signals.deferred = False
 
 
-def agree_on_signal() -> int:
-    """Return the number of a signal that any process has received; 0 if none. A collective operation."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return signals.received
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    number = torch.tensor(signals.received, device=device)
-    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-    return int(number)
-
-
 def save_and_end(trainer: Trainer, signum: int) -> None:
     """Save the run and end it; for SLURM's SIGUSR1 also requeue the job.
 
@@ -61,7 +51,7 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
         Interrupted: Always, with the command that resumes the run.
     """
     stop_child_observer()
-    checkpoint, advice = _own_checkpoint(trainer), NO_CHECKPOINTS
+    checkpoint, advice = find_run_checkpoint(trainer), NO_CHECKPOINTS
     if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
         path = str(_free_path(run_folder(trainer)))
         path = trainer.strategy.broadcast(path)
@@ -74,7 +64,8 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
     raise Interrupted(signum, advice)
 
 
-def _own_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
+def find_run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
+    """Return the callback that saves the run's checkpoints; None if the run has no checkpoints."""
     return next((each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)), None)
 
 

@@ -94,6 +94,7 @@ VARIANTS = {
     ],
     "no monitor": ["--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=null"],
     "every third": ["--checkpoint.every_n_train_steps=3", *ONE_CYCLE, "--model.lr_scheduler.total_steps=48"],
+    "by the clock": ["--checkpoint.last_every_minutes=1e-9", "--trainer.accumulate_grad_batches=2"],
     "accumulating": [
         "--checkpoint.every_n_train_steps=3", "--trainer.accumulate_grad_batches=2", "--model.optimizer=SGD",
         "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9", *ONE_CYCLE, "--model.lr_scheduler.total_steps=24",
