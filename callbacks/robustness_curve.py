@@ -79,10 +79,13 @@ class RobustnessCurveCallback(Callback):
         Raises:
             ValueError: If a certified image is fooled, which shows that the bound or the evaluation is broken.
         """
+        module: Any = pl_module
+        place = module.locate_batch(batch_idx)
         left = self.num_images // trainer.world_size - self._seen
+        if place.first is not None:
+            left = self.num_images - place.first
         if left <= 0:
             return
-        module: Any = pl_module
         counted = outputs if isinstance(outputs, Batch) else module.read_batch(batch)
         assert counted.labels is not None
         images, labels = counted.images[:left], counted.labels[:left]
@@ -90,7 +93,7 @@ class RobustnessCurveCallback(Callback):
             return
 
         def generator(eps: float) -> torch.Generator:
-            return make_generator(images.device, "curve", module.run_seed, trainer.global_rank, batch_idx, eps)
+            return make_generator(images.device, "curve", module.run_seed, *place[:2], eps)
 
         with module.execution.evaluation(images.device.type):
             smallest = fooling_eps(module.evaluated_network, images, labels, self._attack, self._grid, generator)

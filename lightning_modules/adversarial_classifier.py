@@ -20,7 +20,7 @@ from lightning_modules.saved_settings import build_module, describe_settings
 from lightning_modules.step_values import hide_from_bar, log_step
 from lightning_modules.trainer_checks import check_accumulation
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
-from rampart.attacks.random import resume_run_seed
+from rampart.attacks.random import make_shared_generator, resume_run_seed
 from rampart.attacks.validation import checked_images
 from rampart.data import Batch
 from rampart.files.weight_files import read_checkpoint
@@ -173,7 +173,8 @@ class AdversarialClassifier(EvaluationSteps):
         """
         images, labels, _ = self.read_batch(batch)
         assert labels is not None
-        generator = self._generator("train", self.trainer.global_step, batch_idx)
+        key = self.run_seed, 0, self.trainer.global_step, batch_idx
+        generator = make_shared_generator(self.device, self.global_rank, self.trainer.world_size, "train", *key)
         # A batch that has this form already was not looked at.
         checked = nullcontext() if isinstance(batch, Batch) else checked_images(images)
         with self.execution.training(self.device.type), checked:

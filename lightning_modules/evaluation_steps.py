@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_modules.accuracy import Accuracy
 from lightning_modules.certified_accuracy import can_certify, check_robust, list_linf_eps
-from lightning_modules.loaders import SamplerPadding, check_num_classes, check_one_loader, warn_about_stream
+from lightning_modules.loaders import SamplerPadding, check_num_classes, check_one_loader, find_order, warn_about_stream
 from lightning_modules.trainer_checks import check_precision
 from rampart.attacks import Attack, NamedAttack, format_eps
 from rampart.attacks.logits import compute_logits
@@ -17,7 +17,7 @@ from rampart.attacks.random import agree_on_run_seed, make_generator, run_seed
 from rampart.attacks.validation import check_finite, check_labels
 from rampart.bounds import certified_mask
 from rampart.bounds.certificates import METHODS, Method
-from rampart.data import Batch, read_batch
+from rampart.data import Batch, BatchPlace, EpochOrder, read_batch
 from rampart.evaluation import robust_mask
 from rampart.kernels import Execution, lay_out, lay_out_network
 from rampart.kernels.network_state import list_modules, locate_weights
@@ -49,6 +49,8 @@ class EvaluationSteps(LightningModule):
 
     image_format: torch.memory_format | None = None
     """Memory format of images passed to the network, set before a run; None leaves them unchanged."""
+
+    _order: EpochOrder | None = None
 
     def __init__(
         self,
@@ -224,10 +226,20 @@ class EvaluationSteps(LightningModule):
             "adv_confidence": adv.values,
         }
 
+    def locate_batch(self, batch_idx: int) -> BatchPlace:
+        """Return the place of a batch of the current evaluation; see :meth:`rampart.data.EpochOrder.locate`.
+
+        With a loader of its own order, such as a DataLoader, it is this process's rank and the batch's index.
+
+        Args:
+            batch_idx: Zero-based index of the batch in this process.
+        """
+        return BatchPlace(self.global_rank, batch_idx) if self._order is None else self._order.locate(batch_idx)
+
     def _begin_evaluation(self, loaders: Any, stage: str) -> None:
         check_one_loader(loaders, stage)
         warn_about_stream(loaders, stage, self.trainer.world_size)
-        self._padding = SamplerPadding(loaders)
+        self._padding, self._order = SamplerPadding(loaders), find_order(loaders)
 
     def _evaluate(
         self,
@@ -272,6 +284,7 @@ class EvaluationSteps(LightningModule):
         check_finite(logits, where)
         return logits
 
-    def _generator(self, stage: str, *state: int) -> torch.Generator:
-        """Return a generator whose random numbers depend on stage, seed, rank and progress alone."""
-        return make_generator(self.device, stage, self.run_seed, self.global_rank, *state)
+    def _generator(self, stage: str, batch_idx: int) -> torch.Generator:
+        """Return a generator whose random numbers depend on stage, seed and the batch's place alone."""
+        place = self.locate_batch(batch_idx)
+        return make_generator(self.device, stage, self.run_seed, place.rank, place.number)

@@ -7,6 +7,8 @@ from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from rampart.data import EpochOrder
+
 
 def check_one_loader(loaders: Any, stage: str, unpacked: bool = True) -> None:
     """Refuse several loaders, whose images would be counted as one set.
@@ -61,6 +63,19 @@ def check_num_classes(trainer: Any, number: int) -> None:
         )
 
 
+def find_order(loaders: Any) -> EpochOrder | None:
+    """Return the order of a loader of :mod:`rampart.data`, or of a collection of one; None for other loaders."""
+    order = getattr(_unpack(loaders), "sampler", None)
+    return order if isinstance(order, EpochOrder) else None
+
+
+def _unpack(loaders: Any) -> Any:
+    """Return the loader of a collection of one; anything else unchanged."""
+    if isinstance(loaders, (Mapping, Sequence)) and len(loaders) == 1:
+        (loaders,) = loaders.values() if isinstance(loaders, Mapping) else loaders
+    return loaders
+
+
 class SamplerPadding:
     """Recognise the images that a distributed sampler repeats, so that each image is counted once.
 
@@ -72,8 +87,7 @@ class SamplerPadding:
     """
 
     def __init__(self, loader: Any) -> None:
-        if isinstance(loader, (Mapping, Sequence)) and len(loader) == 1:
-            (loader,) = loader.values() if isinstance(loader, Mapping) else loader
+        loader = _unpack(loader)
         sampler: Any = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(
             loader, "sampler", None
         )

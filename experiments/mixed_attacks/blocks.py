@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rampart.attacks import PGD
+from rampart.attacks.random import get_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def block_means(grad: Tensor, side: int, generator: torch.Generator | None) -> T
     Returns:
         Gradient with the shape and dtype of ``grad``.
     """
-    corner = torch.rand(2, generator=generator, device=grad.device).mul_(side).long()
+    corner = torch.rand(2, generator=get_share(generator).generator, device=grad.device).mul_(side).long()
     down, across = (_averaging(size, side, at, grad) for size, at in zip(grad.shape[-2:], corner, strict=True))
     return down @ grad @ across.T
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rampart.attacks import PGD, Attack, AttackLoss, Eps, LossName, Model, NormName
+from rampart.attacks.random import get_share
 
 
 @dataclass(frozen=True)
@@ -83,5 +84,6 @@ class MixedPGD(Attack):
         active: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`rampart.attacks.PGD.__call__`; the choice of the attack does not depend on ``active``."""
-        drawn = torch.randint(len(self.attacks), (), generator=generator, device=images.device)
+        whole = get_share(generator).generator  # one choice for all processes
+        drawn = torch.randint(len(self.attacks), (), generator=whole, device=images.device)
         return self.attacks[int(drawn)](model, images, labels, eps, generator=generator, active=active)

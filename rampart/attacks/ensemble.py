@@ -9,7 +9,7 @@ from rampart.attacks.attack import Attack, attack_active
 from rampart.attacks.context import Model
 from rampart.attacks.eps import NormName
 from rampart.attacks.input_gradient import misclassified, predict
-from rampart.attacks.random import make_generator
+from rampart.attacks.random import derive_generator
 from rampart.attacks.search import Found, Search
 
 
@@ -60,6 +60,6 @@ class Ensemble(Search):
     ) -> Found:
         """Run one of the attacks; see :meth:`rampart.attacks.search.Search.run`."""
         if generator is not None:
-            generator = make_generator(images.device, "ensemble", generator.initial_seed(), run)
+            generator = derive_generator(generator, "ensemble", run)
         adv = attack_active(self.attacks[run], model, images, labels, eps, generator, ~done)
         return Found(adv, done | misclassified(predict(model, adv), labels))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rampart.attacks.eps import NormName
+from rampart.attacks.random import draw_normal, draw_uniform
 
 Ball: TypeAlias = tuple[Tensor, ...]
 """Bounds of balls: tensors with one entry per image in the first dimension, or without dimensions."""
@@ -64,7 +65,7 @@ class Norm(ABC):
 
 
 def _uniform(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    numbers = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+    numbers = draw_uniform(images.shape, images, generator)
     # In the memory format of the images, with the same number for a pixel in every format.
     return numbers if numbers.stride() == images.stride() else torch.empty_like(images).copy_(numbers)
 
@@ -97,9 +98,9 @@ class L2(Norm):
     """Euclidean length of an image's change (Madry et al. 2018, appendix A)."""
 
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
-        direction = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+        direction = draw_normal(images.shape, images, generator)
         flat = (images.shape[0], *[1] * (images.ndim - 1))
-        uniform = torch.rand(flat, generator=generator, dtype=images.dtype, device=images.device)
+        uniform = draw_uniform(flat, images, generator)
         radius = eps * uniform.pow(1 / images[0].numel())
         return self.project(images + self.steepest_step(direction, 1.0).mul_(radius), images, eps)
 

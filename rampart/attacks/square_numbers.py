@@ -5,17 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rampart.attacks.random import get_share
 from rampart.attacks.rows import reads_are_free
 
 QUERIES_AT_ONCE = 64
 """Queries whose numbers are drawn at once on an accelerator, where one call takes as long as many numbers."""
-
-
-def draw_below(
-    end: int, shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
-    """Return random whole numbers in [0, end), int64."""
-    return torch.randint(end, list(shape), generator=generator, device=device)
 
 
 class QueryNumbers:
@@ -26,7 +20,7 @@ class QueryNumbers:
 
     Args:
         generator: Source of random numbers; the global one if None.
-        batch: Number of images in the whole batch, N.
+        batch: Number of images in the batch, N, those that are done included.
         counts: Numbers per image and query that have the same end, for each end.
         device: Device of the numbers.
     """
@@ -35,9 +29,10 @@ class QueryNumbers:
         self, generator: torch.Generator | None, batch: int, counts: Sequence[int], device: torch.device
     ) -> None:
         queries = 1 if reads_are_free(device) else QUERIES_AT_ONCE
-        self._numbers = torch.empty(queries, batch, sum(counts), dtype=torch.int64, device=device)
+        self._generator, processes, self._rows = get_share(generator)
+        self._numbers = torch.empty(queries, batch * processes, sum(counts), dtype=torch.int64, device=device)
         self._parts = torch.split(self._numbers, list(counts), 2)
-        self._generator, self._ends, self._used = generator, [0], 0
+        self._ends, self._used = [0], 0
 
     def draw(self, ends: list[int]) -> Tensor:
         """Return the numbers of the next query; ``(N, K)``, int64, valid until the next call.
@@ -50,4 +45,4 @@ class QueryNumbers:
                 part.random_(0, end, generator=self._generator)
             self._ends, self._used = ends, 0
         self._used += 1
-        return self._numbers[self._used - 1]
+        return self._numbers[self._used - 1, self._rows]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rampart.attacks.eps import NormName
 from rampart.attacks.norms import NORMS, Ball
-from rampart.attacks.square_numbers import draw_below
+from rampart.attacks.random import draw_below
 from rampart.kernels import Memo
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rampart.attacks.norms import Norm
+from rampart.attacks.random import draw_uniform
 
 
 class Start(ABC):
@@ -77,5 +78,5 @@ class Level(Start):
 
     def point(self, images: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
         shape = (len(images), *[1] * (images.ndim - 1))
-        level = torch.rand(shape, generator=generator, dtype=images.dtype, device=images.device)  # (N, 1, ..., 1)
+        level = draw_uniform(shape, images, generator)  # (N, 1, ..., 1)
         return norm.project((self.low + (self.high - self.low) * level).expand_as(images), images, eps)

@@ -1,7 +1,7 @@
 """Order of a data set's images in each epoch, shared between processes and resumable."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -11,12 +11,28 @@ from rampart.attacks.random import make_generator
 from rampart.data.placement import move_tensor
 
 
+class BatchPlace(NamedTuple):
+    """Place of a batch in an evaluation, which decides the random numbers of its attacks.
+
+    Attributes:
+        rank: Zero-based rank whose batches are counted; 0 if the ranks share whole batches.
+        number: Zero-based number of the batch among them.
+        first: Zero-based position of its first image in the order; None if the batch has not only successive images.
+    """
+
+    rank: int
+    number: int
+    first: int | None = None
+
+
 class EpochOrder:
     """Iterable of batches of indices into a data set: this rank's share of each epoch's order, resumable.
 
-    The order depends on seed and epoch alone. With ``shuffle``, as for training, all ranks have the same number of
-    images, and up to ``world_size - 1`` images are left out. Without, as for evaluation, each image is on exactly one
-    rank.
+    The order depends on seed and epoch alone. With ``shuffle``, as for training, rank r has the images
+    ``r::world_size`` of the order: together, the ranks' batches are those of one process with ``world_size`` times the
+    batch size. All ranks have the same number of images, so up to ``world_size - 1`` are left out. Without, as for
+    evaluation, each image is on exactly one rank: rank r has the batches ``r::world_size`` of one process with the same
+    batch size or, if there are fewer batches than ranks, the images ``r::world_size``.
 
     Args:
         size: Number of images in the data set.
@@ -69,10 +85,27 @@ class EpochOrder:
         """Set the zero-based epoch of the next pass."""
         self.epoch = epoch
 
+    @property
+    def shares_batches(self) -> bool:
+        """True if each batch is one of the batches of a single process, as in evaluation with enough batches."""
+        return not self.shuffle and self._count_batches(self.size) >= self.world_size
+
+    def locate(self, batch: int) -> BatchPlace:
+        """Return the place of one of this rank's batches: its number in the order of a single process, if it is there.
+
+        Args:
+            batch: Zero-based number of the batch on this rank.
+        """
+        if not self.shares_batches:
+            return BatchPlace(self.rank, batch)
+        number = self.rank + self.world_size * batch
+        return BatchPlace(0, number, number * self.batch_size)
+
     def __len__(self) -> int:
         """Return the number of batches per epoch on this rank."""
-        size = self._images_of_rank()
-        return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
+        if self.shares_batches:
+            return len(range(self.rank, self._count_batches(self.size), self.world_size))
+        return self._count_batches(self._images_of_rank())
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the indices of each batch, ``(batch_size,)``, int64, from the resumed position on."""
@@ -89,6 +122,8 @@ class EpochOrder:
         order = (
             torch.randperm(self.size, generator=self.generator("order")) if self.shuffle else torch.arange(self.size)
         )
+        if self.shares_batches:
+            return torch.cat(torch.split(order, self.batch_size)[self.rank :: self.world_size])
         return order[self.rank :: self.world_size][: self._images_of_rank()]
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -117,6 +152,9 @@ class EpochOrder:
                 f"{self.size} images give no batch of {self.batch_size} on each of {self.world_size} ranks; "
                 "use a smaller batch_size or more images"
             )
+
+    def _count_batches(self, images: int) -> int:
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
     def _images_of_rank(self) -> int:
         # Ranks that train must take the same number of steps, so they leave up to world_size - 1 images out.

@@ -45,10 +45,36 @@ def test_orders_are_those_of_earlier_versions() -> None:
     assert torch.equal(order.indices(), permutation[1::2])
 
 
-def test_evaluation_sees_each_image_once_for_any_number_of_ranks() -> None:
-    for world in (1, 2, 3):
-        seen = [i for rank in range(world) for i in indices(make(rank=rank, world_size=world))]
-        assert sorted(seen) == list(range(23))
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_share_an_evaluation_by_the_batches_of_one_process(world: int, drop_last: bool) -> None:
+    whole = [batch.tolist() for batch in make(drop_last=drop_last)]
+    assert whole == [list(range(23))[start : start + 5] for start in range(0, 20 if drop_last else 23, 5)]
+    numbers = []
+    for rank in range(world):
+        part = make(drop_last=drop_last, rank=rank, world_size=world)
+        assert len(list(part)) == len(part)
+        for batch, chosen in enumerate(part):
+            place = part.locate(batch)
+            assert chosen.tolist() == whole[place.number]
+            assert (place.rank, place.first) == (0, int(chosen[0]))
+            numbers.append(place.number)
+    assert sorted(numbers) == list(range(len(whole)))
+
+
+def test_fewer_batches_than_ranks_are_shared_by_image() -> None:
+    parts = [make(rank=rank, world_size=6) for rank in range(6)]
+    assert [indices(part) for part in parts] == [list(range(23))[rank::6] for rank in range(6)]
+    assert [len(part) for part in parts] == [1] * 6
+    assert [part.locate(0) for part in parts] == [(rank, 0, None) for rank in range(6)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_training_batches_of_all_ranks_are_rows_of_the_batches_of_one_process(world: int) -> None:
+    parts = [list(make(24, shuffle=True, rank=rank, world_size=world)) for rank in range(world)]
+    for whole, *rows in zip(make(24, shuffle=True, batch_size=5 * world), *parts, strict=True):
+        assert torch.equal(torch.stack(rows, 1).flatten(), whole)
+    assert make(24, shuffle=True, rank=1, world_size=world).locate(3) == (1, 3, None)
 
 
 def test_training_ranks_have_different_images_and_the_same_number_of_batches() -> None:
