@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class RunCheckpoint(ModelCheckpoint):
       epoch follows, it saves after that.
     - A resumed run keeps the best checkpoints of the run that it resumes: they are linked into its own folder.
     - Paths in a checkpoint are not followed: a file is looked up by its name in the folder of the resumed checkpoint.
-      Only files that this process wrote are ever removed.
+      Only files that this run wrote are ever replaced or removed.
     - The monitor ``auto`` is the module's ``selection_metric``. Of checkpoints with equal certified accuracy, which is
       0 until late in some runs, the last one is the best.
 
@@ -144,13 +144,19 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, metrics)
         self._save_last_checkpoint(trainer, metrics)
 
+    def adopt(self, files: Iterable[Path]) -> None:
+        """Continue a run in its own folder: replace or remove files of its earlier processes in place of renaming."""
+        self._written |= {os.path.abspath(file) for file in files}
+        self._enable_version_counter = False
+
     def last_path(self) -> str:
         """Return the path that ``last`` has if no other file has that name yet."""
         return str(Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
 
     def save_now(self, trainer: Trainer) -> str:
         """Save ``last`` before an interruption, and return its path."""
-        saved = self.last_model_path in self._written and self._last_global_step_saved == trainer.global_step
+        written = os.path.abspath(self.last_model_path) in self._written
+        saved = written and self._last_global_step_saved == trainer.global_step
         if not self._idle(trainer) and not saved:
             save_last, self.save_last = self.save_last, True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -213,7 +219,7 @@ class RunCheckpoint(ModelCheckpoint):
             link = link.with_name(f"{link.stem}-resumed{link.suffix}")
         folder.mkdir(parents=True, exist_ok=True)
         link_or_copy(file, link)
-        self._written.add(str(link))
+        self._written.add(os.path.abspath(link))
         return str(link)
 
     def _save(self, trainer: Trainer, epoch_end: bool = False) -> None:
@@ -259,7 +265,7 @@ class RunCheckpoint(ModelCheckpoint):
         if filepath == self.best_model_path:
             self._best_step = trainer.global_step
         super()._save_checkpoint(trainer, filepath)
-        self._written.add(filepath)
+        self._written.add(os.path.abspath(filepath))
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
@@ -271,6 +277,6 @@ class RunCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if filepath in self._written:
-            self._written.discard(filepath)
+        if (path := os.path.abspath(filepath)) in self._written:
+            self._written.discard(path)
             super()._remove_checkpoint(trainer, filepath)

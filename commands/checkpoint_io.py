@@ -62,6 +62,10 @@ class WholeFileIO(TorchCheckpointIO):
         remove_leftovers(Path(path).parent)
         return read_checkpoint(path)
 
+    def adopt(self, files: Iterable[Path]) -> None:
+        """Treat files of an earlier process of this run as written by this process."""
+        self._written |= {file.absolute() for file in files}
+
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a file that this process has written, and no other."""
         if Path(path).absolute() in self._written:

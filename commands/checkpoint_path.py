@@ -36,7 +36,7 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
     if text.split(":")[0].lower() in KEYWORDS:
         raise ValueError(
             f"ckpt_path must be a file, got {text!r}: every run has its own folder, "
-            "such as runs/NAME/fit-0/checkpoints/last.ckpt"
+            "such as runs/NAME/fit-0/checkpoints/last.ckpt; fit --ckpt_path auto finds the newest run itself"
         )
     if Path(text).is_dir():
         found = find_newest_readable(Path(text).rglob("*.ckpt"))

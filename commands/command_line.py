@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTableCallback
 from callbacks.outputs import run_folder
+from commands.checkpoint_io import find_newest_readable
 from commands.checkpoint_path import check_ckpt_path, check_init_from, suggest_readable_checkpoint
 from commands.interruption_callback import InterruptionCallback
 from commands.launcher import adopt_launch
@@ -21,10 +22,10 @@ from commands.loader_connector import LoaderConnector
 from commands.messages import command_line, silence_warnings
 from commands.no_profiler import spare_profiling
 from commands.parsing import ParsingCLI
-from commands.requeue import find_job_checkpoint, record_job
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
-from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results
+from commands.run_identity import AUTO, CONFIG, find_run, hold_run, release_run, replace_text
+from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results, rewind_curves
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import (
     check_images,
@@ -35,6 +36,7 @@ from commands.trainer_settings import (
 )
 from lightning_modules import AdversarialClassifier
 from rampart.files import load_weights
+from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import check_checkpoint, is_checkpoint_of
 
 
@@ -47,7 +49,10 @@ def run_command(args: list[str] | None = None) -> None:
     silence_warnings()
     # Last, so that a user's folder adds names to import and hides none.
     sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
-    RampartCLI(args)
+    try:
+        RampartCLI(args)
+    finally:
+        release_run()
 
 
 class RampartCLI(ParsingCLI):
@@ -69,11 +74,12 @@ class RampartCLI(ParsingCLI):
         adopt_launch(str(self.subcommand), config.trainer)
         check_settings(str(self.subcommand), config.trainer, config.test_after_fit)
         check_loaders(str(self.subcommand), self.datamodule)
-        self.folder = create_run_folder(config.runs_dir, config.name, str(self.subcommand))
+        self.folder = create_run_folder(config.runs_dir, config.name, str(self.subcommand), self._find_run)
+        self.run_folder = RunFolderCallback(self.folder, continued=starts_run() and (self.folder / CONFIG).exists())
         self.results_table = ResultsTableCallback()
         configured = [config[key] for key in self._parser(self.subcommand).callback_keys]
         callbacks = [
-            RunFolderCallback(self.folder),
+            self.run_folder,
             InterruptionCallback(),
             MonitorCheckCallback(),
             *configured,
@@ -85,12 +91,7 @@ class RampartCLI(ParsingCLI):
         trainer.run_folder = self.folder
         trainer._data_connector = LoaderConnector(trainer)
         if starts_run() and not config.trainer.fast_dev_run:
-            parser = self._parser(self.subcommand)
-            record_job(self.folder)
-            parser.save(self.config[self.subcommand], self.folder / "config.yaml", skip_none=False, multifile=False)
-            self._dump_config()
-            for logger in _tensorboard_loggers(trainer):
-                logger.hparams.update(collect_hyper_parameters(self.config_dump))
+            self._record_run(trainer)
         # Set before user code can change torch's seed. Without a seed, a training run gets one from rank 0. Other
         # commands use 0, because processes that share or resume an evaluation do not communicate.
         given = config.seed_everything
@@ -102,6 +103,42 @@ class RampartCLI(ParsingCLI):
         spare_profiling(trainer)
         return trainer
 
+    def _find_run(self, parent: Path) -> Path | None:
+        """Return the folder of the training run that this command continues; None for a new run."""
+        config = self.config_init[self.subcommand]
+        if self.subcommand != "fit" or config.trainer.fast_dev_run:
+            return None
+        return find_run(parent, self._settings(), asked=config.ckpt_path == AUTO)
+
+    def _settings(self) -> str:
+        """Return the settings to save, as YAML; they name no run to return to, so that they always start a new one."""
+        config = self.config[self.subcommand].clone()
+        if config.get("ckpt_path") == AUTO:
+            config.ckpt_path = None
+        return str(self._parser(self.subcommand).dump(config, skip_none=False))
+
+    def _record_run(self, trainer: Trainer) -> None:
+        """Write the settings and the job to the run's folder, unless it has them, and show them in TensorBoard."""
+        if self.subcommand == "fit":
+            hold_run(self.folder)
+        if not self.run_folder.continued:
+            replace_text(self.folder / CONFIG, self._settings())
+        self._dump_config()
+        for logger in _tensorboard_loggers(trainer):
+            logger.hparams.update(collect_hyper_parameters(self.config_dump))
+
+    def _choose_checkpoint(self, given: Any, weights_only: bool | None) -> str | None:
+        """Return the checkpoint from which a run continues in its own folder, or else the one that was given."""
+        path = check_ckpt_path(None if given == AUTO and self.subcommand == "fit" else given, weights_only)
+        if not self.run_folder.continued:
+            return path
+        found = find_newest_readable((self.folder / "checkpoints").rglob("*.ckpt"))
+        rank_zero_info(
+            f"This run continues in {self.folder}, {f'from {found}' if found else 'which has no checkpoint yet'}"
+        )
+        rewind_curves(self.folder, int(read_checkpoint(found)["global_step"]) if found else 0)
+        return str(found) if found else path
+
     def _run_subcommand(self, subcommand: str) -> None:
         with suggest_readable_checkpoint(self.config_init[subcommand].get("ckpt_path")):
             super()._run_subcommand(subcommand)
@@ -109,20 +146,18 @@ class RampartCLI(ParsingCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Check ``ckpt_path`` before Lightning reads it; load plain weights for every command that does not train."""
         arguments = super()._prepare_subcommand_kwargs(subcommand)
-        path = arguments["ckpt_path"] = check_ckpt_path(arguments.get("ckpt_path"), arguments.get("weights_only"))
+        path = self._choose_checkpoint(arguments.get("ckpt_path"), arguments.get("weights_only"))
+        arguments["ckpt_path"] = self.run_folder.checkpoint = path
         if path is None and subcommand not in ("fit", "evaluate", "export"):
             print(f"No --ckpt_path: {subcommand} uses the weights that the network was built with.")
-        if path is None and subcommand == "fit" and (found := find_job_checkpoint(self.folder)):
-            path = arguments["ckpt_path"] = str(found)
-            rank_zero_info(f"This job was restarted: it resumes from {path}")
         if path is None or subcommand in ("evaluate", "export"):
             return arguments
         if subcommand == "fit":
             check_checkpoint(self.model.network, path)
-            check_init_from(self.config_init.fit.ramp.init_from, path, self.typed)
-            if starts_run() and any(
-                Path(logger.log_dir) == self.folder for logger in _tensorboard_loggers(self.trainer)
-            ):
+            continued = self.run_folder.continued
+            check_init_from(self.config_init.fit.ramp.init_from, path, () if continued else self.typed)
+            loggers = _tensorboard_loggers(self.trainer)
+            if starts_run() and not continued and any(Path(logger.log_dir) == self.folder for logger in loggers):
                 copy_curves(path, self.folder)
         elif not is_checkpoint_of(self.model.network, path):
             print(load_weights(self.model.network, path))

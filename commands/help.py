@@ -19,8 +19,8 @@ Rampart trains image classifiers that stay robust under large perturbations.
       train and test: minutes on a CPU, no download
   {program} configs
       list all experiments, each with its cost
-  {program} fit --config FILE --ckpt_path RUN/checkpoints/last.ckpt
-      resume an interrupted run
+  {program} fit --config FILE --ckpt_path auto
+      resume the newest run of a config, or start the first
   {program} test --config RUN/config.yaml --ckpt_path WEIGHTS
       print clean accuracy, and robust accuracy under each test attack
   {program} evaluate --model.network my_net.Net --data my_data.Data
@@ -47,7 +47,8 @@ COMMANDS = {
 # Help texts in place of Lightning's.
 OPTIONS = {
     "--ckpt_path": (
-        "Lightning checkpoint or plain weights (.pth, .safetensors, ...); fit resumes a run from its checkpoint."
+        "Lightning checkpoint or plain weights (.pth, .safetensors, ...); fit resumes a run from its checkpoint. With "
+        "auto, fit returns to the folder of the newest run with the same name and settings, and resumes it."
     ),
     "--weights_only": "Not used: only tensors and plain values are ever read from a file.",
     "--seed_everything": "Seed of all random numbers; with false, fit chooses a seed.",

@@ -1,7 +1,6 @@
 """Interruption of training: save between two batches, and print the command that resumes the run."""
 
 import os
-from pathlib import Path
 from signal import Signals
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from commands.agreement import find_maxima
 from commands.interruption import Interrupted, signals, stop_child_observer
 from commands.messages import command_line
 from commands.requeue import requeue
+from commands.run_identity import write_record
 
 NO_CHECKPOINTS = "nothing was saved, because trainer.enable_checkpointing is false"
 
@@ -52,15 +52,12 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
     """
     stop_child_observer()
     checkpoint, advice = find_run_checkpoint(trainer), NO_CHECKPOINTS
-    if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
-        path = str(_free_path(run_folder(trainer)))
-        path = trainer.strategy.broadcast(path)
-        trainer.save_checkpoint(path, weights_only=False)
-        queued = requeue() if trainer.is_global_zero else ""
-        raise Interrupted(signum, f"saved {path}; {queued or f'resume with: {_resume_command(trainer, path)}'}")
     if checkpoint is not None:
-        path = checkpoint.save_now(trainer)
-        advice = f"saved {path}; resume with: {_resume_command(trainer, path)}"
+        path, queued = checkpoint.save_now(trainer), ""
+        if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ and trainer.is_global_zero:
+            write_record(run_folder(trainer), requeued=True)
+            queued = requeue()
+        advice = f"saved {path}; {queued or f'resume with: {_resume_command(trainer, path)}'}"
     raise Interrupted(signum, advice)
 
 
@@ -71,10 +68,3 @@ def find_run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
 
 def _resume_command(trainer: Trainer, path: str) -> str:
     return command_line("fit", "--config", str(run_folder(trainer) / "config.yaml"), "--ckpt_path", path)
-
-
-def _free_path(folder: Path) -> Path:
-    number = 1
-    while (folder / f"hpc_ckpt_{number}.ckpt").exists():
-        number += 1
-    return folder / f"hpc_ckpt_{number}.ckpt"

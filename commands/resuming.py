@@ -75,7 +75,9 @@ class RunConnector(_CheckpointConnector):
         return checkpoint
 
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:  # noqa: ARG002
-        """Read the file: tensors and plain values only."""
+        """Read the file that rank 0 has chosen: tensors and plain values only."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint_path = getattr(self.trainer, "resume_path", None) or checkpoint_path
         self._ckpt_path = checkpoint_path  # for the message
         with self._explain_errors("layout"):
             super().resume_start(checkpoint_path, weights_only=True)

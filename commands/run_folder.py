@@ -1,25 +1,38 @@
-"""A new folder for every run, the same for all of its processes."""
+"""The folder of a run, the same for all of its processes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
+
+from callbacks import RunCheckpoint
+from commands.checkpoint_io import WholeFileIO
 
 FOLDER_VARIABLE = "RAMPART_RUN_FOLDER"
 """Environment variable with the run's folder, for processes that the first process starts."""
 
 
-def create_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
-    """Create a new folder for a run and return it.
+def create_run_folder(
+    runs_dir: str, name: str, subcommand: str, find: Callable[[Path], Path | None] = lambda _: None
+) -> Path:
+    """Return the folder of a run, a new one unless the run has one already.
 
     Only the run's first process creates it. Processes that it starts read it from the environment. Processes that
     torchrun or SLURM start get it from :class:`RunFolderCallback` at set-up; until then their path is a placeholder in
     the same parent folder.
+
+    Args:
+        runs_dir: Folder of all runs.
+        name: Name of the experiment.
+        subcommand: Command; it begins the folder's name.
+        find: Function that gets the folder of the experiment's runs, and returns the folder of the run that is
+            continued; None for a new run.
 
     Raises:
         ValueError: If the name is a path, or the folder can't be created.
@@ -34,7 +47,7 @@ def create_run_folder(runs_dir: str, name: str, subcommand: str) -> Path:
         return Path(known) if known else parent / f"{subcommand}-of-rank-0"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = _create(parent, subcommand)
+        folder = find(parent) or _create(parent, subcommand)
     except OSError as error:
         raise ValueError(f"runs_dir: no folder can be created in {parent}: {error.strerror}") from error
     os.environ[FOLDER_VARIABLE] = str(folder)
@@ -60,22 +73,40 @@ def starts_run() -> bool:
 
 
 class RunFolderCallback(Callback):
-    """Send the folder of rank 0 to all ranks.
+    """Send the folder of rank 0 to all ranks, and the checkpoint that training resumes from.
 
     Args:
         folder: Folder of the run in this process.
+        continued: True if the folder has the files of an earlier process of this run.
+
+    Attributes:
+        checkpoint: File that ``fit`` resumes from; None for a new run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, continued: bool = False) -> None:
+        self.folder, self.continued = folder, continued
+        self.checkpoint: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Get the folder from rank 0, by the first collective operation of the run."""
+        """Get the folder and the checkpoint from rank 0, by the first collective operation of the run."""
         runner: Any = trainer
-        known, self.folder = self.folder, Path(trainer.strategy.broadcast(str(self.folder)))
-        runner.run_folder = self.folder
+        known, told = self.folder, trainer.strategy.broadcast((str(self.folder), self.continued, self.checkpoint))
+        self.folder, self.continued, self.checkpoint = Path(told[0]), told[1], told[2]
+        runner.run_folder, runner.resume_path = self.folder, self.checkpoint
         if Path(trainer.default_root_dir) == known:
             runner._default_root_dir = str(self.folder)
+        if self.continued and stage == TrainerFn.FITTING:
+            self._adopt_checkpoints(trainer)
+
+    def _adopt_checkpoints(self, trainer: Trainer) -> None:
+        """Let the run replace and remove the checkpoints that an earlier process of it wrote to its folder."""
+        files = list(self.folder.rglob("*.ckpt"))
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, RunCheckpoint):
+                callback.adopt(files)
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, WholeFileIO):
+            writer.adopt(files)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Write the curves to disk, for a run that resumes from the checkpoint."""

@@ -1,12 +1,13 @@
 """TensorBoard records: hyper-parameters with results, and curves copied from the resumed run."""
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -57,6 +58,26 @@ def copy_curves(checkpoint: str, target: Path) -> None:
     writer = EventFileWriter(str(target))
     for event in events:
         writer.add_event(event)
+    writer.close()
+
+
+def rewind_curves(folder: Path, step: int) -> None:
+    """Hide the points of a run's curves that were logged after the checkpoint from which it continues.
+
+    No file is changed: a record in a new file tells TensorBoard to skip the points of this step and later ones.
+
+    Args:
+        folder: Folder of the run, before this process has logged anything to it.
+        step: Optimizer steps of the checkpoint; 0 without one.
+    """
+    events = list(_read_events(folder))
+    if not events:
+        return
+    writer = EventFileWriter(str(folder), filename_suffix=".rewind")
+    writer.add_event(Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+    for event in events:
+        if event.step == step and _is_copied(event, step):
+            writer.add_event(event)
     writer.close()
 
 

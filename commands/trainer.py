@@ -19,10 +19,12 @@ class RampartTrainer(Trainer):
 
     Attributes:
         run_folder: Folder for all files of the run; the trainer's default folder if None.
+        resume_path: Checkpoint that training resumes from, as rank 0 has chosen it; None for a new run.
         run_seed: Seed of the run; see `rampart.attacks.random`.
     """
 
     run_folder: Path | None = None
+    resume_path: str | None = None
     run_seed: int | None = None
 
     @property

@@ -50,12 +50,15 @@ class Signaller(Callback):
         self._moment("test")
 
 
+SIGNALLER = "--trainer.callbacks=tests.commands.test_interruption.Signaller"
+
+
 def interrupt(capsys: Any, signum: int, hook: str, after: int, *arguments: str) -> str:
     """Run a command that gets a signal, and return the last line of stderr."""
     Signaller.signum, Signaller.hook, Signaller.after = signal.Signals(signum), hook, after
     capsys.readouterr()
     with pytest.raises(SystemExit) as status:
-        main([*arguments, "--trainer.callbacks=tests.commands.test_interruption.Signaller"])
+        main([*arguments, SIGNALLER])
     assert status.value.code == 128 + signum
     Signaller.after = 0
     lines = capsys.readouterr().err.splitlines()
@@ -147,9 +150,15 @@ def start(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def _catches(process: int, signum: int) -> bool:
+    caught = Path(f"/proc/{process}/status").read_text().split("SigCgt:")[1].split()[0]
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
 def test_ctrl_c_during_the_imports_ends_in_one_line() -> None:
     process = start("fit", "--config", "configs/quickstart.yaml")
-    time.sleep(0.7)
+    while not _catches(process.pid, signal.SIGTERM):  # then it has begun, and imports its libraries
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
@@ -192,10 +201,11 @@ def test_a_job_that_slurm_restarts_resumes_automatically(
     line = interrupt(capsys, signal.SIGUSR1, "batch", 15, *command)
     assert line.endswith("the job is requeued and resumes automatically")
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
-    assert (tmp_path / "run/fit-0/hpc_ckpt_1.ckpt").is_file()
+    assert read_last(tmp_path)["global_step"] == 8
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    line = interrupt(capsys, signal.SIGTERM, "batch", 10, *command)
-    main(command)
+    interrupt(capsys, signal.SIGTERM, "batch", 10, *command)
+    main([*command, SIGNALLER])
+    assert [folder.name for folder in (tmp_path / "run").iterdir()] == ["fit-0"]
     for key in ("global_step", "state_dict", "optimizer_states"):
         assert_equal(read_last(tmp_path)[key], whole[key], key)
     best = [key for key in read_last(tmp_path)["callbacks"] if key.startswith("RunCheckpoint")]

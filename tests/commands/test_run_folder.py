@@ -32,7 +32,8 @@ def test_a_process_that_torchrun_starts_gets_the_folder_at_set_up(
     assert folder.parent == tmp_path / "a"
     assert not list(tmp_path.iterdir())
     trainer: Any = SimpleNamespace(
-        strategy=SimpleNamespace(broadcast=lambda _: str(tmp_path / "a" / "fit-7")), default_root_dir=str(folder)
+        strategy=SimpleNamespace(broadcast=lambda _: (str(tmp_path / "a" / "fit-7"), False, None)),
+        default_root_dir=str(folder),
     )
     RunFolderCallback(folder).setup(trainer, trainer, "fit")
     assert trainer.run_folder == tmp_path / "a" / "fit-7"

@@ -1,0 +1,159 @@
+"""Restarted jobs and ``--ckpt_path auto`` continue a run in its own folder; other commands start a new one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cli import main
+from commands import run_identity
+from commands.run_identity import RECORD, find_run, hold_run, read_record, release_run, write_record
+from rampart.files.weight_files import read_checkpoint
+from tests.commands.test_chaos import COMMON, Killed, Killer, assert_equal, read_best
+
+RUN = [
+    *(argument for argument in COMMON if "logger" not in argument), "--ckpt_path=auto", "--trainer.max_epochs=4",
+    "--ramp.phases=[{epochs: 4, start_eps: 0, end_eps: 0.4}]",
+    "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=2", "--images.num_images=2",
+    "--images.every_n_epochs=1",
+]  # fmt: skip
+
+
+def start(folder: Path, *arguments: str, kill_after: int | None = None) -> None:
+    Killer.after = kill_after
+    try:
+        main([*RUN, f"--runs_dir={folder}", *arguments])
+    except Killed:
+        assert kill_after is not None
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(run.name for run in (folder / "run").iterdir())
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    board = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    start(folder)
+    return folder / "run" / "fit-0"
+
+
+def test_a_killed_run_is_continued_in_its_folder_and_ends_like_the_uninterrupted_one(
+    whole: Path, tmp_path: Path, caplog: Any
+) -> None:
+    for moments in (3, 25, 39):
+        start(tmp_path, kill_after=moments)
+    start(tmp_path)
+    assert names(tmp_path) == ["fit-0"]
+    run = tmp_path / "run" / "fit-0"
+    assert f"This run continues in {run}, from {run / 'checkpoints' / 'last.ckpt'}" in caplog.text
+    one, other = (read_checkpoint(folder / "checkpoints/last.ckpt") for folder in (whole, run))
+    for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(one[key], other[key], key)
+    assert read_best(one) == read_best(other)
+    assert len({file.name for file in run.glob("checkpoints/*")}) == 2  # the last and the best; nothing renamed
+    for tag in ("train/adv_loss", "val/robust_acc"):
+        assert curve(run, tag) == curve(whole, tag)
+    images = [EventAccumulator(str(folder), size_guidance={"images": 0}).Reload() for folder in (whole, run)]
+    steps = [[image.step for image in board.Images("adversarial_images")] for board in images]
+    assert steps[0] == steps[1]
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path) -> None:
+    start(tmp_path)
+    before = read_checkpoint(tmp_path / "run/fit-0/checkpoints/last.ckpt")
+    start(tmp_path)
+    assert names(tmp_path) == ["fit-0"]
+    assert_equal(before, read_checkpoint(tmp_path / "run/fit-0/checkpoints/last.ckpt"))
+
+
+def test_other_settings_start_a_new_run_and_are_named(tmp_path: Path, caplog: Any) -> None:
+    start(tmp_path, "--trainer.max_epochs=1", "--ramp.phases=[{epochs: 1, end_eps: 0.1}]")
+    assert "there is no earlier run" in caplog.text
+    start(tmp_path, "--trainer.max_epochs=1", "--ramp.phases=[{epochs: 1, end_eps: 0.2}]")
+    assert names(tmp_path) == ["fit-0", "fit-1"]
+    assert "(fit-0 differs in ramp.phases)" in caplog.text
+
+
+def test_a_command_without_auto_starts_a_new_run(tmp_path: Path) -> None:
+    short = ["--trainer.max_epochs=1", "--ramp.phases=[{epochs: 1, end_eps: 0.1}]"]
+    start(tmp_path, *short)
+    main([*(word for word in RUN if "ckpt_path" not in word), f"--runs_dir={tmp_path}", *short])
+    assert names(tmp_path) == ["fit-0", "fit-1"]
+
+
+def make_run(parent: Path, number: int, config: str, job: str | None, requeued: bool = False) -> Path:
+    folder = parent / f"fit-{number}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    (folder / RECORD).write_text(json.dumps({"job": job, "requeued": requeued}))
+    return folder
+
+
+def test_a_restarted_job_finds_its_own_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, other = "name: a\nmodel: {eps: 0.4}\nckpt_path: x\n", "name: a\nmodel: {eps: 0.3}\n"
+    make_run(tmp_path, 9, config, "slurm 7")
+    own = make_run(tmp_path, 10, config, "slurm 7")
+    make_run(tmp_path, 11, other, "slurm 7")
+    make_run(tmp_path, 12, config, "slurm 8")
+    make_run(tmp_path, 13, config, None)
+    (tmp_path / "fit-14").mkdir()
+    again = "name: b\nmodel: {eps: 0.4}\nckpt_path: null\n"
+    assert find_run(tmp_path, again, asked=False) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert find_run(tmp_path, again, asked=False) is None
+    write_record(own, requeued=True)
+    assert find_run(tmp_path, again, asked=False) == own
+    write_record(own, requeued=False)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert find_run(tmp_path, again, asked=False) == own
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert find_run(tmp_path, again, asked=False) is None
+    assert find_run(tmp_path, again, asked=True) == tmp_path / "fit-13"
+    elastic = make_run(tmp_path, 15, config, "torchelastic x")
+    assert find_run(tmp_path, again, asked=False) == elastic
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_identity, "WAIT_SECONDS", 0.1)
+    try:
+        hold_run(tmp_path)
+        assert read_record(tmp_path) == {"job": None, "requeued": False}
+        with pytest.raises(ValueError, match="is still in use by another process, which trains this run: wait until"):
+            hold_run(tmp_path)
+    finally:
+        release_run()
+    hold_run(tmp_path)
+    release_run()
+
+
+def test_a_damaged_record_is_that_of_no_job(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text("{")
+    assert read_record(tmp_path) == {}
+    (tmp_path / RECORD).write_text("[]")
+    assert read_record(tmp_path) == {}
+
+
+@pytest.mark.parametrize("command", ["test", "evaluate"])
+def test_auto_is_refused_where_nothing_is_resumed(tmp_path: Path, capsys: Any, command: str) -> None:
+    with pytest.raises(SystemExit):
+        main(
+            [
+                command,
+                "--ckpt_path=auto",
+                "--data=DigitsDataModule",
+                "--model=MNISTClassifier",
+                f"--runs_dir={tmp_path}",
+            ]
+        )
+    assert "auto" in capsys.readouterr().err
