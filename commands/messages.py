@@ -54,6 +54,8 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", message=".*OneCycleLR.*'interval': 'epoch'.*")
     # ModelCheckpoint warns at every resume; RunCheckpoint restores the best score itself.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
+    # A run that continues in its own folder says so.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     rank_zero_log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
 
