@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from commands.process_watch import ChildWatch
 
 GRACE_SECONDS = 15.0
 """Seconds that an interrupted process may take to end, outside training."""
@@ -52,15 +55,24 @@ class _Signals:
     Attributes:
         received: Number of the first signal received; 0 if there was none.
         deferred: If True, a signal is only recorded, and training ends before the next batch.
-        advice: One line for the user on how to resume.
-        launcher: Launcher of the trainer's strategy, which lists the processes that this one has started.
+        command: Command that resumes the run; empty if nothing can be resumed.
+        checkpoint: Path of the checkpoint that the command names, which may not have been written yet.
+        watch: Watch over the processes that this one has started; None if it has started none.
     """
 
     def __init__(self) -> None:
-        self.received, self.deferred, self.advice = 0, False, ""
-        self.launcher: Any = None
+        self.received, self.deferred = 0, False
+        self.command = self.checkpoint = ""
+        self.watch: ChildWatch | None = None
         self.timer: threading.Timer | None = None
         self._since = 0.0
+
+    @property
+    def advice(self) -> str:
+        """One line for the user on how to resume."""
+        if self.command and os.path.exists(self.checkpoint):
+            return f"resume with: {self.command}"
+        return "nothing was saved yet; run the command again" if self.command else "run the command again"
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         """Raise Interrupted, or in training record the signal; the same signal again ends the process at once."""
@@ -110,28 +122,6 @@ def interruptible() -> Iterator[None]:
         for each, handler in before.items():
             if handler is not None:
                 signal.signal(each, handler)
-
-
-def end_children(seconds: float = 5.0) -> None:
-    """Terminate the processes that this one has started; kill those that do not end within ``seconds``."""
-    processes = list(getattr(signals.launcher, "procs", None) or ())
-    stop_child_observer()
-    for process in processes:
-        with suppress(OSError):
-            process.terminate()
-    for process in processes:
-        try:
-            process.wait(seconds)
-        except Exception:  # subprocess.TimeoutExpired, without importing subprocess
-            with suppress(OSError):
-                process.kill()
-
-
-def stop_child_observer() -> None:
-    """Keep Lightning from killing this process when the processes that it started have ended."""
-    for thread in threading.enumerate():
-        if thread.name == "child-process-observer":
-            thread._child_processes = []  # type: ignore[attr-defined]
 
 
 def is_first_process() -> bool:

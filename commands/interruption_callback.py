@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks import RunCheckpoint
 from callbacks.outputs import run_folder
 from commands.agreement import find_maxima
-from commands.interruption import Interrupted, signals, stop_child_observer
+from commands.interruption import Interrupted, signals
 from commands.messages import command_line
 from commands.requeue import requeue
 from commands.run_identity import write_record
@@ -25,9 +25,10 @@ class InterruptionCallback(Callback):
         """Defer signals from now on until the batch is finished."""
         checkpoint = find_run_checkpoint(trainer)
         if checkpoint is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            signals.advice = f"resume with: {_resume_command(trainer, checkpoint.last_path())}"
+            signals.checkpoint = checkpoint.last_path()
+            signals.command = _resume_command(trainer, signals.checkpoint)
             if trainer.is_global_zero:
-                print(f"If it is interrupted, {signals.advice}", flush=True)
+                print(f"If it is interrupted, resume with: {signals.command}", flush=True)
         signals.deferred = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -50,7 +51,8 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
     Raises:
         Interrupted: Always, with the command that resumes the run.
     """
-    stop_child_observer()
+    if signals.watch is not None:
+        signals.watch.stop()
     checkpoint, advice = find_run_checkpoint(trainer), NO_CHECKPOINTS
     if checkpoint is not None:
         path, queued = checkpoint.save_now(trainer), ""

@@ -36,11 +36,9 @@ def _find_raising_function(error: BaseException) -> str:
     return "a function" if trace is None else trace.tb_frame.f_code.co_name
 
 
-def explain_lost_process(text: str, advice: str) -> str:
-    """Return a plain sentence for a communication error that means that another process of the run has ended."""
-    if not re.search(r"gloo/transport|closed by peer|reset by peer|NCCL|TCPStore|DistNetworkError", text):
-        return text
-    return f"another process of this run has ended, so this one can't continue{'; ' if advice else ''}{advice}"
+def is_lost_process(text: str) -> bool:
+    """Return True for a communication error that means that another process of the run has ended."""
+    return bool(re.search(r"gloo/transport|closed by peer|reset by peer|NCCL|TCPStore|DistNetworkError", text))
 
 
 def silence_warnings() -> None:

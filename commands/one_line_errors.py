@@ -3,44 +3,81 @@
 This module imports no large package at first, because start-up can fail or be interrupted too.
 """
 
+import os
 import sys
+import time
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from commands.interruption import Interrupted, end_children, interruptible, is_first_process, say, signals
+from commands.interruption import Interrupted, interruptible, is_first_process, say, signals
+from commands.process_watch import PATIENCE, watch_parent
 
 
 @contextmanager
 def one_line_errors(full_trace: bool) -> Iterator[None]:
     """Print an error or a signal as one line to stderr, and exit.
 
-    The exit status is 1, 2 for a wrong command line, or 128 plus the signal's number.
+    The exit status is 1, 2 for a wrong command line, or 128 plus the signal's number. Of several processes that fail
+    because one has died, or because of the same error, one prints the line; all of them have ended when the first has.
 
     Args:
         full_trace: Raise the exception in place of printing a line.
     """
+    # torch writes a trace to stderr for each lost connection; the line below says what happened.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with interruptible():
+        started = watch_parent()
         try:
             yield
+            _end_processes(wait=30.0)
         except Interrupted as end:
-            end_children()
+            _end_processes()
             if full_trace:
                 raise
             if is_first_process():
                 say(str(end))
             sys.exit(end.status)
         except Exception as error:
-            end_children()
+            line = _build_line(error, started)
+            _end_processes()
             if full_trace:
                 raise
-            say(_line(error))
+            if line:
+                say(line)
             sys.exit(2 if isinstance(error, ArgumentError) else 1)
 
 
-def _line(error: Exception) -> str:
-    from commands.messages import describe, explain_lost_process
+def _end_processes(wait: float = 0.0) -> None:
+    """End the processes that this one has started, after up to ``wait`` seconds in which they end by themselves."""
+    if signals.watch is not None:
+        if wait:
+            signals.watch.wait(wait)
+        signals.watch.end_all(5.0)
 
+
+def _build_line(error: Exception, started: bool) -> str:
+    """Return the line for an error; empty if the first process prints one.
+
+    Args:
+        error: The error.
+        started: True if the first process has started this one, and ends it with a signal if it fails too.
+    """
+    from commands.messages import describe, is_lost_process
+
+    if signals.watch is not None:
+        signals.watch.stop()
     if signals.received:
-        return str(Interrupted(signals.received, signals.advice))
-    return f"error: {explain_lost_process(describe(error), signals.advice)}"
+        return str(Interrupted(signals.received, signals.advice)) if is_first_process() else ""
+    text = describe(error)
+    lost = is_lost_process(text)
+    if started:
+        try:
+            time.sleep(2 * PATIENCE if lost else 1.0)  # the first process may be about to end this one
+        except Interrupted:
+            return ""
+        return "" if lost else f"error: {text}"
+    if not lost:
+        return f"error: {text}"
+    found = signals.watch.describe_lost(PATIENCE) if signals.watch is not None else ""
+    return f"error: {found or 'another process of this run has ended, so the run has ended'}; {signals.advice}"

@@ -17,8 +17,8 @@ from torch import Tensor
 from callbacks.averaged_weights import RAW
 from commands.checkpoint_io import WholeFileIO
 from commands.epoch_loop import ResumableEpochLoop
-from commands.interruption import signals
 from commands.resumed_progress import resumed_progress
+from commands.watched_launcher import watch_processes
 
 CLASSES = "optimizer_classes"
 SET_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "min_momentum", "base_momentum"}
@@ -28,7 +28,7 @@ def make_resumable(trainer: Trainer) -> None:
     """Make a trainer write whole checkpoints, check those that it reads, and resume exactly."""
     trainer._checkpoint_connector = RunConnector(trainer)
     trainer._signal_connector = NoSignals(trainer)
-    signals.launcher = trainer.strategy.launcher
+    watch_processes(trainer)
     loop = trainer.fit_loop
     loop.epoch_loop = ResumableEpochLoop(trainer, loop.min_steps, loop.max_steps)
     try:
