@@ -21,6 +21,7 @@ from commands.launcher import adopt_launch
 from commands.loader_connector import LoaderConnector
 from commands.messages import command_line, silence_warnings
 from commands.no_profiler import spare_profiling
+from commands.node_watch import NodeWatchCallback, watch_torchrun
 from commands.parsing import ParsingCLI
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
@@ -47,6 +48,7 @@ def run_command(args: list[str] | None = None) -> None:
         args: Command and options; ``sys.argv[1:]`` if None.
     """
     silence_warnings()
+    watch_torchrun()
     # Last, so that a user's folder adds names to import and hides none.
     sys.path += [] if os.getcwd() in sys.path else [os.getcwd()]
     try:
@@ -80,6 +82,7 @@ class RampartCLI(ParsingCLI):
         configured = [config[key] for key in self._parser(self.subcommand).callback_keys]
         callbacks = [
             self.run_folder,
+            NodeWatchCallback(),
             InterruptionCallback(),
             MonitorCheckCallback(),
             *configured,
