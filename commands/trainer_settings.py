@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import RampartProgressBar
+from lightning_modules.layer_sync import LayerSync
 
 # Lightning refuses a barebones trainer with any of these settings.
 BARE = (
@@ -82,6 +83,8 @@ def complete_settings(trainer: Namespace, folder: Path, own: list[Callback]) -> 
         settings["logger"] = TensorBoardLogger(
             folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
         )
+    if settings["sync_batchnorm"]:  # Lightning's own plugin refuses CPUs, and bounds can't pass through its layers.
+        settings["plugins"] = [*as_list(settings["plugins"]), LayerSync()]
     if settings["default_root_dir"] is None:
         settings["default_root_dir"] = folder
     return settings | {"callbacks": callbacks}

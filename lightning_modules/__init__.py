@@ -2,6 +2,7 @@
 
 from lightning_modules.adversarial_classifier import AdversarialClassifier
 from lightning_modules.cifar_classifier import CIFARClassifier
+from lightning_modules.layer_sync import LayerSync
 from lightning_modules.mnist_classifier import MNISTClassifier
 
-__all__ = ["AdversarialClassifier", "CIFARClassifier", "MNISTClassifier"]
+__all__ = ["AdversarialClassifier", "CIFARClassifier", "LayerSync", "MNISTClassifier"]

@@ -196,5 +196,5 @@ def test_overlays_can_be_combined_and_the_last_wins() -> None:
         cli.parse_arguments(cli.parser, [command, *words])
         model, trainer = cli.config[command].model, cli.config[command].trainer
         assert (trainer.accelerator, trainer.devices, trainer.strategy) == ("cpu", 1, "ddp")
-        assert (trainer.precision, trainer.benchmark, trainer.sync_batchnorm) == ("bf16-mixed", False, False)
+        assert (trainer.precision, trainer.benchmark, trainer.sync_batchnorm) == ("bf16-mixed", False, True)
         assert len(model.init_args.test_attacks) == 4

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rampart.kernels.batch_norm import measure_batch, normalise_by
+
 
 class BatchNormArguments(NamedTuple):
     """Arguments of ``torch.nn.functional.batch_norm``, with its names and defaults."""
@@ -20,22 +22,9 @@ class BatchNormArguments(NamedTuple):
     eps: float = 1e-5
 
 
-def normalise_by(
-    input: Any,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Any:
-    """Apply BatchNorm with given statistics, ``(C,)``. Unlike torch's function, it passes gradients to them."""
-    shape = (1, -1, *[1] * (input.ndim - 2))
-    scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return input * scale.view(shape) + shift.view(shape)
-
-
-def normalise_by_batch(clean: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...]]:
+def normalise_by_batch(
+    clean: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], synced: bool
+) -> tuple[Tensor, tuple[Any, ...]]:
     """Apply BatchNorm in train mode to a batch, and return the arguments that apply the same function to any tensor.
 
     The statistics keep their gradients, so that training a bound also accounts for what the weights do to them (Shi et
@@ -45,6 +34,7 @@ def normalise_by_batch(clean: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
         clean: ``(N, C, ...)``, the batch.
         args: Positional arguments of ``torch.nn.functional.batch_norm``.
         kwargs: Its keyword arguments.
+        synced: Use the statistics of the batches of all processes.
 
     Returns:
         The normalised batch, and the arguments of :func:`normalise_by` after the first. Running statistics are updated
@@ -54,6 +44,10 @@ def normalise_by_batch(clean: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
         TypeError: If the arguments are not those of BatchNorm.
     """
     given = BatchNormArguments(*args, **kwargs)
+    if synced:
+        mean, variance = measure_batch(clean, given.running_mean, given.running_var, given.momentum)
+        arguments = mean, variance, given.weight, given.bias, given.eps
+        return normalise_by(clean, *arguments), arguments
     normalised = F.batch_norm(clean, *given[1:])
     over = [dimension for dimension in range(clean.ndim) if dimension != 1]
     variance, mean = torch.var_mean(clean, over, correction=0)

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
-from rampart.bounds.batch_norm import BatchNormArguments, normalise_by
+from rampart.bounds.batch_norm import BatchNormArguments
 from rampart.bounds.trace import Operation
+from rampart.kernels.batch_norm import normalise_by
 
 
 class Passed(NamedTuple):

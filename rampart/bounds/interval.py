@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rampart.bounds.batch_norm import BatchNormArguments, normalise_by, normalise_by_batch
+from rampart.bounds.batch_norm import BatchNormArguments, normalise_by_batch
 from rampart.bounds.interval_rules import (
     PLAIN_FORMS,
     REASONS,
@@ -21,7 +21,8 @@ from rampart.bounds.interval_rules import (
     NoBoundOfAttributeError,
 )
 from rampart.bounds.trace import Operation
-from rampart.kernels import full_float32
+from rampart.kernels import full_float32, sync_batch_norm
+from rampart.kernels.batch_norm import normalise_by
 
 PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 
@@ -207,8 +208,9 @@ def _apply_to_clean(
     if any(interval.clean is None for interval in _find_intervals((*args, *kwargs.values()))):
         return None, function, args, kwargs
     clean_args, clean_kwargs = _replace_intervals(args, _get_clean), _replace_intervals(kwargs, _get_clean)
-    if function is F.batch_norm and BatchNormArguments(*args, **kwargs).training:
-        clean, statistics = normalise_by_batch(clean_args[0], clean_args, clean_kwargs)
+    synced = function is sync_batch_norm
+    if synced or (function is F.batch_norm and BatchNormArguments(*args, **kwargs).training):
+        clean, statistics = normalise_by_batch(clean_args[0], clean_args, clean_kwargs, synced)
         return clean, normalise_by, (args[0], *statistics), {}
     return function(*clean_args, **clean_kwargs), function, args, kwargs
 

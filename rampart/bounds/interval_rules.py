@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rampart.bounds.batch_norm import BatchNormArguments, normalise_by
+from rampart.bounds.batch_norm import BatchNormArguments
+from rampart.kernels.batch_norm import normalise_by, sync_batch_norm
 
 Function: TypeAlias = Callable[..., Any]
 
@@ -254,4 +255,5 @@ for name, bound in {
 }.items():
     _register(name, lambda _, bound=bound: bound, F)  # type: ignore[misc]
 RULES[normalise_by] = _normalise_by
+RULES[sync_batch_norm] = _batch_norm
 _register("prelu elu celu", lambda function: partial(_turning, function, 0.0))

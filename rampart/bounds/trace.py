@@ -23,7 +23,7 @@ class Operation:
 
     Attributes:
         function: The torch function, never an in-place form; None for the box. BatchNorm in train mode is recorded as
-            :func:`rampart.bounds.batch_norm.normalise_by` with the statistics that it used.
+            :func:`rampart.kernels.batch_norm.normalise_by` with the statistics that it used.
         args: Its positional arguments, with an operation in place of each bounded tensor, also inside lists.
         kwargs: Its keyword arguments, in the same form.
         index: Position of this tensor in the function's result, if that is a tuple.

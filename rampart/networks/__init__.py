@@ -8,6 +8,7 @@ from rampart.networks.pixel_gates import PixelGates
 from rampart.networks.plain import plain_form
 from rampart.networks.preact_resnet import PreActResNet18
 from rampart.networks.resnet import ResNet18, ResNet34, ResNet50, ResNet101
+from rampart.networks.sync_batch_norm import SyncBatchNorm, restore_layers, sync_layers
 from rampart.networks.wide_resnet import WideResNet
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "ResNet34",
     "ResNet50",
     "ResNet101",
+    "SyncBatchNorm",
     "WideResNet",
     "plain_form",
+    "restore_layers",
+    "sync_layers",
 ]

@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from rampart.attacks import Attack, Eps, parse_eps
 from rampart.attacks.losses import AttackLoss, LossName
+from rampart.attacks.random import get_share
+from rampart.kernels import mean_over_ranks
 from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
 
 
@@ -25,7 +27,8 @@ class AWP(Objective):
 
     BatchNorm's running statistics are those of the pass at w; the pass at w + v leaves them. The authors do the
     reverse. Their weight decay acts on w + v, here it acts on w. Dropout and losses that use torch's random numbers
-    draw anew at w + v, as theirs do. With several processes, each perturbs by the gradient of its own images.
+    draw anew at w + v, as theirs do. Processes that share a batch, as its generator says, perturb by the gradient of
+    the whole batch.
 
     Training accuracy and logged parts are those at w, with the objective's own loss as ``adv_loss`` if it logs none.
 
@@ -91,7 +94,7 @@ class AWP(Objective):
         random_state = None if generator is None else generator.get_state()
         with _without_float16(images.device.type):
             current = self.objective(network, images, labels, _Recorder(attack, generator, found), eps, generator)
-            perturbed = _perturb_weights(network, current.loss, self.gamma)
+            perturbed = _perturb_weights(network, current.loss, self.gamma, get_share(generator).processes)
         # The same function of the weights: with the same images, random numbers and statistics.
         if generator is not None and random_state is not None:
             generator.set_state(random_state)
@@ -107,17 +110,23 @@ class AWP(Objective):
         )
 
 
-def _perturb_weights(network: nn.Module, loss: Tensor, gamma: float) -> dict[str, Tensor]:
-    """Return the perturbed weights by name, whose gradients are those of the weights."""
+def _perturb_weights(network: nn.Module, loss: Tensor, gamma: float, processes: int) -> dict[str, Tensor]:
+    """Return the perturbed weights by name, whose gradients are those of the weights.
+
+    If several processes share the batch, the weights move along the gradient of the mean of their losses.
+    """
     weights = {name: w for name, w in network.named_parameters() if w.requires_grad and w.ndim > 1}
     if not weights:
         return {}
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    gradients = {name: grad for name, grad in zip(weights, found, strict=True) if grad is not None}
+    if processes > 1 and gradients:
+        gradients = dict(zip(gradients, mean_over_ranks(list(gradients.values())), strict=True))
     perturbed = {}
-    for (name, weight), grad in zip(weights.items(), gradients, strict=True):
-        if grad is not None:
-            length = gamma * weight.detach().norm() / grad.norm().clamp(min=torch.finfo(grad.dtype).tiny)
-            perturbed[name] = weight.addcmul(grad, length)
+    for name, grad in gradients.items():
+        weight = weights[name]
+        length = gamma * weight.detach().norm() / grad.norm().clamp(min=torch.finfo(grad.dtype).tiny)
+        perturbed[name] = weight.addcmul(grad, length)
     return perturbed
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rampart.attacks import Attack, Eps, parse_eps
+from rampart.attacks.random import get_share
 from rampart.attacks.validation import check_classes
 from rampart.bounds import Interval, check_bounded, interval_logits
 from rampart.objectives.adversarial_training import Objective, ObjectiveOutput
@@ -108,7 +109,7 @@ class IBP(Objective):
         regulariser = worst.new_zeros(())
         if regularisation > 0:
             assert interval.operation is not None
-            regulariser = regularise_bounds(interval.operation, self.tau)
+            regulariser = regularise_bounds(interval.operation, self.tau, get_share(generator).processes)
             loss = loss + regularisation * regulariser
         if self.l1 > 0:
             loss = loss + self.l1 * penalise_weights(network)

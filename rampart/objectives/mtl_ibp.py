@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rampart.attacks import Attack, Eps
+from rampart.attacks.random import get_share
 from rampart.bounds import check_bounded, interval_logits, uses_batch_statistics
 from rampart.objectives.adversarial_training import AdversarialTraining, Objective, ObjectiveOutput
 from rampart.objectives.bound_regularisers import CLEAN_PHASE_EPS, penalise_weights, regularise_bounds
@@ -102,7 +103,8 @@ class MTLIBP(Objective):
         if self.target_eps is not None:
             parts["regulariser"] = loss.new_zeros(())
         if interval.operation is not None:
-            parts["regulariser"] = regularise_bounds(interval.operation)
+            processes = get_share(generator).processes
+            parts["regulariser"] = regularise_bounds(interval.operation, processes=processes)
             loss = loss + regularisation * parts["regulariser"]
         return ObjectiveOutput(loss, adversarial.logits, parts)
 
