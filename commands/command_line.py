@@ -27,6 +27,7 @@ from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
 from commands.run_identity import AUTO, CONFIG, find_run, hold_run, release_run, replace_text
 from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results, rewind_curves
+from commands.threads import ThreadsCallback
 from commands.trainer import RampartTrainer
 from commands.trainer_settings import (
     check_images,
@@ -83,6 +84,7 @@ class RampartCLI(ParsingCLI):
         callbacks = [
             self.run_folder,
             NodeWatchCallback(),
+            ThreadsCallback(),
             InterruptionCallback(),
             MonitorCheckCallback(),
             *configured,
