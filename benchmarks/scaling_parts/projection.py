@@ -15,9 +15,9 @@ between the nodes with V per node:
     r = 2 (g - 1)/g B/W + 2 (n - 1)/n B/V
 
 Every BatchNorm layer exchanges its statistics in the forward and in the backward pass of each pass of the update, which
-is short and waits, for a time L each:
+is short and waits, for a time L each; AWP waits for the sum of the gradients by which it perturbs the weights:
 
-    s = 2 L layers u
+    s = 2 L layers u + (u - 1) r
 
 Without overlap a step takes c + s + r; with full overlap c + s + max(0, r - h), where h is the time of the update's
 last backward pass, taken as half of 12 ms l.
@@ -127,8 +127,8 @@ def project(work: Workload, gpus: int, rule: Rule, links: Links) -> dict[str, An
     compute = work.compute(images)
     statistics = 2 * links.short_exchange(gpus) * work.batchnorm_layers * work.passes
     gradients = links.all_reduce(work.gradient_bytes, gpus)
-    hidden = work.layers * UPDATE / 2
-    steps = compute + statistics + gradients, compute + statistics + max(0.0, gradients - hidden)
+    fixed = compute + statistics + (work.passes - 1) * gradients
+    steps = fixed + gradients, fixed + max(0.0, gradients - work.layers * UPDATE / 2)
     speeds = [1e3 * images * gpus / step for step in steps]
     alone = 1e3 * work.images / work.compute(work.images)
     return {
@@ -139,8 +139,8 @@ def project(work: Workload, gpus: int, rule: Rule, links: Links) -> dict[str, An
         "images_per_gpu": images,
         "compute_ms": compute,
         "statistics_ms": statistics,
-        "all_reduce_ms": gradients,
-        "communication_share": (statistics + gradients) / steps[0],
+        "all_reduce_ms": work.passes * gradients,
+        "communication_share": 1 - compute / steps[0],
         "images_per_second": speeds,
         "speed_over_one_gpu": [speed / alone for speed in speeds],
         "minutes": [work.images * work.updates / speed / 60 for speed in speeds],
