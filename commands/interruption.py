@@ -129,6 +129,11 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
+def ends_with_torchrun() -> bool:
+    """Return True if torchrun has started this process, and ends it if the first process of this node fails."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
 def say(line: str) -> None:
     """Write a line to stderr, below a progress bar if there is one."""
     tqdm = sys.modules.get("tqdm")

@@ -9,6 +9,7 @@ from callbacks import RunCheckpoint
 from callbacks.outputs import run_folder
 from commands.agreement import find_maxima
 from commands.interruption import Interrupted, signals
+from commands.launcher import start_words
 from commands.messages import command_line
 from commands.requeue import requeue
 from commands.run_identity import write_record
@@ -69,4 +70,8 @@ def find_run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
 
 
 def _resume_command(trainer: Trainer, path: str) -> str:
-    return command_line("fit", "--config", str(run_folder(trainer) / "config.yaml"), "--ckpt_path", path)
+    if trainer.num_nodes > 1:
+        return "the same command on every node, with --ckpt_path auto"
+    return command_line(
+        "fit", "--config", str(run_folder(trainer) / "config.yaml"), "--ckpt_path", path, start=start_words()
+    )

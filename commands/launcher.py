@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning_fabric.plugins import ClusterEnvironment
+
+from commands.torchrun import TorchrunEnvironment
+from commands.trainer_settings import as_list
 
 JOINED = ("fit", "validate", "test", "predict")
 """Commands whose processes form one group; those of ``evaluate`` share their work through files."""
@@ -40,6 +44,8 @@ def adopt_launch(subcommand: str, trainer: Namespace) -> None:
     launch = _find_launch() if subcommand in JOINED else None
     if launch is None:
         return
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in as_list(trainer.plugins)):
+        trainer.plugins = [*as_list(trainer.plugins), TorchrunEnvironment()]
     devices, nodes = _count_devices(trainer.devices), trainer.num_nodes
     if devices not in (None, launch.devices) or nodes not in (1, launch.nodes):
         given = [f"--trainer.devices {trainer.devices}"] if devices is not None else []
@@ -54,6 +60,13 @@ def adopt_launch(subcommand: str, trainer: Namespace) -> None:
         trainer.devices = launch.devices
     if trainer.strategy == "auto" and launch.nodes * launch.devices > 1:
         trainer.strategy = "ddp"
+
+
+def start_words() -> list[str]:
+    """Return the words before ``cli.py`` in a command that starts as many processes on this machine as there are."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    return ["torchrun", "--standalone", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
 
 
 def _find_launch() -> Launch | None:

@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 
 from commands.parse_errors import explain
@@ -58,7 +59,12 @@ def silence_warnings() -> None:
     rank_zero_log.addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
-def command_line(*arguments: str) -> str:
-    """Return a command of ``cli.py``, quoted for a shell."""
+def command_line(*arguments: str, start: Sequence[str] = ("python",)) -> str:
+    """Return a command of ``cli.py``, quoted for a shell.
+
+    Args:
+        arguments: Command and options.
+        start: Words before ``cli.py``.
+    """
     program = Path(sys.argv[0])
-    return shlex.join(["python", str(program) if program.name == "cli.py" else "cli.py", *arguments])
+    return shlex.join([*start, str(program) if program.name == "cli.py" else "cli.py", *arguments])

@@ -134,9 +134,8 @@ class NodeWatch:
 
     def _end(self, lost: list[int]) -> None:
         names = ", ".join(map(str, lost))
-        advice = f"; {signals.advice}" if signals.advice else ""
         say(
             f"error: no sign of life from node {names} for {self.silent_seconds:.0f} seconds, so this run can't "
-            f"continue: look at its power and network{advice}"
+            f"continue: look at its power and network; {signals.advice}"
         )
         os._exit(1)

@@ -10,7 +10,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from commands.interruption import Interrupted, interruptible, is_first_process, say, signals
+from commands.interruption import Interrupted, ends_with_torchrun, interruptible, is_first_process, say, signals
 from commands.process_watch import PATIENCE, watch_parent
 
 
@@ -27,7 +27,7 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
     # torch writes a trace to stderr for each lost connection; the line below says what happened.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with interruptible():
-        started = watch_parent()
+        started = watch_parent() or ends_with_torchrun()
         try:
             yield
             _end_processes(wait=30.0)
@@ -39,6 +39,7 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
                 say(str(end))
             sys.exit(end.status)
         except Exception as error:
+            signals.deferred = not started  # A signal must not interrupt the explanation.
             line = _build_line(error, started)
             _end_processes()
             if full_trace:
@@ -61,7 +62,7 @@ def _build_line(error: Exception, started: bool) -> str:
 
     Args:
         error: The error.
-        started: True if the first process has started this one, and ends it with a signal if it fails too.
+        started: True if the first process or torchrun ends this one with a signal if the first process fails too.
     """
     from commands.messages import describe, is_lost_process
 
@@ -73,7 +74,7 @@ def _build_line(error: Exception, started: bool) -> str:
     lost = is_lost_process(text)
     if started:
         try:
-            time.sleep(2 * PATIENCE if lost else 1.0)  # the first process may be about to end this one
+            time.sleep(2 * PATIENCE if lost else 1.0)  # this process may be about to be ended
         except Interrupted:
             return ""
         return "" if lost else f"error: {text}"

@@ -1,4 +1,4 @@
-"""Jobs of a scheduler or of torchrun: their number, their restarts, and the request to be queued again."""
+"""Jobs of a scheduler: their number, their restarts, and the request to be queued again."""
 
 import os
 import subprocess
@@ -15,17 +15,12 @@ def requeue() -> str:
 
 def current_job() -> str | None:
     """Return the number of the job that this process belongs to, the same in all its starts; None without a job."""
-    if "SLURM_JOB_ID" in os.environ:
-        return f"slurm {_slurm_job_id()}"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        name = os.environ["TORCHELASTIC_RUN_ID"]
-        return f"torchelastic {name if name != 'none' else os.getppid()}"
-    return None
+    return f"slurm {_slurm_job_id()}" if "SLURM_JOB_ID" in os.environ else None
 
 
 def count_restarts() -> int:
-    """Return how often SLURM has requeued this job, or torchrun has restarted its processes."""
-    count = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    """Return how often SLURM has requeued this job."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
     return int(count) if count.isdigit() else 0
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_info
 
 from commands.requeue import count_restarts, current_job
+from commands.torchrun import torchrun_start
 
 AUTO = "auto"
 """Value of ``--ckpt_path`` that returns to the newest run with the same settings."""
@@ -39,14 +40,15 @@ def find_run(parent: Path, config: str, asked: bool) -> Path | None:
         asked: True for ``--ckpt_path auto``, which returns to the newest run with these settings. Otherwise a run is
             continued only if this process is a job that was started again.
     """
-    job, restarted = current_job(), count_restarts() > 0
-    if not asked and job is None:
+    job, restarted, torchrun = current_job(), count_restarts() > 0, torchrun_start()
+    if not asked and job is None and torchrun is None:
         return None
     settings = _read_settings(config)
     folders = sorted(parent.glob("fit-*"), key=_number, reverse=True)
     for folder in folders:
         record = read_record(folder)
         ours = job is not None and record.get("job") == job and (restarted or record.get("requeued") is True)
+        ours = ours or (torchrun is not None and record.get("torchrun") == torchrun)
         if (asked or ours) and _settings_of(folder) == settings:
             return folder
     if asked:
@@ -85,8 +87,9 @@ def release_run() -> None:
 
 
 def write_record(folder: Path, requeued: bool) -> None:
-    """Write the scheduler's number of this job to the run's folder, and whether the job was put back into the queue."""
-    replace_text(folder / RECORD, json.dumps({"job": current_job(), "requeued": requeued}) + "\n")
+    """Write to the run's folder which job and torchrun have started it, and whether the job was requeued."""
+    record = {"job": current_job(), "torchrun": torchrun_start(), "requeued": requeued}
+    replace_text(folder / RECORD, json.dumps(record) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

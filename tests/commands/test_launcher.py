@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
-from commands.launcher import adopt_launch
+from commands.launcher import adopt_launch, start_words
+from commands.messages import command_line
 
 
 def adopt(subcommand: str = "fit", **given: Any) -> Namespace:
-    trainer = Namespace(**{"devices": "auto", "num_nodes": 1, "strategy": "auto"} | given)
+    trainer = Namespace(**{"devices": "auto", "num_nodes": 1, "strategy": "auto", "plugins": None} | given)
     adopt_launch(subcommand, trainer)
+    del trainer.plugins
     return trainer
 
 
@@ -66,3 +68,9 @@ def test_nodes_with_different_numbers_of_processes_are_refused(torchrun: Any) ->
     torchrun.setenv("WORLD_SIZE", "6")
     with pytest.raises(ValueError, match="6 processes on 2 nodes, 4 of them here: give every node the same"):
         adopt()
+
+
+def test_the_command_to_resume_starts_as_many_processes(torchrun: Any) -> None:
+    assert command_line("fit", start=start_words()) == "torchrun --standalone --nproc-per-node 4 cli.py fit"
+    torchrun.delenv("TORCHELASTIC_RUN_ID")
+    assert command_line("fit", start=start_words()) == command_line("fit")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from commands.messages import is_lost_process
+from commands.one_line_errors import one_line_errors
 from commands.process_watch import ChildWatch
 from tests.conftest import ROOT
 
@@ -134,3 +135,14 @@ def test_errors_of_communication_are_recognised() -> None:
     text = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.1.1]:20001"
     assert is_lost_process(text)
     assert not is_lost_process("model.eps must be at least 0")
+
+
+def test_a_signal_does_not_interrupt_the_explanation_of_an_error(capsys: Any) -> None:
+    class Ended(Exception):
+        def __str__(self) -> str:
+            signal.raise_signal(signal.SIGTERM)
+            return "it has ended"
+
+    with pytest.raises(SystemExit) as status, one_line_errors(False):
+        raise Ended
+    assert (status.value.code, capsys.readouterr().err) == (1, "error: it has ended\n")

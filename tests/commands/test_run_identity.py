@@ -116,19 +116,26 @@ def test_a_restarted_job_finds_its_own_newest_run(tmp_path: Path, monkeypatch: p
     assert find_run(tmp_path, again, asked=False) == own
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.delenv("SLURM_RESTART_COUNT")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert find_run(tmp_path, again, asked=False) is None
     assert find_run(tmp_path, again, asked=True) == tmp_path / "fit-13"
-    elastic = make_run(tmp_path, 15, config, "torchelastic x")
-    assert find_run(tmp_path, again, asked=False) == elastic
+
+
+def test_a_process_that_torchrun_starts_again_finds_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "experiment")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/files/torchelastic_1/experiment_x/attempt_0/0/error.json")
+    own = make_run(tmp_path, 1, "name: a\n", None)
+    assert find_run(tmp_path, "name: a\n", asked=False) is None
+    write_record(own, requeued=False)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/files/torchelastic_1/experiment_x/attempt_1/0/error.json")
+    assert find_run(tmp_path, "name: a\n", asked=False) == own
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/files/torchelastic_2/experiment_y/attempt_0/0/error.json")
+    assert find_run(tmp_path, "name: a\n", asked=False) is None  # a later torchrun, with the same --rdzv-id
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_identity, "WAIT_SECONDS", 0.1)
     try:
         hold_run(tmp_path)
-        assert read_record(tmp_path) == {"job": None, "requeued": False}
+        assert read_record(tmp_path) == {"job": None, "torchrun": None, "requeued": False}
         with pytest.raises(ValueError, match="is still in use by another process, which trains this run: wait until"):
             hold_run(tmp_path)
     finally:
