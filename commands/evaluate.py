@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from callbacks.outputs import run_folder, save_figure, warn_if_not_drawn
 from commands.custom_network import add_network_hooks, may_be_trained
 from commands.evaluation_progress import EvaluationProgress
-from commands.interruption import Interrupted
+from commands.interruption import Interrupted, signals
 from commands.lightning_batches import run_on_test_batches
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import Attack, Eps, NormName
@@ -171,6 +171,7 @@ def _build_certifier(model: AdversarialClassifier, required: bool, skip_certifie
 
 
 def _run_search(trainer: Trainer, search: WorstCaseSearch) -> WorstCase:
+    signals.progress = True
     with EvaluationProgress(search, _is_first_process() and trainer.progress_bar_callback is not None) as progress:
         return search.run(progress)
 

@@ -33,11 +33,12 @@ class Interrupted(BaseException):
     Attributes:
         signum: The signal.
         advice: One line that tells the user how to resume; empty if nothing can be resumed.
+        requeued: True if the job has been returned to its scheduler's queue, or that was tried.
     """
 
-    def __init__(self, signum: int, advice: str = "") -> None:
+    def __init__(self, signum: int, advice: str = "", requeued: bool = False) -> None:
         super().__init__(signum)
-        self.signum, self.advice = signum, advice
+        self.signum, self.advice, self.requeued = signum, advice, requeued
 
     @property
     def status(self) -> int:
@@ -55,13 +56,14 @@ class _Signals:
     Attributes:
         received: Number of the first signal received; 0 if there was none.
         deferred: If True, a signal is only recorded, and training ends before the next batch.
+        progress: True once this process computes something that a repetition of the command continues.
         command: Command that resumes the run; empty if nothing can be resumed.
         checkpoint: Path of the checkpoint that the command names, which may not have been written yet.
         watch: Watch over the processes that this one has started; None if it has started none.
     """
 
     def __init__(self) -> None:
-        self.received, self.deferred = 0, False
+        self.received, self.deferred, self.progress = 0, False, False
         self.command = self.checkpoint = ""
         self.watch: ChildWatch | None = None
         self.timer: threading.Timer | None = None
@@ -78,8 +80,10 @@ class _Signals:
         """Raise Interrupted, or in training record the signal; the same signal again ends the process at once."""
         now = time.monotonic()
         if self.received:
-            # Schedulers send another signal after the first, and torchrun forwards the terminal's signal again.
-            if signum == self.received and now - self._since > REPEATED_SECONDS:
+            # Schedulers send another signal after the first, and torchrun forwards the terminal's signal again. SLURM
+            # repeats SIGTERM when the first task has ended, and ends the others by SIGKILL itself.
+            repeated = signum == self.received and now - self._since > REPEATED_SECONDS
+            if repeated and not (signum == signal.SIGTERM and "SLURM_JOB_ID" in os.environ):
                 os._exit(_EXIT_STATUS + signum)
             return
         self.received, self._since = signum, now
@@ -108,10 +112,10 @@ def interruptible() -> Iterator[None]:
     caught = [signal.Signals[name] for name in names if hasattr(signal, name)]
     if "SLURM_JOB_ID" in os.environ:
         caught.append(signal.SIGUSR1)
-    # Signals that the process was started to ignore, as by nohup, stay ignored.
+    # Signals that the process was started to ignore, as by nohup, stay ignored; SIGUSR1 is so after an earlier run.
     before = {each: signal.getsignal(each) for each in caught}
     for each, handler in before.items():
-        if handler is not signal.SIG_IGN:
+        if handler is not signal.SIG_IGN or each.name == "SIGUSR1":
             signal.signal(each, signals.handle)
     try:
         yield
@@ -120,7 +124,9 @@ def interruptible() -> Iterator[None]:
             signals.timer.cancel()
         signals.received, signals.deferred = 0, False  # for a later run in this process
         for each, handler in before.items():
-            if handler is not None:
+            if each.name == "SIGUSR1":
+                signal.signal(each, signal.SIG_IGN)  # Its default would fail a run that is complete.
+            elif handler is not None:
                 signal.signal(each, handler)
 
 

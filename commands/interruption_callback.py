@@ -30,7 +30,7 @@ class InterruptionCallback(Callback):
             signals.command = _resume_command(trainer, signals.checkpoint)
             if trainer.is_global_zero:
                 print(f"If it is interrupted, resume with: {signals.command}", flush=True)
-        signals.deferred = True
+        signals.deferred = signals.progress = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Agree between processes on a signal that was received at the end of the last epoch."""
@@ -47,7 +47,7 @@ class InterruptionCallback(Callback):
 
 
 def save_and_end(trainer: Trainer, signum: int) -> None:
-    """Save the run and end it; for SLURM's SIGUSR1 also requeue the job.
+    """Save the run and end it, and return a SLURM job to the queue if it should run again.
 
     Raises:
         Interrupted: Always, with the command that resumes the run.
@@ -56,12 +56,19 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
         signals.watch.stop()
     checkpoint, advice = find_run_checkpoint(trainer), NO_CHECKPOINTS
     if checkpoint is not None:
-        path, queued = checkpoint.save_now(trainer), ""
-        if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ and trainer.is_global_zero:
+        path = checkpoint.save_now(trainer)
+        advice = f"saved {path}; {_requeue(trainer, signum) or f'resume with: {_resume_command(trainer, path)}'}"
+    raise Interrupted(signum, advice, requeued=checkpoint is not None)
+
+
+def _requeue(trainer: Trainer, signum: int) -> str:
+    queued = ""
+    if trainer.is_global_zero:
+        if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
             write_record(run_folder(trainer), requeued=True)
-            queued = requeue()
-        advice = f"saved {path}; {queued or f'resume with: {_resume_command(trainer, path)}'}"
-    raise Interrupted(signum, advice)
+        queued = requeue(signum, resumable=True)
+    trainer.strategy.barrier()  # srun terminates all tasks once one has ended.
+    return queued
 
 
 def find_run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:

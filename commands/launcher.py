@@ -1,4 +1,4 @@
-"""Trainer settings from the processes that torchrun has started."""
+"""Trainer settings from the processes that torchrun or SLURM's srun have started."""
 
 import os
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning_fabric.plugins import ClusterEnvironment
 
+from commands.slurm import check_visible_gpus, choose_environment, count_tasks
 from commands.torchrun import TorchrunEnvironment
 from commands.trainer_settings import as_list
 
@@ -41,11 +42,12 @@ def adopt_launch(subcommand: str, trainer: Namespace) -> None:
     Raises:
         ValueError: If given numbers contradict the launcher's, or its nodes have different numbers of processes.
     """
-    launch = _find_launch() if subcommand in JOINED else None
+    environment = _find_environment(subcommand)
+    if environment is not None and not any(isinstance(each, ClusterEnvironment) for each in as_list(trainer.plugins)):
+        trainer.plugins = [*as_list(trainer.plugins), environment]
+    launch = _find_launch(trainer) if subcommand in JOINED else None
     if launch is None:
         return
-    if not any(isinstance(plugin, ClusterEnvironment) for plugin in as_list(trainer.plugins)):
-        trainer.plugins = [*as_list(trainer.plugins), TorchrunEnvironment()]
     devices, nodes = _count_devices(trainer.devices), trainer.num_nodes
     if devices not in (None, launch.devices) or nodes not in (1, launch.nodes):
         given = [f"--trainer.devices {trainer.devices}"] if devices is not None else []
@@ -69,13 +71,33 @@ def start_words() -> list[str]:
     return ["torchrun", "--standalone", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
 
 
-def _find_launch() -> Launch | None:
-    return _find_torchrun()
+def _find_environment(subcommand: str) -> ClusterEnvironment | None:
+    if _is_torchrun():
+        return TorchrunEnvironment() if subcommand in JOINED else None
+    # Lightning would take any process of a job that has SLURM_NTASKS for one that srun has started.
+    return choose_environment() if "SLURM_JOB_ID" in os.environ else None
 
 
-def _find_torchrun() -> Launch | None:
-    if not {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} <= os.environ.keys():
+def _find_launch(trainer: Namespace) -> Launch | None:
+    if _is_torchrun():
+        return _find_torchrun()
+    return _find_srun(trainer) if "SLURM_JOB_ID" in os.environ else None
+
+
+def _is_torchrun() -> bool:
+    return {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def _find_srun(trainer: Namespace) -> Launch | None:
+    nodes, devices = count_tasks(given=_count_devices(trainer.devices) is not None and trainer.num_nodes == 1)
+    if trainer.accelerator != "cpu":
+        check_visible_gpus(devices)
+    if nodes * devices == 1:
         return None
+    return Launch("srun", "--nodes {nodes} --ntasks-per-node {devices}", nodes, devices)
+
+
+def _find_torchrun() -> Launch:
     nodes, devices, world = (int(os.environ[f"{name}WORLD_SIZE"]) for name in ("GROUP_", "LOCAL_", ""))
     if nodes * devices != world:
         raise ValueError(

@@ -45,6 +45,8 @@ def is_lost_process(text: str) -> bool:
 def silence_warnings() -> None:
     """Silence warnings that do not apply to this project."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # On a machine of a cluster, outside its jobs too.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     # Without validation images there is no validation, and that was configured.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # Images that the sampler repeats to make all shares equal are counted once.

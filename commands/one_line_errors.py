@@ -36,6 +36,8 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
             if full_trace:
                 raise
             if is_first_process():
+                if not end.requeued:
+                    end.advice = _return_to_queue() or end.advice
                 say(str(end))
             sys.exit(end.status)
         except Exception as error:
@@ -57,6 +59,12 @@ def _end_processes(wait: float = 0.0) -> None:
         signals.watch.end_all(5.0)
 
 
+def _return_to_queue() -> str:
+    from commands.requeue import requeue
+
+    return requeue(signals.received, signals.progress)
+
+
 def _build_line(error: Exception, started: bool) -> str:
     """Return the line for an error; empty if the first process prints one.
 
@@ -69,7 +77,9 @@ def _build_line(error: Exception, started: bool) -> str:
     if signals.watch is not None:
         signals.watch.stop()
     if signals.received:
-        return str(Interrupted(signals.received, signals.advice)) if is_first_process() else ""
+        if not is_first_process():
+            return ""
+        return str(Interrupted(signals.received, _return_to_queue() or signals.advice))
     text = describe(error)
     lost = is_lost_process(text)
     if started:

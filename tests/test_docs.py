@@ -42,14 +42,14 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(file: Path) -> list[str]:
-    """Find the words after cli.py in a page, or in a config's header; a bare mention of an option is no command."""
+    """Find commands in a page, or in a config's header; a bare mention of an option is no command."""
     text = file.read_text()
     if file.suffix == ".yaml":
         text = re.sub(r"^# *", "", text, flags=re.MULTILINE)
     text = re.sub(r"\\\n\s*", "", text)
     return [
         found
-        for found in re.findall(rf"cli\.py +((?:{'|'.join(LIGHTNING)})\b[^`\n&|]*)", text)
+        for found in re.findall(rf"(?:cli\.py|slurm\.sbatch) +((?:{'|'.join(LIGHTNING)})\b[^`\n&|]*)", text)
         if re.search(r" --(?!help)\S+[ =]\S", found)
     ]
 

@@ -199,8 +199,8 @@ def test_a_job_that_slurm_restarts_resumes_automatically(
         monkeypatch.setenv(f"SLURM_{name}", value)
     command = [*COMMON, f"--runs_dir={tmp_path}", "--trainer.accumulate_grad_batches=2"]
     line = interrupt(capsys, signal.SIGUSR1, "batch", 15, *command)
-    assert line.endswith("the job is requeued and resumes automatically")
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert line.endswith("the job is in the queue again and resumes automatically")
+    assert (tmp_path / "asked").read_text() == "--oneliner show job 7\nrequeue 7\n"
     assert read_last(tmp_path)["global_step"] == 8
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     interrupt(capsys, signal.SIGTERM, "batch", 10, *command)
