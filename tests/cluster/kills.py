@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ import torch
 from pytorch_lightning import Callback
 
 VARIABLE = "RAMPART_TEST_KILL"
-"""Environment variable ``RANK MOMENT NUMBER``: kill that rank, or with ``all`` the group, at the n-th such moment."""
+"""Environment variable ``RANK MOMENT NUMBER``: kill that rank, or with ``all`` the group, at the n-th such moment.
+
+At the moment ``clock``, the number counts hundredths of a second from the start of training.
+"""
+
+TIME_VARIABLE = "RAMPART_TEST_KILL_TIME"
+"""Environment variable with the file that gets the time of the kill."""
 
 MOMENTS = (
     "start", "group", "setup", "fit", "load", "batch", "step", "save", "fsync", "replace", "replaced", "validation",
-    "epoch", "test",
+    "epoch", "clock", "test",
 )  # fmt: skip
 
 
@@ -55,16 +63,27 @@ class KillCallback(Callback):
         if moment == self.moment:
             self.left -= 1
             if self.left == 0:
-                (os.killpg if self.group else os.kill)(0 if self.group else os.getpid(), signal.SIGKILL)
+                self.die()
+
+    def die(self) -> None:
+        """Write the time, and kill."""
+        with open(os.environ[TIME_VARIABLE], "w") as file:
+            file.write(str(time.time()))
+        (os.killpg if self.group else os.kill)(0 if self.group else os.getpid(), signal.SIGKILL)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.reach("setup")
 
     def on_fit_start(self, *_: Any) -> None:
         self.reach("fit")
+        if self.moment == "clock":
+            threading.Timer(self.left / 100, self.die).start()
 
-    def on_load_checkpoint(self, *_: Any) -> None:
-        self.reach("load")
+    def on_load_checkpoint(self, trainer: Any, *_: Any) -> None:
+        self.reach("load" if trainer.state.fn == "fit" else "")
+
+    def on_train_start(self, *_: Any) -> None:
+        self.reach("load")  # a run that has no checkpoint yet
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.reach("batch")
