@@ -1,6 +1,7 @@
 """Predictions as a CSV file."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.outputs import describe_evaluation, new_file, run_folder
-from rampart.files import fingerprint
+from rampart.files import fingerprint, write_whole
 
 COLUMNS = ("index", "label", "clean_prediction", "clean_confidence", "adv_prediction", "adv_confidence")
 
@@ -76,12 +77,13 @@ class PredictionWriterCallback(Callback):
         if self._sampled:  # The sampler repeats images, to give every process the same number.
             rows = list({row[0]: row for row in reversed(rows)}.values())[::-1]
         path = new_file(run_folder(trainer), "predictions", ".csv")
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+        write_whole(path, table.getvalue())
         report = new_file(run_folder(trainer), "predictions", ".json")
-        report.write_text(json.dumps({"images": len(rows), **self._report}, indent=2, default=str) + "\n")
+        write_whole(report, json.dumps({"images": len(rows), **self._report}, indent=2, default=str) + "\n")
         print(f"\nPredictions: {path}")
 
     def _positions(self, trainer: Trainer, batch_idx: int, count: int) -> Sequence[int | str]:

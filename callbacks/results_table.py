@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from callbacks.outputs import describe_evaluation, new_file, run_folder
 from rampart.attacks import NamedAttack, parse_eps
 from rampart.evaluation import find_contradictions
-from rampart.files import fingerprint
+from rampart.files import fingerprint, write_whole
 
 
 class ResultsTableCallback(Callback):
@@ -127,7 +127,7 @@ class ResultsTableCallback(Callback):
             **self._origin,
         }
         path = new_file(run_folder(trainer), command, ".json")
-        path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        write_whole(path, json.dumps(report, indent=2, default=str) + "\n")
         kind = "test" if command == "test" else "validation"
         print(format_table(rows, images, kind))
         print(f"\nResults: {path}")

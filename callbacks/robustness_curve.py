@@ -1,6 +1,7 @@
 """Robustness curve: robust accuracy over eps, at the end of a test."""
 
 import csv
+import io
 import math
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from rampart.bounds import certified_mask
 from rampart.data import Batch
 from rampart.evaluation import fooling_eps, robustness_figure
 from rampart.evaluation.figures import CertifiedCurve
+from rampart.files import write_whole
 
 
 class RobustnessCurveCallback(Callback):
@@ -128,11 +130,12 @@ class RobustnessCurveCallback(Callback):
         robust, certified = ([count / images for count in each.tolist()] for each in counts)
         module: Any = pl_module
         name, shown = self._attack.name, self._certifies
-        with new_file(run_folder(trainer), "robustness_curve", ".csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["eps", "accuracy", "images", "attack", *["certified"] * shown])
-            for eps, accuracy, bound in zip(self._grid, robust, certified, strict=True):
-                writer.writerow([eps, accuracy, images, name, *[bound] * shown])
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(["eps", "accuracy", "images", "attack", *["certified"] * shown])
+        for eps, accuracy, bound in zip(self._grid, robust, certified, strict=True):
+            writer.writerow([eps, accuracy, images, name, *[bound] * shown])
+        write_whole(new_file(run_folder(trainer), "robustness_curve", ".csv"), table.getvalue())
         with warn_if_not_drawn("the robustness curve"):
             # Each image's largest certified eps of the grid, from the counts.
             steps = (counts[1] - torch.cat([counts[1][1:], counts[1].new_zeros(1)])).cpu()

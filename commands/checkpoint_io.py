@@ -1,11 +1,7 @@
 """Checkpoint files: written so that no kill leaves a broken one, read without executing anything."""
 
 import io
-import os
-import re
-import socket
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import _is_local_file_protocol
 
 from rampart.files.weight_files import read_checkpoint
+from rampart.files.whole_file import remove_leftovers, write_whole
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -34,22 +31,7 @@ class WholeFileIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path.parent)
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(
-                f"{path} could not be written ({error.strerror or error}; {content.tell():,} bytes): "
-                "an earlier file there is unchanged; free disk space, or choose another --runs_dir"
-            ) from error
+        write_whole(path, content.getbuffer())
         self._written.add(path.absolute())
 
     def load_checkpoint(
@@ -73,15 +55,6 @@ class WholeFileIO(TorchCheckpointIO):
             Path(path).unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove unfinished temporary files of killed processes on this machine."""
-    for file in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        found = re.search(r"\.(\d+)\.tmp$", file.name)
-        if found and not _is_alive(int(found[1])):
-            with suppress(OSError):  # it belongs to another user
-                file.unlink()
-
-
 def find_newest_readable(files: Iterable[Path]) -> Path | None:
     """Return the readable checkpoint with the most training steps; None if no file is readable."""
     reached: list[tuple[int, float, Path]] = []
@@ -92,26 +65,3 @@ def find_newest_readable(files: Iterable[Path]) -> Path | None:
         except (KeyError, OSError, TypeError, ValueError):
             continue
     return max(reached)[2] if reached else None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write a rename to disk, so that it survives a loss of power."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems do not support it
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -25,7 +25,7 @@ from commands.node_watch import NodeWatchCallback, watch_torchrun
 from commands.parsing import ParsingCLI
 from commands.resuming import make_resumable
 from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
-from commands.run_identity import AUTO, CONFIG, find_run, hold_run, release_run, replace_text
+from commands.run_identity import AUTO, CONFIG, find_run, hold_run, release_run
 from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results, rewind_curves
 from commands.threads import ThreadsCallback
 from commands.trainer import RampartTrainer
@@ -37,7 +37,7 @@ from commands.trainer_settings import (
     name_settings_in_errors,
 )
 from lightning_modules import AdversarialClassifier
-from rampart.files import load_weights
+from rampart.files import load_weights, write_whole
 from rampart.files.weight_files import read_checkpoint
 from rampart.files.weights import check_checkpoint, is_checkpoint_of
 
@@ -127,7 +127,7 @@ class RampartCLI(ParsingCLI):
         if self.subcommand == "fit":
             hold_run(self.folder)
         if not self.run_folder.continued:
-            replace_text(self.folder / CONFIG, self._settings())
+            write_whole(self.folder / CONFIG, self._settings())
         self._dump_config()
         for logger in _tensorboard_loggers(trainer):
             logger.hparams.update(collect_hyper_parameters(self.config_dump))

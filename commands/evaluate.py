@@ -33,7 +33,7 @@ from rampart.evaluation import (
     worst_case_figures,
     write_per_image,
 )
-from rampart.files import fingerprint, load_weights
+from rampart.files import fingerprint, load_weights, write_whole
 
 
 def evaluate(
@@ -191,7 +191,7 @@ def _write_report(
     signs = find_masking_signs(search.model, search.clean_pass.probe, found, names)
     report = build_report(search, found, signs, str(trainer.precision))
     folder = run_folder(trainer)
-    (folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
+    write_whole(folder / "report.json", json.dumps(report, indent=2, default=str) + "\n")
     write_per_image(folder / "per_image.csv", found, names, search.norm, search.eps)
     print(f"\n{format_table(report)}\n")
     intervals = [rate["interval_95"] for rate in (report["clean"], *report["robust"])]
@@ -201,5 +201,5 @@ def _write_report(
         for name, figure in worst_case_figures(found, search.eps, target_eps, intervals, certified).items():
             pictures[name] = save_figure(trainer, f"evaluate/{name}", figure, name).read_bytes()
     page = folder / "report.html"
-    page.write_text(render_html(report, pictures, ckpt_path or type(search.model).__name__), encoding="utf-8")
+    write_whole(page, render_html(report, pictures, ckpt_path or type(search.model).__name__))
     print(f"Report: {page}")

@@ -1,5 +1,6 @@
 """One-line error messages, and filters for warnings that do not apply to this project."""
 
+import errno
 import logging
 import re
 import shlex
@@ -17,6 +18,10 @@ LONGEST = 400
 def describe(error: BaseException) -> str:
     """Return an error as one line of limited length, with the error's type if the message is only a value."""
     message = str(error) if isinstance(error, ArgumentError) else explain(str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message = (
+            f"{error.filename or 'the disk of --runs_dir'} could not be written ({error.strerror}): free disk space"
+        )
     if not message and isinstance(error, NotImplementedError):
         message = f"{_find_raising_function(error)} is not implemented"
     elif isinstance(error, LookupError) or " " not in message:

@@ -5,6 +5,7 @@ This module imports no large package at first, because start-up can fail or be i
 
 import os
 import sys
+import threading
 import time
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
     """
     # torch writes a trace to stderr for each lost connection; the line below says what happened.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with interruptible():
+    with interruptible(), _quiet_writers():
         started = watch_parent() or ends_with_torchrun()
         try:
             yield
@@ -49,6 +50,22 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
             if line:
                 say(line)
             sys.exit(2 if isinstance(error, ArgumentError) else 1)
+
+
+@contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """Print no trace of TensorBoard's thread for a full disk: the next record raises the error in the main thread."""
+    before = threading.excepthook
+
+    def print_others(failure: threading.ExceptHookArgs) -> None:
+        if not (issubclass(failure.exc_type, OSError) and type(failure.thread).__name__ == "_AsyncWriterThread"):
+            before(failure)
+
+    threading.excepthook = print_others
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _end_processes(wait: float = 0.0) -> None:
@@ -81,6 +98,8 @@ def _build_line(error: Exception, started: bool) -> str:
             return ""
         return str(Interrupted(signals.received, _return_to_queue() or signals.advice))
     text = describe(error)
+    if isinstance(error, OSError) and signals.command:
+        text = f"{text}; {signals.advice}"
     lost = is_lost_process(text)
     if started:
         try:

@@ -5,7 +5,6 @@ A run is recognised by its settings, which its ``config.yaml`` holds; a job also
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from commands.requeue import count_restarts, current_job
 from commands.torchrun import torchrun_start
+from rampart.files import write_whole
 
 AUTO = "auto"
 """Value of ``--ckpt_path`` that returns to the newest run with the same settings."""
@@ -89,7 +89,7 @@ def release_run() -> None:
 def write_record(folder: Path, requeued: bool) -> None:
     """Write to the run's folder which job and torchrun have started it, and whether the job was requeued."""
     record = {"job": current_job(), "torchrun": torchrun_start(), "requeued": requeued}
-    replace_text(folder / RECORD, json.dumps(record) + "\n")
+    write_whole(folder / RECORD, json.dumps(record) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -99,13 +99,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _explain_new_run(parent: Path, folders: list[Path], settings: Mapping[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """Cached results of attacks on batches, and locks that let several processes share the batches."""
 
 import contextlib
-import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from rampart.files.whole_file import write_whole
 
 
 class ResultCache:
@@ -47,14 +48,8 @@ class ResultCache:
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write tensors under a name, atomically."""
         if self.folder is not None:
-            path = self._path(name)
-            unfinished = path.with_suffix(".unfinished")
             # Not by safetensors' save_file, which ignores the umask: only the user may read its files.
-            with unfinished.open("wb") as file:
-                file.write(save(tensors, self._metadata(name)))
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+            write_whole(self._path(name), save(tensors, self._metadata(name)))
 
     def _metadata(self, name: str) -> dict[str, str]:
         """Return the metadata that identify a file: copies of other files must not be read as this one."""

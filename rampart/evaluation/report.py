@@ -1,6 +1,7 @@
 """Reports of a worst-case search: JSON, terminal table, and CSV per image."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rampart.evaluation.contradictions import find_certificate_contradictions, f
 from rampart.evaluation.gradient_masking import Sign
 from rampart.evaluation.results import Certificates, WorstCase
 from rampart.evaluation.worst_case import WorstCaseSearch
-from rampart.files import provenance
+from rampart.files import provenance, write_whole
 
 FORMAT = 3
 """Number of the format of ``report.json``: 2 has no certificates, and earlier reports have no number."""
@@ -167,16 +168,15 @@ def write_per_image(path: Path, found: WorstCase, attacks: Sequence[str], norm: 
         eps: The search's radii on the pixel scale.
     """
     radii = [] if found.certificates is None else found.certificates.radius.tolist()
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = ["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"]
-        certified = ["certified_radius", *(f"certified_at_{size:g}" for size in eps)]
-        writer.writerow([*names, *(certified if radii else [])])
-        columns = (found.labels, found.clean_class, found.attack, found.eps, found.adv_class)
-        for index, (label, clean, attack, fooled_at, adv) in enumerate(
-            zip(*(c.tolist() for c in columns), strict=True)
-        ):
-            by = attacks[attack] if attack >= 0 else ""
-            row = [index, label, clean, by, "" if math.isinf(fooled_at) else fooled_at, adv, norm]
-            bounds = [[radius, *(int(radius >= size) for size in eps)] for radius in radii[index : index + 1]]
-            writer.writerow([*row, *(bounds[0] if bounds else [])])
+    table = io.StringIO()
+    writer = csv.writer(table)
+    names = ["index", "label", "clean_prediction", "fooled_by", "fooled_at_eps", "adv_prediction", "norm"]
+    certified = ["certified_radius", *(f"certified_at_{size:g}" for size in eps)]
+    writer.writerow([*names, *(certified if radii else [])])
+    columns = (found.labels, found.clean_class, found.attack, found.eps, found.adv_class)
+    for index, (label, clean, attack, fooled_at, adv) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        by = attacks[attack] if attack >= 0 else ""
+        row = [index, label, clean, by, "" if math.isinf(fooled_at) else fooled_at, adv, norm]
+        bounds = [[radius, *(int(radius >= size) for size in eps)] for radius in radii[index : index + 1]]
+        writer.writerow([*row, *(bounds[0] if bounds else [])])
+    write_whole(path, table.getvalue())

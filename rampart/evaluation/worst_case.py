@@ -33,6 +33,7 @@ from rampart.evaluation.run_attack import (
     isolated_random_state,
 )
 from rampart.files.provenance import fingerprint
+from rampart.files.whole_file import write_whole
 
 
 class _Batch(NamedTuple):
@@ -148,7 +149,7 @@ class WorstCaseSearch:
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         cache = ResultCache(None if self._cache_dir is None else self._cache_dir / name)
         if cache.folder is not None and not (cache.folder / "search.json").exists():
-            (cache.folder / "search.json").write_text(text)
+            write_whole(cache.folder / "search.json", text)
         return cache
 
     @property
