@@ -1,10 +1,12 @@
 """Differentiable means and gathering over the processes of a distributed training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.autograd import Function
 
 
 def count_ranks() -> int:
@@ -22,12 +24,9 @@ def gather_over_ranks(values: Tensor) -> Tensor:
     Args:
         values: Of the same shape and dtype in all processes.
     """
-    from torch.distributed.nn.functional import all_reduce
-
     ranks = torch.arange(count_ranks(), device=values.device).view(-1, *[1] * values.ndim)
     rows = torch.where(ranks == torch.distributed.get_rank(), values, 0)
-    gathered: Tensor = all_reduce(rows)  # type: ignore[no-untyped-call]
-    return gathered
+    return _sum_over_ranks(rows)
 
 
 def mean_over_ranks(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -36,8 +35,26 @@ def mean_over_ranks(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
     Args:
         values: Tensors of one dtype, of the same shapes in all processes.
     """
-    from torch.distributed.nn.functional import all_reduce
-
-    total: Tensor = all_reduce(torch.cat([tensor.flatten() for tensor in values]))  # type: ignore[no-untyped-call]
+    total = _sum_over_ranks(torch.cat([tensor.flatten() for tensor in values]))
     parts = torch.split(total / count_ranks(), [tensor.numel() for tensor in values])
     return tuple(part.view_as(tensor) for part, tensor in zip(parts, values, strict=True))
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of the tensors of all processes. torch's own function with a gradient is deprecated."""
+    total: Tensor = _SumOverRanks.apply(values)
+    return total
+
+
+class _SumOverRanks(Function):
+    """Sum over processes. Since each process uses the sum, the gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004 - torch's signature
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
+        return _sum_over_ranks(grad)

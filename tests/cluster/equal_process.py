@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rampart.attacks import PGD, AtImage
+from rampart.attacks import PGD, AtImage, Attack
 from rampart.attacks.random import make_shared_generator
 from rampart.networks import CNN5, SyncBatchNorm, restore_layers, sync_layers
 from rampart.objectives import AWP, CROWNIBP, IBP, MTLIBP, SABR, TRADES, AdversarialTraining, Objective
@@ -32,6 +32,13 @@ OBJECTIVES: dict[str, tuple[Objective, PGD]] = {
     "awp": (AWP(IBP(target_eps=0.2), gamma=0.1), PGD(steps=1, start=AtImage())),
 }
 
+# torch accumulates no batches before the first update of a static graph.
+REDUCERS: list[tuple[int, dict[str, Any]]] = [
+    (2, {}),
+    (1, {"static_graph": True}),
+    (2, {"find_unused_parameters": True}),
+]
+
 
 class Loss(nn.Module):
     """The loss of a batch, like a LightningModule's training step."""
@@ -41,9 +48,10 @@ class Loss(nn.Module):
         torch.manual_seed(0)
         self.network: nn.Module = CNN5(3, (1, 12, 12), width=2, hidden=4).double()
         self.objective, self.attack = OBJECTIVES[name]
+        self.eps = 0.1
 
     def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return self.objective(self.network, images, labels, self.attack, 0.1, generator).loss
+        return self.objective(self.network, images, labels, self.attack, self.eps, generator).loss
 
 
 def train(name: str, rank: int, world_size: int) -> dict[str, Any]:
@@ -63,6 +71,29 @@ def train(name: str, rank: int, world_size: int) -> dict[str, Any]:
         "buffers": dict(network.named_buffers()),
         "kinds": [type(module).__name__ for module in network.modules()],
     }
+
+
+class Discard(AdversarialTraining):
+    """Attack and train on the clean images, or train without an attack."""
+
+    def find_images(
+        self, network: nn.Module, images: Tensor, labels: Tensor, attack: Attack, eps: float, generator: Any
+    ) -> tuple[Tensor, None]:
+        if eps > 0:
+            attack(network, images, labels, eps, generator=generator)
+        return images, None
+
+
+def discard(eps: float, rank: int, batches: int, settings: dict[str, Any]) -> list[Tensor | None]:
+    """Return the gradients of four batches whose attacks at eps are discarded, reduced after some batches each."""
+    loss = Loss("adversarial")
+    loss.objective, loss.eps = Discard(), eps
+    loss.network = sync_layers(loss.network)
+    module: Any = DistributedDataParallel(loss, **settings)
+    for step in range(4):
+        module.require_backward_grad_sync = step % batches == batches - 1
+        module(IMAGES[rank::2], LABELS[rank::2], make_shared_generator("cpu", rank, 2, step)).backward()
+    return [weight.grad for weight in module.parameters()]
 
 
 def normalise(rank: int, world_size: int) -> dict[str, Any]:
@@ -92,7 +123,8 @@ def main(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/init", timedelta(seconds=240), world_size=2, rank=rank
     )
-    results = {name: train(name, rank, 2) for name in OBJECTIVES}
+    results: dict[str, Any] = {name: train(name, rank, 2) for name in OBJECTIVES}
+    results["discarded"] = [[discard(eps, rank, *reducer) for eps in (0.0, 0.1)] for reducer in REDUCERS]
     torch.save(results | {"layer": normalise(rank, 2)}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

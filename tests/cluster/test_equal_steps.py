@@ -51,3 +51,12 @@ def test_batchnorm_weighs_processes_by_their_numbers_of_images(parts: list[dict[
     for layer in layers:
         assert_close(layer["buffers"], expected["buffers"])
         assert layer["bfloat16"] == torch.bfloat16
+
+
+def test_an_attack_changes_no_gradient_whatever_the_reducer(parts: list[dict[str, Any]]) -> None:
+    """Static graph, unused parameters and accumulated batches: an attack that is discarded leaves no trace."""
+    for part in parts:
+        for without, attacked in part["discarded"]:
+            assert all(torch.equal(*pair) for pair in zip(without, attacked, strict=True))
+    for ours, theirs in zip(parts[0]["discarded"], parts[1]["discarded"], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours[0], theirs[0], strict=True))

@@ -132,7 +132,10 @@ def test_fast_dev_run_prints_no_missing_file(tmp_path: Path, capsys: Any) -> Non
     assert "config.yaml" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "ddp_notebook", "fsdp", "deepspeed_stage_2"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp_fork", "ddp_spawn", "ddp_notebook", "fsdp", "fsdp_cpu_offload", "ModelParallelStrategy", "deepspeed_stage_2"],
+)
 def test_unsupported_strategies_are_refused_in_favour_of_ddp(tmp_path: Path, capsys: Any, strategy: str) -> None:
     line = refusal(capsys, tmp_path, "fit", f"--trainer.strategy={strategy}", "--trainer.devices=2")
     assert f"trainer.strategy {strategy} is not possible" in line
