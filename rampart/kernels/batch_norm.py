@@ -3,7 +3,10 @@
 from typing import Any
 
 import torch
+import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from rampart.kernels.ranks import gather_over_ranks
@@ -54,8 +57,53 @@ def sync_batch_norm(
     if has_torch_function_unary(input):
         arguments = running_mean, running_var, weight, bias, training, momentum, eps
         return handle_torch_function(sync_batch_norm, (input,), input, *arguments)
+    exact = input.dtype == torch.promote_types(input.dtype, torch.float32)
+    if exact and all(given is None or given.dtype == input.dtype for given in (weight, bias)):
+        output: Tensor = _SyncedBatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
+        return output
     mean, variance = measure_batch(input, running_mean, running_var, momentum)
     return normalise_by(input, mean, variance, weight, bias, eps).to(input.dtype)
+
+
+class _SyncedBatchNorm(torch.autograd.Function):
+    """BatchNorm by the statistics of all processes, by torch's kernels; on CPUs they take half of the time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        mean, variance = measure_batch(input, running_mean, running_var, momentum)
+        ctx.save_for_backward(input, weight, mean, variance)
+        ctx.eps = eps
+        return F.batch_norm(input, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, variance = ctx.saved_tensors
+        scale = torch.ones_like(mean) if weight is None else weight
+        # With constant statistics: the sums over the batch of the gradient, times the normalised input and alone.
+        grad_input, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad.contiguous(), input, scale, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.cat([grad_weight, grad_bias, mean.new_full((1,), input.numel() / max(len(mean), 1))])
+        torch.distributed.all_reduce(sums)
+        slopes, shifts, count = torch.split(sums, [len(mean), len(mean), 1])
+        deviation = (variance + ctx.eps).rsqrt()
+        factor = scale * deviation / count
+        slope = factor * slopes * deviation
+        shape = (1, -1, *[1] * (input.ndim - 2))
+        shift = (factor * shifts - slope * mean).view(shape)
+        grad_input = grad_input.sub_(shift).addcmul_(input, slope.view(shape), value=-1)
+        needed = zip(ctx.needs_input_grad, (grad_input, grad_weight, grad_bias), strict=False)
+        return *(each if need else None for need, each in needed), None, None, None, None
 
 
 def measure_batch(
@@ -67,8 +115,11 @@ def measure_batch(
         Mean and variance of each channel, ``(C,)``, with their graph.
     """
     values = input.to(torch.promote_types(input.dtype, torch.float32))
-    over = [dimension for dimension in range(input.ndim) if dimension != 1]
-    variance, mean = torch.var_mean(values, over, correction=0)
+    if torch.is_grad_enabled():
+        over = [dimension for dimension in range(input.ndim) if dimension != 1]
+        variance, mean = torch.var_mean(values, over, correction=0)
+    else:  # in a third of the time
+        mean, variance = torch.batch_norm_update_stats(values, None, None, 0.0)
     own = torch.cat([mean, variance, mean.new_full((1,), values.numel() / max(len(mean), 1))])
     means, variances, counts = torch.split(gather_over_ranks(own), [len(mean), len(mean), 1], 1)
     count = counts.sum()
