@@ -22,10 +22,15 @@ BEAT_SECONDS = 5.0
 DONE = b"done"
 
 
-def watch_torchrun(seconds: float = 1.0) -> None:
+def watch_torchrun(seconds: float = 1.0, grace: float = 30.0) -> None:
     """Interrupt this process as by SIGTERM, if torchrun has started it and ends before it.
 
-    Otherwise it would train on unseen, and hold its device, after a torchrun that was killed.
+    Otherwise it would train on unseen, and hold its device, after a torchrun that was killed. A process that does not
+    end is killed, as torchrun does it: it may wait for others that have ended.
+
+    Args:
+        seconds: Seconds between two looks.
+        grace: Seconds from SIGTERM to SIGKILL.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -35,6 +40,8 @@ def watch_torchrun(seconds: float = 1.0) -> None:
         while os.getppid() == parent:
             time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="torchrun-watch", daemon=True).start()
 

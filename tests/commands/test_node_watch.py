@@ -52,7 +52,7 @@ def test_a_process_is_interrupted_when_torchrun_has_ended(monkeypatch: pytest.Mo
     watch_torchrun()
     assert threading.active_count() == before  # without torchrun
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    watch_torchrun(seconds=0.05)
+    watch_torchrun(seconds=0.05, grace=1e6)
     with pytest.raises(Interrupted) as end, interruptible():  # noqa: PT012 - the watch raises in the second statement
         monkeypatch.setattr("os.getppid", lambda: 1)
         time.sleep(5)
