@@ -103,7 +103,7 @@ def _build_line(error: Exception, started: bool) -> str:
     lost = is_lost_process(text)
     if started:
         try:
-            time.sleep(2 * PATIENCE if lost else 1.0)  # this process may be about to be ended
+            time.sleep(2 * PATIENCE if lost or ends_with_torchrun() else 1.0)  # this process may be about to be ended
         except Interrupted:
             return ""
         return "" if lost else f"error: {text}"
