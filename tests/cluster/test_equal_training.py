@@ -16,6 +16,8 @@ from rampart.files.weight_files import read_checkpoint
 from tests.cluster.equal_commands import FITS, last_checkpoint, run_commands
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,7 +44,11 @@ def run_in_processes(folder: Path, number: int, checkpoint: Path) -> Path:
         )
         for rank in range(number)
     ]  # fmt: skip
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        printed = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0] * number, "\n".join(printed)
     return folder
 
