@@ -1,5 +1,6 @@
 """Output paths and figure logging for callbacks."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_warn
 
-from rampart.files import provenance
+from rampart.files import provenance, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,9 @@ def describe_evaluation(trainer: Trainer, module: Any) -> dict[str, Any]:
 def save_figure(trainer: Trainer, tag: str, figure: "Figure", name: str | None = None) -> Path:
     """Write a figure as PNG, log it to TensorBoard under ``tag``, and return the PNG's path."""
     path = new_file(run_folder(trainer), name or tag, ".png")
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_whole(path, picture.getvalue())
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(tag, figure, global_step=trainer.global_step)
