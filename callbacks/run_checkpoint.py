@@ -48,6 +48,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_saved = math.inf  # on the clock of this process
         self._last_due = False  # last_every_minutes have passed
         self._written: set[str] = set()
+        self._adopted: set[str] = set()  # files of the run's earlier processes
         self._best_step: int | None = None  # optimizer steps of the best checkpoint
         self._due = False  # an interval has passed since the last save
         self._measured = False  # a validation has ended since the last save
@@ -145,9 +146,19 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, metrics)
 
     def adopt(self, files: Iterable[Path]) -> None:
-        """Continue a run in its own folder: replace or remove files of its earlier processes in place of renaming."""
-        self._written |= {os.path.abspath(file) for file in files}
-        self._enable_version_counter = False
+        """Treat files of the run's earlier processes as written by this one: replace or remove them."""
+        self._adopted |= {os.path.abspath(file) for file in files}
+        self._written |= self._adopted
+
+    def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
+        """Return True if a file's name is taken, so that the next one gets a version number.
+
+        A file of the run's earlier processes is replaced, unless it is among the best.
+        """
+        path = os.path.abspath(filepath)
+        if path in self._adopted and path not in map(os.path.abspath, self.best_k_models):
+            return False
+        return super().file_exists(filepath, trainer)
 
     def last_path(self) -> str:
         """Return the path that ``last`` has if no other file has that name yet."""
@@ -213,7 +224,8 @@ class RunCheckpoint(ModelCheckpoint):
         assert self.dirpath is not None
         folder = Path(self.dirpath)
         if folder.resolve() in file.resolve().parents:
-            return str(file.absolute())
+            # Spelled like new paths: Lightning would remove a file that it replaces under another spelling.
+            return os.path.join(self.dirpath, file.resolve().relative_to(folder.resolve()))
         link = folder / file.name
         while link.exists():
             link = link.with_name(f"{link.stem}-resumed{link.suffix}")

@@ -55,13 +55,19 @@ class WholeFileIO(TorchCheckpointIO):
             Path(path).unlink(missing_ok=True)
 
 
-def find_newest_readable(files: Iterable[Path]) -> Path | None:
-    """Return the readable checkpoint with the most training steps; None if no file is readable."""
+def find_newest_readable(files: Iterable[Path], keys: Iterable[str] = ()) -> Path | None:
+    """Return the readable checkpoint with the most training steps; None if no file is readable.
+
+    Args:
+        files: Files to choose from.
+        keys: Keys that the checkpoint must have.
+    """
     reached: list[tuple[int, float, Path]] = []
     for file in files:
         try:
             checkpoint = read_checkpoint(file)
-            reached.append((int(checkpoint["global_step"]), file.stat().st_mtime, file))
+            if all(key in checkpoint for key in keys):
+                reached.append((int(checkpoint["global_step"]), file.stat().st_mtime, file))
         except (KeyError, OSError, TypeError, ValueError):
             continue
     return max(reached)[2] if reached else None

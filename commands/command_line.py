@@ -14,7 +14,6 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTableCallback
 from callbacks.outputs import run_folder
-from commands.checkpoint_io import find_newest_readable
 from commands.checkpoint_path import check_ckpt_path, check_init_from, suggest_readable_checkpoint
 from commands.interruption_callback import InterruptionCallback
 from commands.launcher import adopt_launch
@@ -24,8 +23,9 @@ from commands.no_profiler import spare_profiling
 from commands.node_watch import NodeWatchCallback, watch_torchrun
 from commands.parsing import ParsingCLI
 from commands.resuming import make_resumable
+from commands.run_checkpoints import choose_checkpoint, find_checkpoints
 from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
-from commands.run_identity import AUTO, CONFIG, find_run, hold_run, release_run
+from commands.run_identity import AUTO, CONFIG, find_run, hold_run, read_start, release_run
 from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results, rewind_curves
 from commands.threads import ThreadsCallback
 from commands.trainer import RampartTrainer
@@ -134,15 +134,17 @@ class RampartCLI(ParsingCLI):
 
     def _choose_checkpoint(self, given: Any, weights_only: bool | None) -> str | None:
         """Return the checkpoint from which a run continues in its own folder, or else the one that was given."""
-        path = check_ckpt_path(None if given == AUTO and self.subcommand == "fit" else given, weights_only)
         if not self.run_folder.continued:
-            return path
-        found = find_newest_readable((self.folder / "checkpoints").rglob("*.ckpt"))
+            return check_ckpt_path(None if given == AUTO and self.subcommand == "fit" else given, weights_only)
+        callback, start = self.config_init.fit.checkpoint, read_start(self.folder)
+        files = find_checkpoints(self.folder, None if callback.dirpath is None else Path(callback.dirpath))
+        self.run_folder.files = files
+        found = choose_checkpoint(files if start is None else [*files, Path(start)], callback.save_weights_only)
         rank_zero_info(
             f"This run continues in {self.folder}, {f'from {found}' if found else 'which has no checkpoint yet'}"
         )
         rewind_curves(self.folder, int(read_checkpoint(found)["global_step"]) if found else 0)
-        return str(found) if found else path
+        return check_ckpt_path(found, weights_only)
 
     def _run_subcommand(self, subcommand: str) -> None:
         with suggest_readable_checkpoint(self.config_init[subcommand].get("ckpt_path")):

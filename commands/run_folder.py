@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks import RunCheckpoint
 from commands.checkpoint_io import WholeFileIO
+from commands.run_checkpoints import FOLDER_KEY
 
 FOLDER_VARIABLE = "RAMPART_RUN_FOLDER"
 """Environment variable with the run's folder, for processes that the first process starts."""
@@ -81,17 +82,20 @@ class RunFolderCallback(Callback):
 
     Attributes:
         checkpoint: File that ``fit`` resumes from; None for a new run.
+        files: Checkpoints of the run's earlier processes.
     """
 
     def __init__(self, folder: Path, continued: bool = False) -> None:
         self.folder, self.continued = folder, continued
         self.checkpoint: str | None = None
+        self.files: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Get the folder and the checkpoint from rank 0, by the first collective operation of the run."""
         runner: Any = trainer
-        known, told = self.folder, trainer.strategy.broadcast((str(self.folder), self.continued, self.checkpoint))
-        self.folder, self.continued, self.checkpoint = Path(told[0]), told[1], told[2]
+        known = self.folder
+        told = trainer.strategy.broadcast((self.folder, self.continued, self.checkpoint, self.files))
+        self.folder, self.continued, self.checkpoint, self.files = told
         runner.run_folder, runner.resume_path = self.folder, self.checkpoint
         if Path(trainer.default_root_dir) == known:
             runner._default_root_dir = str(self.folder)
@@ -99,17 +103,17 @@ class RunFolderCallback(Callback):
             self._adopt_checkpoints(trainer)
 
     def _adopt_checkpoints(self, trainer: Trainer) -> None:
-        """Let the run replace and remove the checkpoints that an earlier process of it wrote to its folder."""
-        files = list(self.folder.rglob("*.ckpt"))
+        """Let the run replace and remove the checkpoints that its earlier processes wrote."""
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoint):
-                callback.adopt(files)
+                callback.adopt(self.files)
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, WholeFileIO):
-            writer.adopt(files)
+            writer.adopt(self.files)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write the curves to disk, for a run that resumes from the checkpoint."""
+        """Add the run's folder to the checkpoint; write the curves to disk, for a run that resumes from it."""
+        checkpoint[FOLDER_KEY] = str(self.folder.resolve())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()

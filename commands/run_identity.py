@@ -44,7 +44,7 @@ def find_run(parent: Path, config: str, asked: bool) -> Path | None:
     if not asked and job is None and torchrun is None:
         return None
     settings = _read_settings(config)
-    folders = sorted(parent.glob("fit-*"), key=_number, reverse=True)
+    folders = sorted((path for path in parent.glob("fit-*") if _number(path) >= 0), key=_number, reverse=True)
     for folder in folders:
         record = read_record(folder)
         ours = job is not None and record.get("job") == job and (restarted or record.get("requeued") is True)
@@ -54,6 +54,13 @@ def find_run(parent: Path, config: str, asked: bool) -> Path | None:
     if asked:
         rank_zero_info(f"--ckpt_path auto: {_explain_new_run(parent, folders, settings)}")
     return None
+
+
+def read_start(folder: Path) -> str | None:
+    """Return the checkpoint that a run was started from, as its settings name it; None without one."""
+    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    path = settings.get("ckpt_path")
+    return None if path is None else str(path)
 
 
 def hold_run(folder: Path) -> None:

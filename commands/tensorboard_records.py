@@ -75,9 +75,9 @@ def rewind_curves(folder: Path, step: int) -> None:
         return
     writer = EventFileWriter(str(folder), filename_suffix=".rewind")
     writer.add_event(Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
-    for event in events:
-        if event.step == step and _is_copied(event, step):
-            writer.add_event(event)
+    # Earlier records of this kind hold copies of the same figures.
+    for event in [event for event in events if event.step == step and _is_copied(event, step)][-1:]:
+        writer.add_event(event)
     writer.close()
 
 

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from cli import main
 from commands import run_identity
+from commands.run_checkpoints import choose_checkpoint, find_checkpoints
 from commands.run_identity import RECORD, find_run, hold_run, read_record, release_run, write_record
+from commands.tensorboard_records import rewind_curves
 from rampart.files.weight_files import read_checkpoint
 from tests.commands.test_chaos import COMMON, Killed, Killer, assert_equal, read_best
 
@@ -142,6 +146,76 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         release_run()
     hold_run(tmp_path)
     release_run()
+
+
+def test_a_run_continues_from_its_own_checkpoints_in_a_folder_that_runs_share(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    keeping = [f"--checkpoint.dirpath={shared}", "--checkpoint.filename=best", "--checkpoint.save_top_k=3"]
+    start(tmp_path, *keeping, "--seed_everything=1")
+    others = {file.name: file.read_bytes() for file in shared.iterdir()}
+    start(tmp_path, *keeping, kill_after=40)
+    own = {file.name: file.read_bytes() for file in shared.iterdir() if file.name not in others}
+    start(tmp_path, *keeping)
+    assert names(tmp_path) == ["fit-0", "fit-1"]
+    assert {name: (shared / name).read_bytes() for name in others} == others
+    best = [name for name in own if name.startswith("best")]
+    assert best
+    assert all((shared / name).read_bytes() == own[name] for name in best)
+    assert read_checkpoint(shared / "last-v1.ckpt")["global_step"] == 24
+
+
+def save(file: Path, step: int, **content: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"global_step": step, "state_dict": {}} | content, file)
+    return file
+
+
+def test_the_checkpoints_of_a_run_are_those_in_its_folder_and_those_that_it_saved_elsewhere(tmp_path: Path) -> None:
+    folder, shared = tmp_path / "run" / "fit-0", tmp_path / "shared"
+    inside = save(folder / "checkpoints" / "last.ckpt", 1)
+    own = save(shared / "last-v1.ckpt", 2, run_folder=str(folder))
+    save(shared / "last.ckpt", 3, run_folder=str(tmp_path / "run" / "fit-1"))
+    (shared / "damaged.ckpt").write_bytes(b"")
+    assert find_checkpoints(folder, folder / "checkpoints") == [inside]
+    assert find_checkpoints(folder, shared) == [inside, own]
+    assert find_checkpoints(folder, None) == [inside]
+
+
+def test_a_run_continues_from_the_newest_checkpoint_that_resumes_training(tmp_path: Path) -> None:
+    whole: dict[str, Any] = {"loops": {}, "optimizer_states": []}
+    older, newer = save(tmp_path / "b.ckpt", 4, **whole), save(tmp_path / "a.ckpt", 5, **whole)
+    weights = save(tmp_path / "weights.ckpt", 6)
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(b"PK")
+    assert choose_checkpoint([older, newer, weights, damaged]) == newer
+    assert choose_checkpoint([weights]) is None
+    with pytest.raises(ValueError, match=r"weights\.ckpt holds weights alone"):
+        choose_checkpoint([weights], weights_only=True)
+    with pytest.raises(ValueError, match=r"damaged\.ckpt can't be read, and this run has no other checkpoint"):
+        choose_checkpoint([weights, damaged])
+
+
+def test_a_run_without_an_own_checkpoint_continues_from_the_one_that_it_was_started_from(tmp_path: Path) -> None:
+    start(tmp_path, kill_after=45)
+    file = tmp_path / "run" / "fit-0" / "checkpoints" / "last.ckpt"
+    Killer.after = 1
+    with pytest.raises(Killed):
+        main([*(word for word in RUN if "ckpt_path" not in word), f"--runs_dir={tmp_path}", f"--ckpt_path={file}"])
+    linked = list((tmp_path / "run" / "fit-1").rglob("*.ckpt"))
+    assert [read_checkpoint(each)["global_step"] for each in linked] == [6]  # the best one, linked
+    start(tmp_path, kill_after=1)
+    folder = tmp_path / "run" / "fit-1"
+    assert curve(folder, "train/loss")[-1][0] == read_checkpoint(file)["global_step"] - 1
+
+
+def test_a_figure_is_shown_once_after_several_restarts(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))  # type: ignore[no-untyped-call]
+    writer.add_image("adversarial_images", torch.zeros(3, 2, 2), 6)  # type: ignore[no-untyped-call]
+    writer.close()  # type: ignore[no-untyped-call]
+    for _ in range(3):
+        rewind_curves(tmp_path, 6)
+    board = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert [image.step for image in board.Images("adversarial_images")] == [6]
 
 
 def test_a_damaged_record_is_that_of_no_job(tmp_path: Path) -> None:
