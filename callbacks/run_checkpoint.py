@@ -150,7 +150,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._adopted |= {os.path.abspath(file) for file in files}
         self._written |= self._adopted
 
-    def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         """Return True if a file's name is taken, so that the next one gets a version number.
 
         A file of the run's earlier processes is replaced, unless it is among the best.
@@ -186,10 +186,12 @@ class RunCheckpoint(ModelCheckpoint):
             return
         resumed = Path(trainer.ckpt_path)
         self.last_model_path = str(resumed)
-        if self.monitor is None:
-            self.best_model_path = str(resumed)
-            return
         state = find_state(checkpoint, self.monitor, self.mode)
+        if self.monitor is None:
+            newest = find_file(resumed, str(state.get("best_model_path") or resumed), state.get("dirpath"))
+            own = newest is not None and os.path.abspath(newest) in self._adopted
+            self.best_model_path = str(newest if own else resumed)  # The next checkpoint replaces an own one.
+            return
         kept = self._link_best(resumed, checkpoint, state) if trainer.is_global_zero else {}
         kept = trainer.strategy.broadcast(kept)
         if not kept:

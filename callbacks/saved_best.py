@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 
-def find_state(checkpoint: Mapping[str, Any], monitor: str, mode: str) -> dict[str, Any]:
+def find_state(checkpoint: Mapping[str, Any], monitor: str | None, mode: str) -> dict[str, Any]:
     """Return the state of the checkpoint callback with this monitor and mode; its intervals may differ."""
     states = checkpoint.get("callbacks")
     for key, state in states.items() if isinstance(states, Mapping) else ():

@@ -1,6 +1,7 @@
 """The folder of a run, the same for all of its processes."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,12 @@ def removed_if_empty(folder: Path) -> Iterator[None]:
         raise
 
 
+def read_number(folder: Path, subcommand: str) -> int:
+    """Return the number in the name of a run's folder; -1 for another folder."""
+    found = re.fullmatch(rf"{subcommand}-(\d+)", folder.name)
+    return int(found[1]) if found else -1
+
+
 def starts_run() -> bool:
     """Return True in the run's first process: rank 0 of the first machine."""
     on_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
@@ -120,7 +127,8 @@ class RunFolderCallback(Callback):
 
 
 def _create(parent: Path, subcommand: str) -> Path:
-    number = 0
+    # A number is not used again after its folder was removed: the newest run has the highest.
+    number = max((read_number(folder, subcommand) for folder in parent.glob(f"{subcommand}-*")), default=-1) + 1
     while True:
         folder = parent / f"{subcommand}-{number}"
         try:

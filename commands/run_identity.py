@@ -5,7 +5,6 @@ A run is recognised by its settings, which its ``config.yaml`` holds; a job also
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_info
 
 from commands.requeue import count_restarts, current_job
+from commands.run_folder import read_number
 from commands.torchrun import torchrun_start
 from rampart.files import write_whole
 
@@ -44,7 +44,8 @@ def find_run(parent: Path, config: str, asked: bool) -> Path | None:
     if not asked and job is None and torchrun is None:
         return None
     settings = _read_settings(config)
-    folders = sorted((path for path in parent.glob("fit-*") if _number(path) >= 0), key=_number, reverse=True)
+    numbers = {folder: read_number(folder, "fit") for folder in parent.glob("fit-*")}
+    folders = sorted((folder for folder in numbers if numbers[folder] >= 0), key=numbers.__getitem__, reverse=True)
     for folder in folders:
         record = read_record(folder)
         ours = job is not None and record.get("job") == job and (restarted or record.get("requeued") is True)
@@ -116,11 +117,6 @@ def _explain_new_run(parent: Path, folders: list[Path], settings: Mapping[str, A
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             return f"no run in {parent} has these settings ({folder.name} differs in {shown}), so a new run starts"
     return f"there is no earlier run in {parent}, so a new run starts"
-
-
-def _number(folder: Path) -> int:
-    found = re.fullmatch(r"fit-(\d+)", folder.name)
-    return int(found[1]) if found else -1
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:

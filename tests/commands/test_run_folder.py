@@ -23,6 +23,12 @@ def test_a_process_that_rank_0_starts_uses_rank_0s_folder(tmp_path: Path, monkey
     assert create_run_folder(str(tmp_path), "a", "fit") == claimed
 
 
+def test_the_number_of_a_removed_run_is_not_used_again(tmp_path: Path) -> None:
+    for name in ("fit-1", "fit-3", "fit-7-copy", "test-9"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+    assert create_run_folder(str(tmp_path), "a", "fit") == tmp_path / "a" / "fit-4"
+
+
 def test_a_process_that_torchrun_starts_gets_the_folder_at_set_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,7 +38,7 @@ def test_a_process_that_torchrun_starts_gets_the_folder_at_set_up(
     assert folder.parent == tmp_path / "a"
     assert not list(tmp_path.iterdir())
     trainer: Any = SimpleNamespace(
-        strategy=SimpleNamespace(broadcast=lambda _: (str(tmp_path / "a" / "fit-7"), False, None)),
+        strategy=SimpleNamespace(broadcast=lambda _: (tmp_path / "a" / "fit-7", False, None, [])),
         default_root_dir=str(folder),
     )
     RunFolderCallback(folder).setup(trainer, trainer, "fit")

@@ -71,11 +71,13 @@ def test_a_killed_run_is_continued_in_its_folder_and_ends_like_the_uninterrupted
 
 
 def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path) -> None:
-    start(tmp_path)
+    start(tmp_path, "--checkpoint.monitor=null", kill_after=25)
+    start(tmp_path, "--checkpoint.monitor=null")
     before = read_checkpoint(tmp_path / "run/fit-0/checkpoints/last.ckpt")
-    start(tmp_path)
+    start(tmp_path, "--checkpoint.monitor=null")
     assert names(tmp_path) == ["fit-0"]
     assert_equal(before, read_checkpoint(tmp_path / "run/fit-0/checkpoints/last.ckpt"))
+    assert len(list(tmp_path.rglob("*.ckpt"))) == 2  # the last and the kept one; none of the killed process is left
 
 
 def test_other_settings_start_a_new_run_and_are_named(tmp_path: Path, caplog: Any) -> None:
@@ -209,9 +211,9 @@ def test_a_run_without_an_own_checkpoint_continues_from_the_one_that_it_was_star
 
 
 def test_a_figure_is_shown_once_after_several_restarts(tmp_path: Path) -> None:
-    writer = SummaryWriter(str(tmp_path))  # type: ignore[no-untyped-call]
-    writer.add_image("adversarial_images", torch.zeros(3, 2, 2), 6)  # type: ignore[no-untyped-call]
-    writer.close()  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(tmp_path))
+    writer.add_image("adversarial_images", torch.zeros(3, 2, 2), 6)
+    writer.close()
     for _ in range(3):
         rewind_curves(tmp_path, 6)
     board = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
