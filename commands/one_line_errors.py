@@ -38,7 +38,7 @@ def one_line_errors(full_trace: bool) -> Iterator[None]:
                 raise
             if is_first_process():
                 if not end.requeued:
-                    end.advice = _return_to_queue() or end.advice
+                    end.advice = _return_to_queue(end.signum) or end.advice
                 say(str(end))
             sys.exit(end.status)
         except Exception as error:
@@ -76,10 +76,10 @@ def _end_processes(wait: float = 0.0) -> None:
         signals.watch.end_all(5.0)
 
 
-def _return_to_queue() -> str:
+def _return_to_queue(signum: int) -> str:
     from commands.requeue import requeue
 
-    return requeue(signals.received, signals.progress)
+    return requeue(signum, signals.progress)
 
 
 def _build_line(error: Exception, started: bool) -> str:
@@ -96,7 +96,7 @@ def _build_line(error: Exception, started: bool) -> str:
     if signals.received:
         if not is_first_process():
             return ""
-        return str(Interrupted(signals.received, _return_to_queue() or signals.advice))
+        return str(Interrupted(signals.received, _return_to_queue(signals.received) or signals.advice))
     text = describe(error)
     if isinstance(error, OSError) and signals.command:
         text = f"{text}; {signals.advice}"
