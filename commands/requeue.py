@@ -40,7 +40,16 @@ def requeue(signum: int, resumable: bool) -> str:
 
 def _read_job() -> dict[str, str]:
     """Return the state of this job by the names that scontrol uses; empty if SLURM's controller does not respond."""
-    words = (_run_scontrol("--oneliner", "show", "job", _slurm_job_id()) or "").split()
+    return _show("job", _slurm_job_id())
+
+
+def read_node(name: str) -> dict[str, str]:
+    """Return the state of a node, like :func:`_read_job`."""
+    return _show("node", name)
+
+
+def _show(kind: str, name: str) -> dict[str, str]:
+    words = (_run_scontrol("--oneliner", "show", kind, name) or "").split()
     return dict(word.split("=", 1) for word in reversed(words) if "=" in word)  # a user's texts come last
 
 

@@ -1,10 +1,13 @@
 """Processes of a SLURM job: those that srun has started train together, and any other process trains alone."""
 
 import os
+import socket
 
 from lightning_fabric.plugins import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+from commands.requeue import read_node
 
 
 class SrunEnvironment(SLURMEnvironment):
@@ -18,9 +21,14 @@ class SrunEnvironment(SLURMEnvironment):
 
     @property
     def main_address(self) -> str:
-        """Return MASTER_ADDR, or else the name of the first node."""
+        """Return MASTER_ADDR, or else the first node's name, or its address in SLURM if the name does not resolve."""
         if "MASTER_ADDR" not in os.environ:
-            os.environ["MASTER_ADDR"] = self.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"])
+            node = self.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"])
+            try:
+                socket.getaddrinfo(node, None)
+            except OSError:
+                node = read_node(node).get("NodeAddr", node)
+            os.environ["MASTER_ADDR"] = node
         return os.environ["MASTER_ADDR"]
 
     @staticmethod

@@ -178,7 +178,7 @@ def test_a_cancelled_job_saves_and_is_over(jobs: Jobs) -> None:
     jobs.slurm.run("scancel", job)
     jobs.slurm.wait_for(job, "CANCELLED")
     assert "interrupted by SIGTERM: saved" in jobs.output.read_text()
-    assert "; resume with: python cli.py fit" in jobs.output.read_text()
+    assert "; resume with: the same command" in jobs.output.read_text()
     assert jobs.slurm.read_job(job)["Restarts"] == "0"
     assert read_checkpoint(jobs.runs / "run/fit-0/checkpoints/last.ckpt")["global_step"] >= EVENT_STEP
 
@@ -213,11 +213,12 @@ def test_an_array_of_evaluations_computes_each_batch_once(jobs: Jobs, alone: Pat
             jobs.slurm.wait_for(number, "COMPLETED")
         calls = count_calls(both.signs)
         assert len(calls) == tasks
-        totals.append(sum(calls.values()))
+        assert min(calls.values()) > 1
+        totals.append(sum(calls.values()) - tasks)  # each process first tries the attack on a few images
         pages = list((both.runs / "run").glob("evaluate-*/report.json"))
         assert len(pages) == tasks
         reports += [json.loads(page.read_text()) for page in pages]
         tables += [(page.parent / "per_image.csv").read_text() for page in pages]
-    assert totals[0] == totals[1] >= 6  # batches
+    assert totals[0] == totals[1] > 0
     for report, table in zip(reports, tables, strict=True):
         assert (report["clean"], report["robust"], table) == (reports[0]["clean"], reports[0]["robust"], tables[0])

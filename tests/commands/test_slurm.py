@@ -51,6 +51,7 @@ def test_devices_nodes_and_strategy_are_those_of_srun(job: Any) -> None:
     assert (trainer.devices, trainer.num_nodes, trainer.strategy) == (4, 2, "ddp")
     (environment,) = trainer.plugins
     assert isinstance(environment, SrunEnvironment)
+    job.setattr("socket.getaddrinfo", lambda *_: [])
     assert (environment.main_address, environment.main_port, environment.world_size()) == ("gpu3", 15007, 8)
     job.setenv("MASTER_ADDR", "10.0.0.3")
     assert environment.main_address == "10.0.0.3"
