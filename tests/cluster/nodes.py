@@ -90,6 +90,14 @@ class Nodes:
         return (self.folder / f"{node}.txt").read_text(errors="replace")
 
 
+def is_running(number: int) -> bool:
+    """Return True for a process that has not ended, also if its parent has not asked for its status yet."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[Nodes]:
     """Create two nodes, and remove them with their processes at the end; skip the test where that is not allowed."""

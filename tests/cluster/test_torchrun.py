@@ -16,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from rampart.files.weight_files import read_checkpoint
-from tests.cluster.nodes import ADDRESSES, Nodes, two_nodes
+from tests.cluster.nodes import ADDRESSES, Nodes, is_running, two_nodes
 from tests.commands.test_chaos import COMMON, assert_equal
 from tests.conftest import ROOT
 
@@ -231,6 +231,8 @@ def test_all_processes_end_after_a_failure_on_one_node(tmp_path: Path, nodes: No
         nodes.kill(node)
     else:
         nodes.unplug()
-    took = wait(lambda: not any(Path(f"/proc/{number}").exists() for number in workers), 120)
+    took = wait(lambda: not any(map(is_running, workers)), 120)
     print(f"{what} {node}: {took:.1f} s")
+    if what == "cable":
+        assert all(nodes.read(each).count("error: no sign of life from node") == 1 for each in range(2))
     weights(tmp_path)
