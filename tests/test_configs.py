@@ -195,6 +195,6 @@ def test_overlays_can_be_combined_and_the_last_wins() -> None:
         words = [f"--config={path}" for path in (ROOT / "configs/mnist/fast.yaml", *OVERLAYS, HARDWARE[1])]
         cli.parse_arguments(cli.parser, [command, *words])
         model, trainer = cli.config[command].model, cli.config[command].trainer
-        assert (trainer.accelerator, trainer.devices, trainer.strategy) == ("cpu", 1, "ddp")
+        assert (trainer.accelerator, trainer.devices, trainer.strategy) == ("cpu", "auto", "ddp")
         assert (trainer.precision, trainer.benchmark, trainer.sync_batchnorm) == ("bf16-mixed", False, True)
         assert len(model.init_args.test_attacks) == 4
