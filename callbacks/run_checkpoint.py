@@ -14,7 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks.saved_best import find_file, find_state, link_or_copy, read_scores
+from callbacks.saved_best import find_file, find_state, link_into, read_scores, replace_by_link
 
 CERTIFIED = "val/certified_acc"
 
@@ -166,8 +166,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def save_now(self, trainer: Trainer) -> str:
         """Save ``last`` before an interruption, and return its path."""
-        written = os.path.abspath(self.last_model_path) in self._written
-        saved = written and self._last_global_step_saved == trainer.global_step
+        saved = self._wrote(self.last_model_path) and self._last_global_step_saved == trainer.global_step
         if not self._idle(trainer) and not saved:
             save_last, self.save_last = self.save_last, True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -228,11 +227,7 @@ class RunCheckpoint(ModelCheckpoint):
         if folder.resolve() in file.resolve().parents:
             # Spelled like new paths: Lightning would remove a file that it replaces under another spelling.
             return os.path.join(self.dirpath, file.resolve().relative_to(folder.resolve()))
-        link = folder / file.name
-        while link.exists():
-            link = link.with_name(f"{link.stem}-resumed{link.suffix}")
-        folder.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, link)
+        link = link_into(file, folder)
         self._written.add(os.path.abspath(link))
         return str(link)
 
@@ -269,7 +264,19 @@ class RunCheckpoint(ModelCheckpoint):
         fast_dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         return fast_dev_run or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING
 
+    def _get_metric_interpolated_filepath_name(
+        self, monitor_candidates: dict[str, Tensor], trainer: Trainer, del_filepath: str | None = None
+    ) -> str:
+        """Return the path of the next checkpoint: not that of the file that it displaces, unless this run wrote it."""
+        own = del_filepath if self._wrote(del_filepath) else None
+        return str(super()._get_metric_interpolated_filepath_name(monitor_candidates, trainer, own))
+
+    def _wrote(self, filepath: str | None) -> bool:
+        return bool(filepath) and os.path.abspath(str(filepath)) in self._written
+
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not self._wrote(self.last_model_path):
+            self.last_model_path = ""  # Lightning would replace that file: the one that this run was resumed from.
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
             self._last_checkpoint_saved = ""  # A link could point to no checkpoint of this step.
         super()._save_last_checkpoint(trainer, monitor_candidates)
@@ -284,10 +291,7 @@ class RunCheckpoint(ModelCheckpoint):
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
         if trainer.is_global_zero and os.path.abspath(filepath) != os.path.abspath(linkpath):
-            temporary = Path(linkpath).with_name(f".{Path(linkpath).name}.link")
-            temporary.unlink(missing_ok=True)
-            link_or_copy(Path(filepath), temporary)
-            temporary.replace(linkpath)
+            replace_by_link(Path(filepath), Path(linkpath))
         trainer.strategy.barrier()
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:

@@ -45,7 +45,7 @@ def find_file(resumed: Path, path: str, saved_in: Any) -> Path | None:
     name = Path(path).name
     if isinstance(saved_in, str) and Path(path).is_relative_to(saved_in):
         name = str(Path(path).relative_to(saved_in))
-    # A checkpoint that was saved on SLURM's signal is one folder above the others.
+    # Earlier versions saved on SLURM's signal to a file one folder above the others.
     for folder in (resumed.parent, resumed.parent / "checkpoints", *resumed.parent.parents[:1]):
         file = folder / name
         if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
@@ -53,7 +53,25 @@ def find_file(resumed: Path, path: str, saved_in: Any) -> Path | None:
     return None
 
 
-def link_or_copy(file: Path, link: Path) -> None:
+def link_into(file: Path, folder: Path) -> Path:
+    """Link a file into a folder, under another name if its own is taken, and return the link's path."""
+    link = folder / file.name
+    while link.exists():
+        link = link.with_name(f"{link.stem}-resumed{link.suffix}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _link_or_copy(file, link)
+    return link
+
+
+def replace_by_link(file: Path, link: Path) -> None:
+    """Make ``link`` another name of a file in place of the file that has it, at no moment without one."""
+    temporary = link.with_name(f".{link.name}.link")
+    temporary.unlink(missing_ok=True)
+    _link_or_copy(file, temporary)
+    temporary.replace(link)
+
+
+def _link_or_copy(file: Path, link: Path) -> None:
     """Make ``link`` another name of a file; copy the file where the disk has no hard links."""
     try:
         os.link(file.resolve(), link)

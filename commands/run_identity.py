@@ -1,7 +1,7 @@
 """Identity of a training run: a restarted job, and ``--ckpt_path auto``, return to the folder of their run.
 
-A run is recognised by its settings, which its ``config.yaml`` holds; a job also by the scheduler's number for it, which
-``run.json`` holds. Only the first process of a run reads and writes these files.
+A run is recognised by its settings, which its ``config.yaml`` holds; a job also by the names that its scheduler and its
+torchrun have for it, which ``run.json`` holds. Only the first process of a run reads and writes these files.
 """
 
 import json

@@ -153,12 +153,15 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_run_continues_from_its_own_checkpoints_in_a_folder_that_runs_share(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     keeping = [f"--checkpoint.dirpath={shared}", "--checkpoint.filename=best", "--checkpoint.save_top_k=3"]
-    start(tmp_path, *keeping, "--seed_everything=1")
+    start(tmp_path, *keeping, "--seed_everything=1", kill_after=40)
     others = {file.name: file.read_bytes() for file in shared.iterdir()}
     start(tmp_path, *keeping, kill_after=40)
     own = {file.name: file.read_bytes() for file in shared.iterdir() if file.name not in others}
     start(tmp_path, *keeping)
     assert names(tmp_path) == ["fit-0", "fit-1"]
+    resumed = [*keeping, "--checkpoint.save_top_k=1", "--seed_everything=1", f"--ckpt_path={shared / 'last.ckpt'}"]
+    start(tmp_path, *resumed)
+    assert names(tmp_path) == ["fit-0", "fit-1", "fit-2"]
     assert {name: (shared / name).read_bytes() for name in others} == others
     best = [name for name in own if name.startswith("best")]
     assert best
