@@ -20,7 +20,7 @@ Rampart trains image classifiers that stay robust under large perturbations.
   {program} configs
       list all experiments, each with its cost
   {program} fit --config FILE --ckpt_path auto
-      resume the newest run of a config, or start the first
+      resume the newest run of a config, or start a new one
   {program} test --config RUN/config.yaml --ckpt_path WEIGHTS
       print clean accuracy, and robust accuracy under each test attack
   {program} evaluate --model.network my_net.Net --data my_data.Data

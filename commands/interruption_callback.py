@@ -64,9 +64,12 @@ def save_and_end(trainer: Trainer, signum: int) -> None:
 def _requeue(trainer: Trainer, signum: int) -> str:
     queued = ""
     if trainer.is_global_zero:
-        if Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
+        asks = Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ
+        if asks:  # before SLURM ends the job
             write_record(run_folder(trainer), requeued=True)
         queued = requeue(signum, resumable=True)
+        if asks and not queued:
+            write_record(run_folder(trainer), requeued=False)
     trainer.strategy.barrier()  # srun terminates all tasks once one has ended.
     return queued
 

@@ -1,7 +1,9 @@
 """Restarted jobs and ``--ckpt_path auto`` continue a run in its own folder; other commands start a new one."""
 
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from cli import main
-from commands import run_identity
+from commands import interruption_callback, run_identity
 from commands.run_checkpoints import choose_checkpoint, find_checkpoints
 from commands.run_identity import RECORD, find_run, hold_run, read_record, release_run, write_record
 from commands.tensorboard_records import rewind_curves
@@ -135,6 +137,19 @@ def test_a_process_that_torchrun_starts_again_finds_its_run(tmp_path: Path, monk
     assert find_run(tmp_path, "name: a\n", asked=False) == own
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/files/torchelastic_2/experiment_y/attempt_0/0/error.json")
     assert find_run(tmp_path, "name: a\n", asked=False) is None  # a later torchrun, with the same --rdzv-id
+
+
+@pytest.mark.parametrize("queued", ["the job is in the queue", ""])
+def test_a_job_that_could_not_be_requeued_has_no_record_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queued: str
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(interruption_callback, "requeue", lambda *_, **__: queued)
+    strategy = SimpleNamespace(barrier=lambda: None)
+    trainer: Any = SimpleNamespace(is_global_zero=True, run_folder=tmp_path, logger=None, strategy=strategy)
+    trainer.default_root_dir = str(tmp_path)
+    assert interruption_callback._requeue(trainer, signal.SIGUSR1) == queued
+    assert read_record(tmp_path)["requeued"] is bool(queued)
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
