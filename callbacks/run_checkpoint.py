@@ -47,8 +47,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.last_every_minutes = last_every_minutes
         self._last_saved = math.inf  # on the clock of this process
         self._last_due = False  # last_every_minutes have passed
-        self._written: set[str] = set()
-        self._adopted: set[str] = set()  # files of the run's earlier processes
+        self._written, self._adopted = set[str](), set[str]()  # files of the run; those of its earlier processes
         self._best_step: int | None = None  # optimizer steps of the best checkpoint
         self._due = False  # an interval has passed since the last save
         self._measured = False  # a validation has ended since the last save
@@ -280,6 +279,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
             self._last_checkpoint_saved = ""  # A link could point to no checkpoint of this step.
         super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._written.add(os.path.abspath(self.last_model_path))  # also if it is a link
         self._last_saved, self._last_due = time.monotonic(), False
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
