@@ -79,7 +79,8 @@ def test_barebones_ends_with_results(tmp_path: Path, command: str, weights: str)
     quiet = run(tmp_path, command, "--trainer.barebones=true", "--trainer.log_every_n_steps=5", *given)
     result = {"fit": "test.json", "predict": "predictions.json"}.get(command, f"{command}.json")
     tables = {"predictions.csv"} if command == "predict" else set()
-    assert {file.name for file in quiet.iterdir()} == {"config.yaml", result, *tables}
+    of_runs = {"run.json", "run.lock"} if command == "fit" else set()
+    assert {file.name for file in quiet.iterdir()} == {"config.yaml", result, *tables, *of_runs}
     if command in ("validate", "test"):
         usual = run(tmp_path, command, *given)
         rows, others = (json.loads((run / result).read_text())["results"] for run in (quiet, usual))
