@@ -50,7 +50,7 @@ RESNET50_OPERATIONS = 2.3  # relative to ResNet-18: docs/cifar10.md, "Cost"
 
 @dataclass(frozen=True)
 class Links:
-    """Connections between GPUs.
+    """Connections between GPUs. The defaults are assumed, of the order of NVLink 4 and 400 Gb/s per node.
 
     Attributes:
         node: GPUs per node.
