@@ -156,7 +156,7 @@ def train_watched(
 @pytest.mark.parametrize("step", STEPS)
 def test_no_value_of_a_training_step_is_read(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch has no generators of the meta device.
-    monkeypatch.setattr(AdversarialClassifier, "_generator", lambda *_: None)
+    monkeypatch.setattr("lightning_modules.adversarial_classifier.make_shared_generator", lambda *_: None)
     train_watched(NoCopies, 1, strategy=OnMeta(), **STEPS[step])
 
 

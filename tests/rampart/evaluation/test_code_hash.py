@@ -5,7 +5,7 @@ from tests.conftest import ROOT
 from tests.test_architecture import imported_modules
 
 # They change no attack's result: hashes of values, cached files (checked when they are read), hooks, sums of results,
-# certificates (which have a hash of their own).
+# certificates (which have a hash of their own), writing of files.
 WITHOUT_INFLUENCE = {
     "rampart.evaluation.cache",
     "rampart.evaluation.certification",
@@ -14,6 +14,7 @@ WITHOUT_INFLUENCE = {
     "rampart.evaluation.results",
     "rampart.files.finite",
     "rampart.files.provenance",
+    "rampart.files.whole_file",
 }
 
 
