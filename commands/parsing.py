@@ -42,7 +42,7 @@ class ParsingCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             # Attacks work in inference mode too, but then copy each batch once more.
-            trainer_defaults={"inference_mode": False, "enable_model_summary": False, "sync_batchnorm": True},
+            trainer_defaults={"inference_mode": False, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=RampartParser,
             save_config_callback=None,  # it would write to the logger's folder, and only for some commands

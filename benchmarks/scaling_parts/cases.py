@@ -23,7 +23,7 @@ class Case:
         options: Options of `cli.py fit`: config and data.
         images: Images per update of all processes together; even.
         updates: Updates per turn.
-        sync_batchnorm: True if BatchNorm's statistics are those of both processes, as by default.
+        sync_batchnorm: True if BatchNorm's statistics are those of both processes, as in ddp.yaml.
     """
 
     name: str
@@ -72,8 +72,7 @@ def build_fit(case: Case, processes: int, device: str, shared: bool, runs: Path)
     arguments += [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}", f"--runs_dir={runs}"]
     if processes == 1:
         return arguments
-    if not case.sync_batchnorm:
-        arguments.append("--trainer.sync_batchnorm=false")
+    arguments.append(f"--trainer.sync_batchnorm={str(case.sync_batchnorm).lower()}")
     if not shared:
         return [*arguments, "--trainer.strategy=ddp"]
     strategy = [f"--trainer.strategy={DDP_STRATEGY}", "--trainer.strategy.process_group_backend=gloo"]

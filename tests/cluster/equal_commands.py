@@ -13,7 +13,8 @@ from datamodules.in_memory import ImageSet
 PGD = "{class_path: rampart.attacks.PGD, init_args: {steps: 2}}"
 GLOBAL_BATCH = 24
 SHARED = [
-    "--name=run", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--images.num_images=0",
+    "--name=run", "--trainer.sync_batchnorm=true", "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false", "--images.num_images=0",
     "--curve.num_images=70", "--trainer.num_sanity_val_steps=0", "--data=tests.cluster.equal_commands.FewDigits",
     "--data.val_size=47", "--data.eval_batch_size=23", "--data.max_shift=2", "--model=AdversarialClassifier",
     "--model.network=tests.cluster.equal_commands.Normed", "--model.eps=0.2", f"--model.attack={PGD}",
