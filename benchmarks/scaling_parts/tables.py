@@ -17,7 +17,7 @@ PROJECTED = """\
 12 ms are assumed), and ring all-reduces with {nvlink:g} GB/s per GPU within nodes of {node} and {network:g} GB/s per
 node between them. Ranges are from no overlap of communication and computation to full overlap. Divided: the config's
 images per update, shared by the GPUs. Kept: the config's images per update on each GPU, so fewer and larger updates.
-Minutes are those of the config's epochs, without validation and test. The formulas and their sources:
+Minutes are those of the config's epochs, without validation and test. The bandwidths are assumed. The formulas:
 `benchmarks/scaling_parts/projection.py`."""
 
 
