@@ -11,6 +11,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from commands.checkpoint_io import find_newest_readable
 from rampart.files.weight_files import check_readable
 
+AUTO = "auto"
+"""Value of ``--ckpt_path`` with which fit returns to the newest run with the same settings."""
+
 KEYWORDS = ("best", "last", "hpc", "registry")
 
 
@@ -31,6 +34,8 @@ def check_ckpt_path(path: Any, weights_only: bool | None) -> str | None:
     if Path(text).is_file():
         # Lightning reads the name `last` or `registry/...` as a keyword, but an absolute path never.
         return str(Path(text).absolute()) if text.lower().startswith(KEYWORDS) else text
+    if text == AUTO:
+        raise ValueError("ckpt_path auto is for fit, which it returns to a run: give another command a file's path")
     if "://" in text:
         raise ValueError(f"ckpt_path must be a file on this machine, got {text!r}: download it first")
     if text.split(":")[0].lower() in KEYWORDS:

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from callbacks import MonitorCheckCallback, PredictionWriterCallback, ResultsTableCallback
 from callbacks.outputs import run_folder
-from commands.checkpoint_path import check_ckpt_path, check_init_from, suggest_readable_checkpoint
+from commands.checkpoint_path import AUTO, check_ckpt_path, check_init_from, suggest_readable_checkpoint
 from commands.interruption_callback import InterruptionCallback
 from commands.launcher import adopt_launch
 from commands.loader_connector import LoaderConnector
@@ -25,7 +25,7 @@ from commands.parsing import ParsingCLI
 from commands.resuming import make_resumable
 from commands.run_checkpoints import choose_checkpoint, find_checkpoints
 from commands.run_folder import RunFolderCallback, create_run_folder, removed_if_empty, starts_run
-from commands.run_identity import AUTO, CONFIG, find_run, hold_run, read_start, release_run
+from commands.run_identity import CONFIG, find_run, hold_run, read_start, release_run
 from commands.tensorboard_records import collect_hyper_parameters, copy_curves, log_results, rewind_curves
 from commands.threads import ThreadsCallback
 from commands.trainer import RampartTrainer

@@ -18,9 +18,6 @@ from commands.run_folder import read_number
 from commands.torchrun import torchrun_start
 from rampart.files import write_whole
 
-AUTO = "auto"
-"""Value of ``--ckpt_path`` that returns to the newest run with the same settings."""
-
 CONFIG, RECORD, LOCK = "config.yaml", "run.json", "run.lock"
 WAIT_SECONDS = 60.0
 """Seconds that a process waits for the end of an earlier process of the same run."""

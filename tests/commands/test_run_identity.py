@@ -257,4 +257,4 @@ def test_auto_is_refused_where_nothing_is_resumed(tmp_path: Path, capsys: Any, c
                 f"--runs_dir={tmp_path}",
             ]
         )
-    assert "auto" in capsys.readouterr().err
+    assert "ckpt_path auto is for fit" in capsys.readouterr().err
