@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -14,10 +13,11 @@ from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.extra_tensors import match_extra_tensors, register_tensors
 from lightning_modules.finite_loss import FiniteLossCheck
 from lightning_modules.loaders import check_one_loader, warn_about_stream
-from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_monitors, check_schedules
-from lightning_modules.optimizers import OptimizerFactory, build_optimizer
+from lightning_modules.lr_schedules import Interval, LRSchedules, SchedulerFactories, check_schedules
+from lightning_modules.optimizer_steps import OptimizerSteps
+from lightning_modules.optimizers import OptimizerFactory
 from lightning_modules.saved_settings import build_module, describe_settings
-from lightning_modules.step_values import hide_from_bar, log_step
+from lightning_modules.step_values import TrainingStep, hide_from_bar, log_step
 from lightning_modules.trainer_checks import check_accumulation
 from rampart.attacks import PGD, Attack, Eps, NamedAttack, parse_eps
 from rampart.attacks.random import make_shared_generator, resume_run_seed
@@ -32,11 +32,12 @@ SHOWN = ("train/eps", "train/adv_loss")
 """Values of a training step that the progress bar shows."""
 
 
-class AdversarialClassifier(EvaluationSteps):
+class AdversarialClassifier(OptimizerSteps, EvaluationSteps):
     """Train, validate and test an image classifier under attack.
 
-    :class:`EvaluationSteps` has validation, test and prediction. A subclass that overrides ``default_eps``,
-    :meth:`default_network` or :meth:`default_test_attacks` is a preset, such as :class:`MNISTClassifier`.
+    :class:`EvaluationSteps` has validation, test and prediction, :class:`OptimizerSteps` the learning rate. A subclass
+    that overrides ``default_eps``, :meth:`default_network` or :meth:`default_test_attacks` is a preset, such as
+    :class:`MNISTClassifier`.
 
     A batch is ``(images, labels)`` or ``(images, labels, index)``: images ``(N, C, H, W)``, float, in [0, 1];
     labels ``(N,)``, int64; index ``(N,)``, each image's position in its set. Other accepted forms are listed by
@@ -79,6 +80,9 @@ class AdversarialClassifier(EvaluationSteps):
 
     network_settings: dict[str, Any] | None = None
     """Class path and arguments of the network in a config, set by the command line; None: the network is described."""
+
+    last_step: TrainingStep | None = None
+    """Values of the last training step; with gradients of several batches, on the last of these batches."""
 
     def __init__(
         self,
@@ -127,8 +131,8 @@ class AdversarialClassifier(EvaluationSteps):
             "certify": certify,
         }
         self._settings = describe_settings(others | attacks)
-        self._optimizer, self._decay_norm_and_bias = optimizer, decay_norm_and_bias
-        self._schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
+        schedules = LRSchedules(lr_scheduler, lr_interval, lr_milestones, lr_monitor)
+        self.set_optimizer(optimizer, decay_norm_and_bias, schedules)
         self.train_adv_acc, self._losses = Accuracy(), FiniteLossCheck()
 
     @classmethod
@@ -180,6 +184,7 @@ class AdversarialClassifier(EvaluationSteps):
         with self.execution.training(self.device.type), checked:
             output = self.objective(self.network, images, labels, self.attack, self.eps, generator)
         self._losses.add(output.loss, self.eps, self.trainer, self.network)
+        self.last_step = TrainingStep(images, labels, output.logits.detach(), self.eps)
         self.train_adv_acc.update(output.logits.argmax(1) == labels)
         # Rank 0's values: the mean over ranks would need a collective at every step. Numbers are tensors on the host:
         # Lightning would copy floats to the device and wait for it.
@@ -224,20 +229,6 @@ class AdversarialClassifier(EvaluationSteps):
             ValueError: If one is NaN or infinite.
         """
         self._losses.check_losses(self.trainer, self.network)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and its learning-rate schedules, if there are any.
-
-        Raises:
-            ValueError: If a setting of the optimizer or of a schedule is out of its range.
-        """
-        optimizer = build_optimizer(self._optimizer, self.network, self._decay_norm_and_bias)
-        return [optimizer], self._schedules.configure(optimizer, self.trainer)  # type: ignore[return-value]
-
-    def on_validation_end(self) -> None:
-        """Check that the metrics that learning-rate schedules watch were measured, also after the sanity check."""
-        if self.trainer.state.fn == "fit":
-            check_monitors(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint's network has this one's tensors, and continue with its seed.

@@ -1,11 +1,28 @@
 """Values of single training steps for loggers, progress bar and callbacks, logged in little time on the host."""
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
+
+
+class TrainingStep(NamedTuple):
+    """Values that a training step has computed on its batch, for callbacks.
+
+    Attributes:
+        images: ``(N, C, H, W)``, float, in [0, 1], the clean images.
+        labels: ``(N,)``, int64.
+        logits: ``(N, classes)``, without a graph: those of the adversarial images, or the worst-case logits of a bound.
+        eps: Radius of the attack, on the pixel scale.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    eps: float
 
 
 def log_step(
