@@ -1,7 +1,8 @@
-"""Callbacks: epsilon ramp, averaged weights, checkpoints, figures, result tables, predictions, progress bar."""
+"""Callbacks: epsilon ramp, guard, averaged weights, checkpoints, figures, tables, predictions, progress bar."""
 
 from callbacks.adversarial_images import AdversarialImagesCallback
 from callbacks.averaged_weights import AveragedWeights
+from callbacks.collapse_guard import CollapseGuard
 from callbacks.epsilon_ramp import EpsilonRampCallback
 from callbacks.monitor_check import MonitorCheckCallback
 from callbacks.prediction_writer import PredictionWriterCallback
@@ -13,6 +14,7 @@ from callbacks.run_checkpoint import RunCheckpoint
 __all__ = [
     "AdversarialImagesCallback",
     "AveragedWeights",
+    "CollapseGuard",
     "EpsilonRampCallback",
     "MonitorCheckCallback",
     "PredictionWriterCallback",

@@ -68,6 +68,7 @@ ORDER = (
     "--model",
     "--data",
     "--ramp",
+    "--guard",
     "--images",
     "--curve",
     "--checkpoint",

@@ -12,7 +12,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
 
 import datamodules  # noqa: F401 (so that `data: MNISTDataModule` needs no package name)
-from callbacks import AdversarialImagesCallback, EpsilonRampCallback, RobustnessCurveCallback, RunCheckpoint
+from callbacks import (
+    AdversarialImagesCallback,
+    CollapseGuard,
+    EpsilonRampCallback,
+    RobustnessCurveCallback,
+    RunCheckpoint,
+)
 from commands.config_files import check_configs, read_old_configs, update_words
 from commands.custom_network import declare_network
 from commands.help import COMMANDS, OPTIONS, USE, RampartParser
@@ -86,6 +92,7 @@ class ParsingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the callbacks of every run, of execution, and of the run's folder."""
         parser.add_lightning_class_args(EpsilonRampCallback, "ramp")
+        parser.add_lightning_class_args(CollapseGuard, "guard")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdversarialImagesCallback, "images")
         parser.add_lightning_class_args(RobustnessCurveCallback, "curve")

@@ -8,9 +8,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rampart import attacks, bounds, data, evaluation, files, kernels, networks, objectives, schedules
+    from rampart import attacks, bounds, collapse, data, evaluation, files, kernels, networks, objectives, schedules
 
-__all__ = ["attacks", "bounds", "data", "evaluation", "files", "kernels", "networks", "objectives", "schedules"]
+__all__ = [
+    "attacks",
+    "bounds",
+    "collapse",
+    "data",
+    "evaluation",
+    "files",
+    "kernels",
+    "networks",
+    "objectives",
+    "schedules",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

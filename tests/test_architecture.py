@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "attacks": {"kernels"},
     "data": {"attacks"},
     "schedules": {"attacks"},
+    "collapse": {"attacks"},
     "networks": {"kernels"},
     "bounds": {"kernels", "networks"},
     "objectives": {"attacks", "bounds", "kernels", "networks"},

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rampart.attacks.context import Model
+from rampart.attacks.watched_inputs import watch_input
 from rampart.kernels import call_compiled, current_execution
 
 
@@ -29,7 +30,7 @@ def compute_logits(model: Model, images: Tensor) -> Tensor:
         if isinstance(model, nn.Module) and current_execution().compile:
             output = _logits_in(call_compiled(model, images.clone()))
         else:
-            output = _logits_in(model(images.clone()))
+            output = _logits_in(model(watch_input(model, images).clone()))
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # An error of the device, such as full memory.
             raise

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from callbacks import EpsilonRampCallback, RampartProgressBar
+from callbacks import CollapseGuard, EpsilonRampCallback, RampartProgressBar
 from datamodules.in_memory import ImageSet, InMemoryDataModule
 from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD, Level
@@ -142,9 +142,10 @@ def train_watched(
     )
     watch = Watch(context, first)
     ramp = EpsilonRampCallback(phases=(Phase(epochs=1, start_eps=0.05, end_eps=0.1),))
+    guard = CollapseGuard(every_n_steps=1)
     trainer = Trainer(
         max_epochs=1, limit_val_batches=0, logger=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[ramp, RampartProgressBar(), watch], **settings,
+        callbacks=[ramp, guard, RampartProgressBar(), watch], **settings,
     )  # fmt: skip
     if isinstance(trainer.strategy, OnMeta):
         trainer._teardown = lambda: None  # type: ignore[method-assign]  # It would move the network to the CPU.
@@ -157,6 +158,8 @@ def train_watched(
 def test_no_value_of_a_training_step_is_read(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch has no generators of the meta device.
     monkeypatch.setattr("lightning_modules.adversarial_classifier.make_shared_generator", lambda *_: None)
+    # Numbers that the guard has copied to the host while the device computes.
+    monkeypatch.setattr("callbacks.step_measurement.HostCopy.read", lambda _: [1.0] * (9 + 5 * 10))
     train_watched(NoCopies, 1, strategy=OnMeta(), **STEPS[step])
 
 

@@ -1,0 +1,179 @@
+"""The collapse guard: find a training that has collapsed while it runs, and say why."""
+
+from typing import Any, Literal, TypeAlias
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+from callbacks.run_events import RunEvents
+from callbacks.step_measurement import HostCopy, StepMeasurement
+from rampart.collapse import Alarm, CollapseDetector, Signs, read_signs
+
+Action: TypeAlias = Literal["none", "warn", "stop"]
+
+REMEDIES = {
+    "constant output": "raise eps slowly from 0 (ramp.phases), start from weights of a smaller eps (ramp.init_from), "
+    "or lower the learning rate",
+    "catastrophic overfitting": "use more attack steps (model.attack.steps), a random start, or a smaller eps",
+    "non-finite logits": "lower the learning rate, or clip gradients (trainer.gradient_clip_val)",
+}
+
+
+class CollapseGuard(Callback):
+    """Watch training for three kinds of collapse, and warn of them or end the run.
+
+    A constant output: at a large eps a network may give the same output for all images, with a loss of ln C for C
+    classes, and learn nothing more. Catastrophic overfitting: with few attack steps it may become robust to the
+    training attack alone, which looks like success. Logits that are NaN or infinite.
+
+    The guard measures every tenth optimizer step, from what the step has computed anyway, at less than 1% of the time
+    of a step, and changes nothing in training. All processes decide alike, and a resumed run decides like an
+    uninterrupted one. Each event is a line of the log, a text in TensorBoard and a line of `events.jsonl` in the run's
+    folder; measurements are `guard/` curves in TensorBoard.
+
+    Args:
+        action: What to do: `warn` once per collapse, `stop` the run with an error, or `none` to measure nothing.
+        every_n_steps: Optimizer steps from one measurement to the next.
+        grace_steps: Optimizer steps in which a network that never learned may have a constant output.
+        patience_steps: Optimizer steps in which a network may not start to learn, as in a warm-up of the learning rate.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        action: Action = "warn",
+        every_n_steps: int = 10,
+        grace_steps: int = 150,
+        patience_steps: int = 2000,
+    ) -> None:
+        if action not in ("none", "warn", "stop"):
+            raise ValueError(f"guard.action must be none, warn or stop, got {action!r}")
+        if every_n_steps < 1:
+            raise ValueError(f"guard.every_n_steps must be at least 1, got {every_n_steps}")
+        for name, steps in (("grace_steps", grace_steps), ("patience_steps", patience_steps)):
+            if steps < 0:
+                raise ValueError(f"guard.{name} must be a number of steps, 0 or more, got {steps}")
+        self.action, self.every_n_steps = action, every_n_steps
+        self.detector = CollapseDetector(grace_steps, patience_steps)
+        self.events = RunEvents("guard/events")
+        self._measurement = StepMeasurement()
+        self._off = action == "none"
+        self._measured: HostCopy | None = None
+        self._pending: tuple[int, float, HostCopy | list[float]] | None = None  # step, eps, sums
+        self._logged_at = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the module offers what the guard reads.
+
+        Raises:
+            TypeError: If it lacks ``last_step`` or ``network``.
+        """
+        self._off = self.action == "none"
+        if stage != "fit" or self._off:
+            return
+        for attribute in ("last_step", "network"):
+            if not hasattr(pl_module, attribute):
+                raise TypeError(
+                    f"CollapseGuard reads `{attribute}`, which {type(pl_module).__name__} lacks: set it in "
+                    "training_step, or leave the guard out"
+                )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the events up to here, and remove from the file those that a resumed run has not reached yet."""
+        if not self._off:
+            self._logged_at = -1
+            self.events.write(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Watch the batch if its step is measured."""
+        due = not self._off and trainer.global_step % self.every_n_steps == 0
+        if due and not trainer.fit_loop.epoch_loop._should_accumulate():
+            self._measurement.start()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Measure the step, before its gradient is clipped."""
+        self._measured = self._measurement.finish(trainer, pl_module) or self._measured
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After a measured step, read the measurement before it, and act on what it shows.
+
+        Raises:
+            ValueError: If the action is ``stop`` and training has collapsed.
+        """
+        self._measurement.stop()
+        module: Any = pl_module
+        measured, self._measured = self._measured, None
+        if measured is None:
+            self._check_module(trainer, module)
+            return
+        pending, self._pending = self._pending, (trainer.global_step - 1, module.last_step.eps, measured)
+        if pending is not None:
+            self._judge(trainer, *pending)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the watch of a step that was interrupted."""
+        self._measurement.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the detector's state, the measurement that is not read yet, and the events."""
+        pending = self._pending
+        if pending is not None and isinstance(pending[2], HostCopy):
+            pending = (*pending[:2], pending[2].read())
+        return {
+            "detector": self.detector.state_dict(),
+            "pending": None if pending is None else list(pending),
+            "events": self.events.state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.detector.load_state_dict(state_dict["detector"])
+        pending = state_dict["pending"]
+        self._pending = None if pending is None else (int(pending[0]), float(pending[1]), pending[2])
+        self.events.restore(state_dict["events"])
+
+    def _check_module(self, trainer: Trainer, module: Any) -> None:
+        """Turn the guard off if the first step has left no values."""
+        if not self._off and module.last_step is None and trainer.global_step > 0:
+            self._off = True
+            rank_zero_warn(
+                f"The collapse guard is off: training_step of {type(module).__name__} does not set `last_step`"
+            )
+
+    def _judge(self, trainer: Trainer, step: int, eps: float, sums: HostCopy | list[float]) -> None:
+        """Add a measurement to the detector, and act on alarms."""
+        signs = read_signs(sums if isinstance(sums, list) else sums.read())
+        self._log(trainer, step, signs)
+        for alarm in self.detector.update(signs, step):
+            self._act(trainer, alarm, eps)
+
+    def _act(self, trainer: Trainer, alarm: Alarm, eps: float) -> None:
+        seen = f" ({alarm.seen})" if alarm.seen else ""
+        found = f"{alarm.kind} at step {alarm.step}, eps {eps:.4g}: {alarm.reason}{seen}"
+        event = {"step": alarm.step, "eps": eps, "kind": alarm.kind, "action": self.action}
+        if self.action == "stop":
+            line = f"training stopped by guard.action stop: {found}; {REMEDIES[alarm.kind]}"
+            self.events.add(trainer, line, event, shown=False)
+            raise ValueError(line)
+        line = f"Collapse guard: {found}; {REMEDIES[alarm.kind]}; --guard.action stop ends such a run"
+        self.events.add(trainer, line, event)
+
+    def _log(self, trainer: Trainer, step: int, signs: Signs) -> None:
+        """Log a measurement, at most once per logging interval of the trainer."""
+        every = getattr(trainer, "log_every_n_steps", 0)
+        if not every or not trainer.is_global_zero or step // every == self._logged_at:
+            return
+        self._logged_at = step // every
+        values = {
+            "guard/information": signs.information,
+            "guard/spread": signs.spread,
+            "guard/top_share": signs.top_share,
+            "guard/grad_norm": signs.grad_norm,
+            "guard/alignment": signs.alignment,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in values.items() if value is not None}, step)
