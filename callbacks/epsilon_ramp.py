@@ -1,15 +1,15 @@
 """The epsilon ramp: the weights that training starts from, and the eps of each training batch."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from rampart.attacks import parse_eps
+from callbacks.phase_checks import check_phases, check_steps_per_epoch
+from callbacks.ramp_progress import RampProgress
+from callbacks.run_length import count_steps_per_epoch
 from rampart.files import load_weights
-from rampart.schedules import Phase, eps_schedule
+from rampart.schedules import AdaptiveRamp, Phase, eps_schedule
 
 
 class EpsilonRampCallback(Callback):
@@ -17,20 +17,27 @@ class EpsilonRampCallback(Callback):
 
     Describes extended adversarial training and IAT (Shaeiri et al. 2020, sections 3.1 and 3.2) by a list of phases
     whose lengths add up to the run's length. Eps depends on the training progress alone, so a resumed run repeats the
-    uninterrupted one. Validation always attacks at the module's target eps. When the run ends, also by an error, the
-    callback restores the module's eps and attack.
+    uninterrupted one. An adaptive ramp needs no phases: eps rises from 0 to the module's target while the network
+    remains accurate under attack. Validation always attacks at the module's target eps. When the run ends, also by an
+    error, the callback restores the module's eps and attack.
 
     Args:
         phases: Phases in order, with lengths all in epochs or all in optimizer steps; None keeps the module's eps.
         init_from: File of weights to start a new run from: a Lightning checkpoint, a plain state_dict or
             safetensors. Only weights are loaded: optimizer and progress start from scratch. A run that resumes a
             checkpoint keeps that checkpoint's weights.
+        adaptive: Adaptive ramp: true, or its settings. With phases, eps is the smaller of the two.
 
     Raises:
         ValueError: If the list of phases is empty or mixes epochs and optimizer steps.
     """
 
-    def __init__(self, phases: tuple[Phase, ...] | None = None, init_from: str | None = None) -> None:
+    def __init__(
+        self,
+        phases: tuple[Phase, ...] | None = None,
+        init_from: str | None = None,
+        adaptive: bool | AdaptiveRamp = False,
+    ) -> None:
         if phases is not None and not phases:
             raise ValueError("ramp.phases must have at least one phase, got none: leave it out for a constant eps")
         if phases and len({phase.epochs is None for phase in phases}) > 1:
@@ -38,10 +45,17 @@ class EpsilonRampCallback(Callback):
         # A tuple by its annotation: a list on the command line would inherit, item by item, what it replaces.
         self.phases = phases
         self.init_from = init_from
+        self.adaptive = AdaptiveRamp() if adaptive is True else adaptive or None
+        self.progress = RampProgress(self.adaptive)
         self._attack: Any = None
         self._attack_of_phase: Any = None
         self._phase: Phase | None = None  # that of the last batch
         self._before: tuple[Any, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Key of this ramp's state in a checkpoint: a trainer may have several ramps."""
+        return self._generate_state_key(phases=self.phases, adaptive=self.adaptive)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the phases fit the module and the run.
@@ -56,9 +70,9 @@ class EpsilonRampCallback(Callback):
             if not hasattr(pl_module, attribute):
                 raise TypeError(f"EpsilonRampCallback sets `{attribute}`, which {type(pl_module).__name__} lacks")
         self._attack, self._phase = pl_module.attack, None
+        self._before = pl_module.eps, pl_module.attack
         if self.phases:
-            self._check_phases(trainer, pl_module, self.phases)
-            self._before = pl_module.eps, pl_module.attack
+            check_phases(trainer, pl_module, self.phases, self._phase_attack)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the initial weights, unless the run is resumed from a checkpoint.
@@ -76,21 +90,63 @@ class EpsilonRampCallback(Callback):
                     f"{error}: give ramp.init_from the file of weights that training starts from"
                 ) from error
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the phases against the number of optimizer steps per epoch, and start the clock.
+
+        Raises:
+            TypeError: If the ramp is adaptive and the module lacks ``last_step``.
+            ValueError: If phases in optimizer steps don't add up to a run whose length is given in epochs, eps changes
+                with every step and the data loader has no length, or the ramp is adaptive in a run without a known
+                length.
+        """
+        check_steps_per_epoch(trainer, self.phases or ())
+        self.progress.start(trainer, pl_module)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set ``pl_module.eps``, and ``pl_module.attack`` if the phase has its own attack settings."""
-        if not self.phases:
+        progress = self.progress
+        progress.begin_step()
+        if not self.phases and not progress.limited:
             return
-        accumulate = trainer.accumulate_grad_batches
-        phase, eps = eps_schedule(
-            self.phases,
-            epoch=trainer.current_epoch,
-            step_in_epoch=batch_idx // accumulate,
-            steps_per_epoch=_steps_per_epoch(trainer),
-            global_step=trainer.global_step,
-        )
-        if phase is not self._phase:
-            self._phase, self._attack_of_phase = phase, self._phase_attack(phase)
-        pl_module.eps, pl_module.attack = eps, self._attack_of_phase  # type: ignore[assignment]
+        assert self._before is not None
+        attack, eps = self._attack, self._before[0]
+        if self.phases:
+            phase, eps = eps_schedule(self.phases, **self._find_position(trainer, batch_idx))
+            if phase is not self._phase:
+                self._phase, self._attack_of_phase = phase, self._phase_attack(phase)
+            attack = self._attack_of_phase
+        pl_module.eps = progress.limit_eps(eps)  # type: ignore[assignment]
+        pl_module.attack = progress.strengthen(attack)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure the accuracy that an adaptive ramp depends on, and advance the clock after an optimizer step."""
+        self.progress.end_batch(trainer, pl_module)
+
+    def set_back(self, trainer: Trainer, time: float, eps: float, more_steps: int = 0) -> None:
+        """Set the ramp back: eps and the learning rate continue from an earlier time, and eps rises again, adaptively.
+
+        Args:
+            trainer: Trainer of the run, between two optimizer steps.
+            time: Time of the clock to continue from, see ``progress.clock``.
+            eps: Eps to start again from, on the pixel scale.
+            more_steps: Attack steps that every later attack makes in addition.
+        """
+        assert self._before is not None
+        self.progress.set_back(trainer, time, eps, self._before[0], more_steps)
+
+    def can_strengthen(self) -> bool:
+        """Return True if the attack has a number of steps that can be raised."""
+        return isinstance(getattr(self._attack, "steps", None), int) and hasattr(self._attack, "with_settings")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the progress of the run does not tell: the state of the clock and of an adaptive ramp."""
+        return self.progress.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with a checkpoint's clock."""
+        self.progress.load_state_dict(state_dict)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the module's eps and attack."""
@@ -100,6 +156,24 @@ class EpsilonRampCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the module's eps and attack."""
         self._restore(pl_module)
+
+    def _find_position(self, trainer: Trainer, batch_idx: int) -> dict[str, int]:
+        """Return the arguments of the schedule: the progress of the run, or the time of a clock that was moved."""
+        clock = self.progress.clock
+        if clock.offset == 0:
+            return {
+                "epoch": trainer.current_epoch,
+                "step_in_epoch": batch_idx // trainer.accumulate_grad_batches,
+                "steps_per_epoch": count_steps_per_epoch(trainer),
+                "global_step": trainer.global_step,
+            }
+        epoch, step = divmod(clock.whole, clock.steps_per_epoch)
+        return {
+            "epoch": epoch,
+            "step_in_epoch": step,
+            "steps_per_epoch": clock.steps_per_epoch,
+            "global_step": clock.whole,
+        }
 
     def _restore(self, pl_module: LightningModule) -> None:
         if self._before is not None:
@@ -115,60 +189,3 @@ class EpsilonRampCallback(Callback):
             raise TypeError(
                 f"ramp.phases: a phase's steps and step_size must be settings of the attack: {error}"
             ) from None
-
-    def _check_phases(self, trainer: Trainer, pl_module: LightningModule, phases: Sequence[Phase]) -> None:
-        norm = self._attack.norm
-        objective: Any = getattr(pl_module, "objective", None)
-        for phase in phases:
-            parse_eps(phase.end_eps, norm, "end_eps")
-            parse_eps(phase.end_eps if phase.start_eps is None else phase.start_eps, norm, "start_eps")
-            attack = self._phase_attack(phase)
-            if objective is not None:
-                objective.check(attack, pl_module.network)
-        in_epochs = phases[0].epochs is not None
-        if in_epochs and trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"ramp.phases in epochs need a run in epochs, got trainer.max_steps {trainer.max_steps}: leave it out, "
-                "or give the phases' lengths as train_steps"
-            )
-        # The number of steps per epoch is checked in on_train_start: asking for it here would set up the loaders before
-        # their state is restored.
-        if in_epochs or trainer.max_steps != -1:
-            self._check_length(trainer, phases, trainer.max_epochs if in_epochs else trainer.max_steps)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the phases against the number of optimizer steps per epoch.
-
-        Raises:
-            ValueError: If phases in optimizer steps don't add up to a run whose length is given in epochs, or eps
-                changes with every step and the data loader has no length.
-        """
-        phases = self.phases or ()
-        if phases and phases[0].epochs is None and trainer.max_steps == -1:
-            self._check_length(trainer, phases, trainer.estimated_stepping_batches)
-        if trainer.num_training_batches == math.inf and any(phase.needs_steps_per_epoch for phase in phases):
-            raise ValueError(
-                "ramp.phases with a length in epochs and an eps that changes by step need a data loader with a length: "
-                "set interval: epoch in the phases, give their lengths as train_steps, or set "
-                "trainer.limit_train_batches to a number of batches"
-            )
-
-    def _check_length(self, trainer: Trainer, phases: Sequence[Phase], run: float | None) -> None:
-        in_epochs = phases[0].epochs is not None
-        unit, option = ("epochs", "max_epochs") if in_epochs else ("optimizer steps", "max_steps")
-        total = sum(phase.length for phase in phases)
-        if run != total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            lengths = " + ".join(str(phase.length) for phase in phases)
-            lengths += f" = {total}" if len(phases) > 1 else ""
-            known = run is not None and 0 <= run < math.inf
-            raise ValueError(
-                f"ramp.phases must cover the run: they last {lengths} {unit}, the run "
-                f"{f'lasts {run}' if known else 'has no known end'}; "
-                f"change the phases or set trainer.{option} to {total}"
-            )
-
-
-def _steps_per_epoch(trainer: Trainer) -> int:
-    """Return the number of optimizer steps per epoch; 0 if it is unknown, which the phases then don't need."""
-    batches = trainer.num_training_batches
-    return 0 if batches == math.inf else math.ceil(batches / trainer.accumulate_grad_batches)

@@ -1,1 +1,0 @@
-"""The largest eps that each training method can learn, from three initialisations."""
