@@ -5,8 +5,9 @@ from typing import Any, Literal, TypeAlias
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from callbacks.host_copy import HostCopy
 from callbacks.run_events import RunEvents
-from callbacks.step_measurement import HostCopy, StepMeasurement
+from callbacks.step_measurement import StepMeasurement
 from rampart.collapse import Alarm, CollapseDetector, Signs, read_signs
 
 Action: TypeAlias = Literal["none", "warn", "stop"]

@@ -7,6 +7,7 @@ import torch.distributed
 from pytorch_lightning import Trainer
 from torch import Tensor
 
+from callbacks.host_copy import HostCopy
 from rampart.attacks.watched_inputs import InputWatch
 from rampart.collapse import sum_alignment, sum_signs
 
@@ -22,7 +23,7 @@ class StepMeasurement:
         self._running = True
         self._watch.start()
 
-    def finish(self, trainer: Trainer, module: Any) -> "HostCopy | None":
+    def finish(self, trainer: Trainer, module: Any) -> HostCopy | None:
         """Return the sums of the step, on their way to the host, once its gradients are complete.
 
         A collective operation on measured steps.
@@ -57,26 +58,3 @@ class StepMeasurement:
 def _gradient_norm(network: torch.nn.Module) -> Tensor | None:
     grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
     return torch.nn.utils.get_total_norm(grads) if grads else None
-
-
-class HostCopy:
-    """Copy of a small tensor on the host, made while the device computes.
-
-    Args:
-        values: ``(M,)``, float.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self._values = values
-        self._copied: Any = None
-        if values.device.type == "cuda":
-            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._copied = torch.Event("cuda")
-            self._copied.record(torch.cuda.current_stream(values.device))
-
-    def read(self) -> list[float]:
-        """Return the values; wait if the device has not computed them yet."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return [float(value) for value in self._values.tolist()]
