@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,24 +96,7 @@ class Setting:
         start, scratch = time.monotonic(), self.runs_dir / f"{job.name}.{words[0]}.txt"
         shown = f"$ python cli.py {shlex.join(words)}"
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {words[0]}", flush=True)
-        with scratch.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "cli.py", *words],
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
-            RUNNING.add(process)
-            try:
-                code = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                end(process)
-                RUNNING.discard(process)
+        code = run_command(words, scratch, deadline)
         seconds = time.monotonic() - start
         text = scratch.read_text(errors="replace")
         with self.log(job).open("a") as log:
@@ -124,6 +107,37 @@ class Setting:
             last = [line for line in text.splitlines() if line.strip()][-1:]
             raise CommandError(f"{words[0]} failed with exit status {code}: {self.hide_paths(''.join(last))}")
         return seconds
+
+
+def run_command(
+    words: Sequence[str], output: Path, deadline: float | None = None, environment: Mapping[str, str] | None = None
+) -> int | None:
+    """Run a command of `cli.py` in a process of its own, and return its exit status; None if the clock stopped it.
+
+    Args:
+        words: The command and its options.
+        output: File of its output, replaced.
+        deadline: Value of :func:`time.monotonic` at which it is stopped; None for no limit.
+        environment: Environment variables to add.
+    """
+    with output.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "cli.py", *words],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment or {}),
+            start_new_session=True,
+        )
+    RUNNING.add(process)
+    try:
+        return process.wait(None if deadline is None else max(deadline - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end(process)
+        RUNNING.discard(process)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -1,0 +1,1 @@
+"""The largest eps that each training method can learn, from three initialisations."""
