@@ -99,7 +99,7 @@ class Training:
             rise = round(0.6 * epochs)
             rising = {"epochs": rise, "start_eps": 0, "end_eps": self.target}
             return [f"--ramp.phases={json.dumps([rising, {'epochs': epochs - rise, 'end_eps': self.target}])}"]
-        return ["--ramp.adaptive={}"] if self.method == "adaptive" else []
+        return ["--ramp.adaptive=true"] if self.method == "adaptive" else []
 
 
 def list_trainings(

@@ -1,7 +1,6 @@
 """One training of the grid by `cli.py fit`, and its record."""
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -103,7 +102,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def count_events(file: Path) -> dict[str, int]:
-    """Return the number of alarms and of recoveries that the collapse guard wrote; 0 without its file."""
+    """Return the number of the collapse guard's alarms, and of those after which it recovered; 0 without its file."""
     lines = file.read_text().splitlines() if file.exists() else []
-    kinds = [str(json.loads(line).get("event")) for line in lines if line.strip()]
-    return {"alarms": len(kinds), "recoveries": sum(bool(re.search("recover", kind)) for kind in kinds)}
+    actions = [json.loads(line).get("action") for line in lines if line.strip()]
+    return {"alarms": len(actions), "recoveries": actions.count("recover")}

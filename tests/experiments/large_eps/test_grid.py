@@ -69,6 +69,11 @@ def test_options_parse_and_phases_last_as_long_as_the_config(
     assert str(phases[-1].end_eps) == each.target
 
 
+def test_the_options_of_the_adaptive_ramp_parse(cli: ParsesOnly, tmp_path: Path) -> None:
+    cli.parse_arguments(cli.parser, list_words(Training("digits", "adaptive", "xavier", "0.45", 0), Setting(tmp_path)))
+    assert cli.config["fit"].ramp.adaptive is True
+
+
 def test_finished_trainings_are_kept_and_failed_ones_stop_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,8 +156,11 @@ def test_a_training_that_a_signal_ended_has_no_record(
         training.train(NAIVE, Setting(tmp_path))
 
 
-def test_events_of_the_guard_are_counted(tmp_path: Path) -> None:
-    assert count_events(tmp_path / "events.jsonl") == {"alarms": 0, "recoveries": 0}
+def test_alarms_and_recoveries_of_the_guard_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    assert count_events(file) == {"alarms": 0, "recoveries": 0}
+    file.write_text('{"step": 40, "action": "recover"}\n{"step": 400, "action": "warn"}\n')
+    assert count_events(file) == {"alarms": 2, "recoveries": 1}
 
 
 def test_tables_have_the_largest_eps_that_each_seed_has_learned() -> None:
