@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeAlias
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from callbacks.held_out_check import HeldOutCheck
 from callbacks.host_copy import HostCopy
 from callbacks.run_events import RunEvents
 from callbacks.step_measurement import StepMeasurement
@@ -37,6 +38,8 @@ class CollapseGuard(Callback):
         every_n_steps: Optimizer steps from one measurement to the next.
         grace_steps: Optimizer steps in which a network that never learned may have a constant output.
         patience_steps: Optimizer steps in which a network may not start to learn, as in a warm-up of the learning rate.
+        check_share: Cost of checks by PGD-10 on held-out images, as a share of training's gradient evaluations; 0 for
+            no checks.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -48,6 +51,7 @@ class CollapseGuard(Callback):
         every_n_steps: int = 10,
         grace_steps: int = 150,
         patience_steps: int = 2000,
+        check_share: float = 0.005,
     ) -> None:
         if action not in ("none", "warn", "stop"):
             raise ValueError(f"guard.action must be none, warn or stop, got {action!r}")
@@ -56,13 +60,16 @@ class CollapseGuard(Callback):
         for name, steps in (("grace_steps", grace_steps), ("patience_steps", patience_steps)):
             if steps < 0:
                 raise ValueError(f"guard.{name} must be a number of steps, 0 or more, got {steps}")
+        if not 0 <= check_share <= 1:
+            raise ValueError(f"guard.check_share must be in [0, 1], got {check_share}")
         self.action, self.every_n_steps = action, every_n_steps
         self.detector = CollapseDetector(grace_steps, patience_steps)
         self.events = RunEvents("guard/events")
-        self._measurement = StepMeasurement()
+        self._measurement, self._check = StepMeasurement(), HeldOutCheck(check_share)
         self._off = action == "none"
         self._measured: HostCopy | None = None
         self._pending: tuple[int, float, HostCopy | list[float]] | None = None  # step, eps, sums
+        self._checked: tuple[int, float, HostCopy | list[float]] | None = None  # that of a check
         self._logged_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -111,30 +118,39 @@ class CollapseGuard(Callback):
         if measured is None:
             self._check_module(trainer, module)
             return
-        pending, self._pending = self._pending, (trainer.global_step - 1, module.last_step.eps, measured)
+        step, eps = trainer.global_step - 1, module.last_step.eps
+        pending, self._pending = self._pending, (step, eps, measured)
+        checked, self._checked = self._checked, None
         if pending is not None:
-            self._judge(trainer, *pending)
+            self._judge(trainer, module, *pending)
+        if checked is not None:
+            self._judge_check(trainer, *checked)
+        doubted, confirms = self.detector.doubts, self.detector.wants_confirmation
+        if eps > 0 and self._check.is_due(trainer, module, doubted, confirms):
+            self._checked = step, eps, self._check.run(trainer, module, eps)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the watch of a step that was interrupted."""
         self._measurement.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the detector's state, the measurement that is not read yet, and the events."""
-        pending = self._pending
-        if pending is not None and isinstance(pending[2], HostCopy):
-            pending = (*pending[:2], pending[2].read())
+        """Return the detector's state, the measurements that are not read yet, and the events."""
         return {
             "detector": self.detector.state_dict(),
-            "pending": None if pending is None else list(pending),
+            "pending": _read(self._pending),
+            "checked": _read(self._checked),
+            "check": self._check.state(),
             "events": self.events.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.detector.load_state_dict(state_dict["detector"])
-        pending = state_dict["pending"]
-        self._pending = None if pending is None else (int(pending[0]), float(pending[1]), pending[2])
+        self._pending, self._checked = (
+            None if waiting is None else (int(waiting[0]), float(waiting[1]), waiting[2])
+            for waiting in (state_dict["pending"], state_dict["checked"])
+        )
+        self._check.restore(state_dict["check"])
         self.events.restore(state_dict["events"])
 
     def _check_module(self, trainer: Trainer, module: Any) -> None:
@@ -145,11 +161,23 @@ class CollapseGuard(Callback):
                 f"The collapse guard is off: training_step of {type(module).__name__} does not set `last_step`"
             )
 
-    def _judge(self, trainer: Trainer, step: int, eps: float, sums: HostCopy | list[float]) -> None:
+    def _judge(self, trainer: Trainer, module: Any, step: int, eps: float, sums: HostCopy | list[float]) -> None:
         """Add a measurement to the detector, and act on alarms."""
         signs = read_signs(sums if isinstance(sums, list) else sums.read())
+        images = signs.images * trainer.accumulate_grad_batches
+        self._check.add_training(trainer, module, images, self.every_n_steps)
         self._log(trainer, step, signs)
         for alarm in self.detector.update(signs, step):
+            self._act(trainer, alarm, eps)
+
+    def _judge_check(self, trainer: Trainer, step: int, eps: float, counts: HostCopy | list[float]) -> None:
+        """Add a held-out check to the detector, and act on alarms."""
+        images, robust, lost = map(int, counts if isinstance(counts, list) else counts.read())
+        if images and trainer.is_global_zero and getattr(trainer, "log_every_n_steps", 0):
+            values = {"guard/held_out_acc": robust / images, "guard/held_out_acc_pgd10": (robust - lost) / images}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step)
+        for alarm in self.detector.check(images, robust, lost, step):
             self._act(trainer, alarm, eps)
 
     def _act(self, trainer: Trainer, alarm: Alarm, eps: float) -> None:
@@ -178,3 +206,10 @@ class CollapseGuard(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics({name: value for name, value in values.items() if value is not None}, step)
+
+
+def _read(waiting: tuple[int, float, HostCopy | list[float]] | None) -> list[Any] | None:
+    """Return step, eps and values as plain values."""
+    if waiting is None:
+        return None
+    return [*waiting[:2], waiting[2] if isinstance(waiting[2], list) else waiting[2].read()]

@@ -80,15 +80,26 @@ class CollapseDetector:
             found.append(Alarm("catastrophic overfitting", step, reason, seen))
         return found
 
-    def check(self, accuracy: float, stronger: float, step: int) -> list[Alarm]:
+    @property
+    def doubts(self) -> bool:
+        """True while the alignment falls so far that held-out checks should be more frequent."""
+        return self._overfitting.suspicious
+
+    @property
+    def wants_confirmation(self) -> bool:
+        """True if the latest held-out check has found what another one has to confirm."""
+        return self._overfitting.found and not self._overfitting.gap_active
+
+    def check(self, images: int, robust: int, lost: int, step: int) -> list[Alarm]:
         """Add a held-out check, and return new alarms.
 
         Args:
-            accuracy: Accuracy of held-out images under the training attack, in [0, 1].
-            stronger: Accuracy of the same images under a stronger attack.
+            images: Number of held-out images.
+            robust: Number of these that are correctly classified under the training attack.
+            lost: Number of the robust ones that a stronger attack fools.
             step: Zero-based number of the optimizer step.
         """
-        reason = self._overfitting.check(accuracy, stronger)
+        reason = self._overfitting.check(images, robust, lost) if images else None
         return [Alarm("catastrophic overfitting", step, reason, "")] if reason else []
 
     def state_dict(self) -> dict[str, Any]:

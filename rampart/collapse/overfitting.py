@@ -6,7 +6,7 @@ from statistics import median
 from rampart.collapse.signs import Signs
 
 HISTORY = 40
-"""Number of measurements, and of held-out checks, that are the recent history."""
+"""Number of measurements that are the recent history."""
 
 RECENT = 5
 """Number of measurements that are compared with the history."""
@@ -17,29 +17,43 @@ FALL = 0.5
 LOW = 0.1
 """Alignment below which the loss hardly rises along the perturbation any more."""
 
-GAP = 0.15
-"""Rise of the gap between the accuracies under training attack and stronger attack."""
+LOST = 1 / 3
+"""Share of the held-out images robust to the training attack that a stronger attack fools."""
+
+FEWEST = 6
+"""Number of such images below which the share of two checks means nothing."""
+
+FEWEST_DOUBTED = 4
+"""Number of such images from which one check needs another one."""
+
+SUSPICIOUS = 0.75
+"""Share of its history below which the alignment asks for an early check."""
 
 
 @dataclass
 class Overfitting:
     """Find catastrophic overfitting, by the alignment of training steps and by accuracies of held-out images.
 
-    As eps rises, the alignment falls slowly and the gap between both accuracies grows slowly, in every training. What
-    is reported is a sudden change.
+    As eps rises, the alignment falls slowly in every training. A sudden fall to nearly 0 is reported, and so is a
+    third of the images robust to the training attack that a stronger attack fools.
 
     The fields are the state.
 
     Attributes:
-        active: True from a finding until the alignment, or the gap, is normal again.
+        active: True from a finding by the alignment until it is normal again.
+        gap_active: True from a finding by held-out checks until a check finds nothing.
+        found: True if the latest check needs another one.
+        last_check: Arguments of the latest check.
+        suspicious: True if the alignment has fallen so far that a check is needed.
         alignments: Latest alignments.
-        gaps: Latest gaps between the accuracies.
     """
 
     active: bool = False
     gap_active: bool = False
+    found: bool = False
+    last_check: list[int] = field(default_factory=lambda: [0, 0, 0])
+    suspicious: bool = False
     alignments: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
 
     def update(self, signs: Signs) -> str | None:
         """Add a measurement, and return a finding in words; None if there is none, or if it has been reported.
@@ -55,26 +69,32 @@ class Overfitting:
             return None
         before, now = median(history), sum(recent) / RECENT
         fallen = now < min(LOW, FALL * before)
+        self.suspicious = now < SUSPICIOUS * before
         if self.active or not fallen:
             self.active &= now < 2 * LOW
             return None
         self.active = True
         return f"the alignment of the perturbations with the input gradient has fallen from {before:.2f} to {now:.2f}"
 
-    def check(self, accuracy: float, stronger: float) -> str | None:
+    def check(self, images: int, robust: int, lost: int) -> str | None:
         """Add a held-out check, and return a finding in words; None if there is none, or if it has been reported.
 
+        A finding is that of two checks in a row together, since one may have few images.
+
         Args:
-            accuracy: Accuracy of the held-out images under the training attack, in [0, 1].
-            stronger: Accuracy of the same images under a stronger attack.
+            images: Number of images.
+            robust: Number of these that are correctly classified under the training attack.
+            lost: Number of the robust ones that a stronger attack fools.
         """
-        gap = accuracy - stronger
-        before = median(self.gaps) if self.gaps else None
-        risen = before is not None and gap > max(before, 0.0) + GAP
-        if not risen:
-            self.gaps = [*self.gaps, gap][-HISTORY:]
-        if self.gap_active or not risen:
-            self.gap_active &= risen
+        last, self.last_check = self.last_check, [images, robust, lost]
+        self.found = lost >= max(FEWEST_DOUBTED, LOST * robust)
+        images, robust, lost = (old + new for old, new in zip(last, self.last_check, strict=True))
+        overfits = last[0] > 0 and lost >= max(FEWEST, LOST * robust)
+        if self.gap_active or not overfits:
+            self.gap_active &= overfits
             return None
         self.gap_active = True
-        return f"held-out accuracy is {accuracy:.0%} under the training attack, but {stronger:.0%} under a stronger one"
+        return (
+            f"of {images} held-out images {robust / images:.0%} are robust to the training attack, but "
+            f"{(robust - lost) / images:.0%} to a stronger one"
+        )

@@ -80,12 +80,24 @@ def test_a_sudden_fall_of_the_alignment_is_reported_and_a_slow_one_is_not() -> N
     assert find(slow + sudden + slow[:50] + sudden)[1:] == [("catastrophic overfitting", 2740)]
 
 
-def test_a_gap_between_the_accuracies_under_two_attacks_is_reported() -> None:
+def test_images_lost_to_a_stronger_attack_in_two_checks_are_reported() -> None:
     detector = CollapseDetector()
-    accuracies = [(0.5, 0.47), (0.6, 0.53), (0.62, 0.55), (0.7, 0.4), (0.8, 0.3), (0.6, 0.55), (0.9, 0.0)]
-    found = [detector.check(*pair, step=step) for step, pair in enumerate(accuracies)]
-    assert [len(alarms) for alarms in found] == [0, 0, 0, 1, 0, 0, 1]
-    assert "70% under the training attack, but 40%" in found[3][0].reason
+    checks = [(20, 2), (20, 9), (20, 3), (3, 3), (20, 3), (20, 7), (20, 7), (20, 12), (20, 1), (18, 0), (18, 18)]
+    found = [detector.check(32, *check, step=step) for step, check in enumerate(checks)]
+    assert [step for step, alarms in enumerate(found) if alarms] == [6, 10]
+    assert "of 64 held-out images 62% are robust to the training attack, but 41% to a stronger" in found[6][0].reason
+    assert detector.check(0, 0, 0, step=11) == []
+
+
+def test_checks_are_wanted_after_a_finding_and_while_the_alignment_falls() -> None:
+    detector = CollapseDetector()
+    detector.check(32, 20, 10, step=0)
+    assert detector.wants_confirmation
+    detector.check(32, 20, 10, step=1)
+    assert not detector.wants_confirmation
+    assert not detector.doubts
+    find([replace(HEALTHY, alignment=0.9)] * 40 + [replace(HEALTHY, alignment=0.6)] * 5, detector)
+    assert detector.doubts
 
 
 def test_logits_that_are_not_finite_are_reported_once() -> None:
