@@ -141,6 +141,20 @@ class AveragedWeights(WeightAveraging):
         self._average_model.load(network, network_weights(checkpoint), updates)
         network.load_state_dict(trained)
 
+    def copy_average(self) -> dict[str, Any]:
+        """Return a copy of the average of a running training, for :meth:`restore_average`."""
+        average = self._average_model
+        assert average is not None
+        return {"updates": average.updates, "tensors": [tensor.clone() for tensor in average.tensors]}
+
+    def restore_average(self, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        """Return to an average that :meth:`copy_average` returned."""
+        average = self._average_model
+        assert average is not None
+        average.updates = int(state["updates"])
+        average.tensors = [tensor.clone() for tensor in state["tensors"]]
+        average.move_to(_network(pl_module))
+
     def _swap_models(self, pl_module: LightningModule) -> None:
         """Swap the network's weights and the average, both in their places in memory."""
         assert self._average_model is not None
@@ -162,15 +176,15 @@ class _RunningAverage:
     def __init__(self, decay: float | None, warm_up: bool) -> None:
         self.updates = 0
         self._decay, self._warm_up = decay, warm_up
-        self._tensors: list[Tensor] = []
+        self.tensors: list[Tensor] = []
 
     def update_parameters(self, module: LightningModule) -> None:
         """Move the average towards the weights."""
         current = _list_tensors(_network(module))
         if self.updates == 0:
-            self._tensors = [tensor.clone() for tensor in current]
+            self.tensors = [tensor.clone() for tensor in current]
         else:
-            pairs = list(zip(self._tensors, current, strict=True))
+            pairs = list(zip(self.tensors, current, strict=True))
             floats, others = ([pair for pair in pairs if pair[0].is_floating_point() is kind] for kind in (True, False))
             if floats:
                 torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - self._next_decay())  # type: ignore[call-overload]
@@ -186,7 +200,7 @@ class _RunningAverage:
 
     def swap(self, network: nn.Module) -> None:
         """Exchange the values of the average and the network."""
-        for average, tensor in zip(self._tensors, _list_tensors(network), strict=True):
+        for average, tensor in zip(self.tensors, _list_tensors(network), strict=True):
             kept = tensor.clone()
             tensor.copy_(average)
             average.copy_(kept)
@@ -195,19 +209,19 @@ class _RunningAverage:
         """Yield the average by the network's names; a tensor that the network has twice has two names."""
         places = {id(tensor): place for place, (_, tensor) in enumerate(_named_tensors(network))}
         for name, tensor in _named_tensors(network, remove_duplicate=False):
-            yield name, self._tensors[places[id(tensor)]]
+            yield name, self.tensors[places[id(tensor)]]
 
     def load(self, network: nn.Module, weights: dict[str, Tensor], updates: int) -> None:
         """Load the average by the network's names."""
         named = list(_named_tensors(network))
-        self._tensors = [tensor.detach().clone().copy_(weights[name]) for name, tensor in named]
+        self.tensors = [tensor.detach().clone().copy_(weights[name]) for name, tensor in named]
         self.updates = updates
 
     def move_to(self, network: nn.Module) -> None:
         """Move the average to the network's devices, on which a resumed run was not yet when it was loaded."""
         if self.updates:
             tensors = _list_tensors(network)
-            self._tensors = [own.to(tensor.device) for own, tensor in zip(self._tensors, tensors, strict=True)]
+            self.tensors = [own.to(tensor.device) for own, tensor in zip(self.tensors, tensors, strict=True)]
 
 
 def _network(module: LightningModule) -> nn.Module:

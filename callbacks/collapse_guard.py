@@ -1,17 +1,18 @@
 """The collapse guard: find a training that has collapsed while it runs, and say why."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 from callbacks.held_out_check import HeldOutCheck
 from callbacks.host_copy import HostCopy
+from callbacks.recovery import Recovery
 from callbacks.run_events import RunEvents
 from callbacks.step_measurement import StepMeasurement
 from rampart.collapse import Alarm, CollapseDetector, Signs, read_signs
 
-Action: TypeAlias = Literal["none", "warn", "stop"]
+Action: TypeAlias = Literal["none", "warn", "stop", "recover"]
 
 REMEDIES = {
     "constant output": "raise eps slowly from 0 (ramp.phases), start from weights of a smaller eps (ramp.init_from), "
@@ -34,12 +35,16 @@ class CollapseGuard(Callback):
     folder; measurements are `guard/` curves in TensorBoard.
 
     Args:
-        action: What to do: `warn` once per collapse, `stop` the run with an error, or `none` to measure nothing.
+        action: What to do: `warn` once per collapse, `stop` the run with an error, `recover` from it, or `none` to
+            measure nothing. A recovery returns to weights, optimizer and schedules of a healthy step, lowers eps, or
+            adds an attack step against overfitting, and raises eps again more slowly. Checkpoints then hold the healthy
+            states too.
         every_n_steps: Optimizer steps from one measurement to the next.
         grace_steps: Optimizer steps in which a network that never learned may have a constant output.
         patience_steps: Optimizer steps in which a network may not start to learn, as in a warm-up of the learning rate.
         check_share: Cost of checks by PGD-10 on held-out images, as a share of training's gradient evaluations; 0 for
             no checks.
+        recoveries: Largest number of recoveries in a run; the next collapse ends it with an error.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -52,20 +57,26 @@ class CollapseGuard(Callback):
         grace_steps: int = 150,
         patience_steps: int = 2000,
         check_share: float = 0.005,
+        recoveries: int = 5,
     ) -> None:
-        if action not in ("none", "warn", "stop"):
-            raise ValueError(f"guard.action must be none, warn or stop, got {action!r}")
+        if action not in get_args(Action):
+            raise ValueError(f"guard.action must be none, warn, stop or recover, got {action!r}")
         if every_n_steps < 1:
             raise ValueError(f"guard.every_n_steps must be at least 1, got {every_n_steps}")
-        for name, steps in (("grace_steps", grace_steps), ("patience_steps", patience_steps)):
-            if steps < 0:
-                raise ValueError(f"guard.{name} must be a number of steps, 0 or more, got {steps}")
+        for name, number in (
+            ("grace_steps", grace_steps),
+            ("patience_steps", patience_steps),
+            ("recoveries", recoveries),
+        ):
+            if number < 0:
+                raise ValueError(f"guard.{name} must be a number, 0 or more, got {number}")
         if not 0 <= check_share <= 1:
             raise ValueError(f"guard.check_share must be in [0, 1], got {check_share}")
         self.action, self.every_n_steps = action, every_n_steps
         self.detector = CollapseDetector(grace_steps, patience_steps)
         self.events = RunEvents("guard/events")
         self._measurement, self._check = StepMeasurement(), HeldOutCheck(check_share)
+        self._recovery = Recovery(recoveries) if action == "recover" else None
         self._off = action == "none"
         self._measured: HostCopy | None = None
         self._pending: tuple[int, float, HostCopy | list[float]] | None = None  # step, eps, sums
@@ -76,7 +87,7 @@ class CollapseGuard(Callback):
         """Check that the module offers what the guard reads.
 
         Raises:
-            TypeError: If it lacks ``last_step`` or ``network``.
+            TypeError: If it lacks ``last_step`` or ``network``, or no ramp can be set back in a recovery.
         """
         self._off = self.action == "none"
         if stage != "fit" or self._off:
@@ -87,12 +98,16 @@ class CollapseGuard(Callback):
                     f"CollapseGuard reads `{attribute}`, which {type(pl_module).__name__} lacks: set it in "
                     "training_step, or leave the guard out"
                 )
+        if self._recovery is not None:
+            self._recovery.setup(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the events up to here, and remove from the file those that a resumed run has not reached yet."""
         if not self._off:
             self._logged_at = -1
             self.events.write(trainer)
+            if self._recovery is not None:
+                self._recovery.start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Watch the batch if its step is measured."""
@@ -115,6 +130,9 @@ class CollapseGuard(Callback):
         self._measurement.stop()
         module: Any = pl_module
         measured, self._measured = self._measured, None
+        if self._recovery is not None and (alarm := self._recovery.find_nonfinite(trainer, module)):
+            self._act(trainer, module, alarm, module.eps)
+            return
         if measured is None:
             self._check_module(trainer, module)
             return
@@ -124,7 +142,7 @@ class CollapseGuard(Callback):
         if pending is not None:
             self._judge(trainer, module, *pending)
         if checked is not None:
-            self._judge_check(trainer, *checked)
+            self._judge_check(trainer, module, *checked)
         doubted, confirms = self.detector.doubts, self.detector.wants_confirmation
         if eps > 0 and self._check.is_due(trainer, module, doubted, confirms):
             self._checked = step, eps, self._check.run(trainer, module, eps)
@@ -132,6 +150,13 @@ class CollapseGuard(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the watch of a step that was interrupted."""
         self._measurement.stop()
+        if self._recovery is not None:
+            self._recovery.end(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Free the memory of the healthy states."""
+        if self._recovery is not None and stage == "fit":
+            self._recovery.end(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the detector's state, the measurements that are not read yet, and the events."""
@@ -141,6 +166,7 @@ class CollapseGuard(Callback):
             "checked": _read(self._checked),
             "check": self._check.state(),
             "events": self.events.state(),
+            "recovery": None if self._recovery is None else self._recovery.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -152,6 +178,8 @@ class CollapseGuard(Callback):
         )
         self._check.restore(state_dict["check"])
         self.events.restore(state_dict["events"])
+        if self._recovery is not None and state_dict["recovery"] is not None:
+            self._recovery.load_state_dict(state_dict["recovery"])
 
     def _check_module(self, trainer: Trainer, module: Any) -> None:
         """Turn the guard off if the first step has left no values."""
@@ -168,9 +196,13 @@ class CollapseGuard(Callback):
         self._check.add_training(trainer, module, images, self.every_n_steps)
         self._log(trainer, step, signs)
         for alarm in self.detector.update(signs, step):
-            self._act(trainer, alarm, eps)
+            self._act(trainer, module, alarm, eps)
+        if self._recovery is not None and self.detector.learned and self.detector.healthy:
+            self._recovery.keep(trainer, module)
 
-    def _judge_check(self, trainer: Trainer, step: int, eps: float, counts: HostCopy | list[float]) -> None:
+    def _judge_check(
+        self, trainer: Trainer, module: Any, step: int, eps: float, counts: HostCopy | list[float]
+    ) -> None:
         """Add a held-out check to the detector, and act on alarms."""
         images, robust, lost = map(int, counts if isinstance(counts, list) else counts.read())
         if images and trainer.is_global_zero and getattr(trainer, "log_every_n_steps", 0):
@@ -178,9 +210,9 @@ class CollapseGuard(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
         for alarm in self.detector.check(images, robust, lost, step):
-            self._act(trainer, alarm, eps)
+            self._act(trainer, module, alarm, eps)
 
-    def _act(self, trainer: Trainer, alarm: Alarm, eps: float) -> None:
+    def _act(self, trainer: Trainer, module: Any, alarm: Alarm, eps: float) -> None:
         seen = f" ({alarm.seen})" if alarm.seen else ""
         found = f"{alarm.kind} at step {alarm.step}, eps {eps:.4g}: {alarm.reason}{seen}"
         event = {"step": alarm.step, "eps": eps, "kind": alarm.kind, "action": self.action}
@@ -188,8 +220,26 @@ class CollapseGuard(Callback):
             line = f"training stopped by guard.action stop: {found}; {REMEDIES[alarm.kind]}"
             self.events.add(trainer, line, event, shown=False)
             raise ValueError(line)
+        if self._recovery is not None:
+            self._recover(trainer, module, alarm, found, event)
+            return
         line = f"Collapse guard: {found}; {REMEDIES[alarm.kind]}; --guard.action stop ends such a run"
         self.events.add(trainer, line, event)
+
+    def _recover(self, trainer: Trainer, module: Any, alarm: Alarm, found: str, event: dict[str, Any]) -> None:
+        """Return to a healthy state, and forget the measurements of the collapse."""
+        assert self._recovery is not None
+        change = self._recovery.recover(trainer, module, stronger=alarm.kind == "catastrophic overfitting")
+        if change is None:
+            line = (
+                f"training stopped: {found}; {self._recovery.times} recoveries did not help (guard.recoveries); "
+                f"{REMEDIES[alarm.kind]}"
+            )
+            self.events.add(trainer, line, event, shown=False)
+            raise ValueError(line)
+        self.detector.reset()
+        self._measured = self._pending = self._checked = None
+        self.events.add(trainer, f"Collapse guard: {found}; recovery {self._recovery.times}: {change}", event)
 
     def _log(self, trainer: Trainer, step: int, signs: Signs) -> None:
         """Log a measurement, at most once per logging interval of the trainer."""

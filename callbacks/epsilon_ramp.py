@@ -1,5 +1,6 @@
 """The epsilon ramp: the weights that training starts from, and the eps of each training batch."""
 
+import math
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -125,7 +126,7 @@ class EpsilonRampCallback(Callback):
         self.progress.end_batch(trainer, pl_module)
 
     def set_back(self, trainer: Trainer, time: float, eps: float, more_steps: int = 0) -> None:
-        """Set the ramp back: eps and the learning rate continue from an earlier time, and eps rises again, adaptively.
+        """Set the ramp back: the schedules continue from an earlier time, and eps rises again, adaptively and slower.
 
         Args:
             trainer: Trainer of the run, between two optimizer steps.
@@ -134,7 +135,9 @@ class EpsilonRampCallback(Callback):
             more_steps: Attack steps that every later attack makes in addition.
         """
         assert self._before is not None
-        self.progress.set_back(trainer, time, eps, self._before[0], more_steps)
+        ends = [phase.eps_at(0, 1) for phase in self.phases or ()]
+        target = max([self._before[0], *ends])
+        self.progress.set_back(trainer, time, eps, target, self._count_rising_steps(trainer, time, target), more_steps)
 
     def can_strengthen(self) -> bool:
         """Return True if the attack has a number of steps that can be raised."""
@@ -160,20 +163,23 @@ class EpsilonRampCallback(Callback):
     def _find_position(self, trainer: Trainer, batch_idx: int) -> dict[str, int]:
         """Return the arguments of the schedule: the progress of the run, or the time of a clock that was moved."""
         clock = self.progress.clock
-        if clock.offset == 0:
-            return {
-                "epoch": trainer.current_epoch,
-                "step_in_epoch": batch_idx // trainer.accumulate_grad_batches,
-                "steps_per_epoch": count_steps_per_epoch(trainer),
-                "global_step": trainer.global_step,
-            }
-        epoch, step = divmod(clock.whole, clock.steps_per_epoch)
+        if clock.offset != 0:
+            return _locate(clock.whole, clock.steps_per_epoch)
         return {
-            "epoch": epoch,
-            "step_in_epoch": step,
-            "steps_per_epoch": clock.steps_per_epoch,
-            "global_step": clock.whole,
+            "epoch": trainer.current_epoch,
+            "step_in_epoch": batch_idx // trainer.accumulate_grad_batches,
+            "steps_per_epoch": count_steps_per_epoch(trainer),
+            "global_step": trainer.global_step,
         }
+
+    def _count_rising_steps(self, trainer: Trainer, time: float, target: float) -> int:
+        """Return the optimizer steps, from a time on, until the phases reach the target; 0 without phases."""
+        clock, steps = self.progress.clock, 0
+        while self.phases and time + steps < clock.end < math.inf:
+            if eps_schedule(self.phases, **_locate(int(time) + steps, clock.steps_per_epoch))[1] >= target:
+                break
+            steps += 1
+        return steps
 
     def _restore(self, pl_module: LightningModule) -> None:
         if self._before is not None:
@@ -189,3 +195,14 @@ class EpsilonRampCallback(Callback):
             raise TypeError(
                 f"ramp.phases: a phase's steps and step_size must be settings of the attack: {error}"
             ) from None
+
+
+def _locate(step: int, steps_per_epoch: int) -> dict[str, int]:
+    """Return the arguments of the schedule for a zero-based optimizer step."""
+    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    return {
+        "epoch": epoch,
+        "step_in_epoch": step_in_epoch,
+        "steps_per_epoch": steps_per_epoch,
+        "global_step": step,
+    }

@@ -99,16 +99,19 @@ class RampProgress:
             self._risen += not self._pace.waits
             self._report(trainer, module)
 
-    def set_back(self, trainer: Trainer, time: float, eps: float, target_eps: float, more_steps: int) -> None:
+    def set_back(
+        self, trainer: Trainer, time: float, eps: float, target_eps: float, rising_steps: int, more_steps: int
+    ) -> None:
         """Continue from an earlier time, with an eps that rises adaptively from a lower value.
 
-        Each time it rises more slowly.
+        Each time it rises more slowly, and more slowly than the schedule.
 
         Args:
             trainer: Trainer of the run, between two optimizer steps.
             time: Time of the clock, in optimizer steps.
             eps: Eps to start from.
             target_eps: Eps at which the limit ends.
+            rising_steps: Optimizer steps in which the schedule reaches it.
             more_steps: Additional attack steps.
         """
         settings, clock = self.adaptive or AdaptiveRamp(), self.clock
@@ -117,7 +120,7 @@ class RampProgress:
         rest = clock.end - clock.step if clock.end < math.inf else max(clock.step, 100 * EVERY)
         self._more_steps += more_steps
         self._times_set_back += 1
-        self._begin(settings, eps, target_eps, int(rest))
+        self._begin(settings, eps, target_eps, int(rest), rising_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in plain values."""
@@ -151,8 +154,9 @@ class RampProgress:
         self._counts = None if state["counts"] is None else torch.tensor(state["counts"])
         self._measured = state["measured"]
 
-    def _begin(self, settings: AdaptiveRamp, eps: float, target_eps: float, rest: int) -> None:
-        self._limit = EpsLimit(eps, target_eps, settings.length(rest, self._times_set_back))
+    def _begin(self, settings: AdaptiveRamp, eps: float, target_eps: float, rest: int, rising_steps: int = 0) -> None:
+        length = settings.length(rest, rising_steps, self._times_set_back)
+        self._limit = EpsLimit(eps, target_eps, length)
         self._pace = RampPace(settings, self.clock.step, rest)
         self._risen, self._largest = 0.0, math.inf
         self._batch_counts = self._counts = self._measured = None

@@ -81,6 +81,9 @@ class AdversarialClassifier(OptimizerSteps, EvaluationSteps):
     network_settings: dict[str, Any] | None = None
     """Class path and arguments of the network in a config, set by the command line; None: the network is described."""
 
+    ends_at_nonfinite_loss: bool = True
+    """End training at a loss that is NaN or infinite; a guard that recovers from it sets this to False."""
+
     last_step: TrainingStep | None = None
     """Values of the last training step; with gradients of several batches, on the last of these batches."""
 
@@ -218,7 +221,7 @@ class AdversarialClassifier(OptimizerSteps, EvaluationSteps):
         check_one_loader(self.trainer.train_dataloader, "train", unpacked=False)
         check_one_loader(self.trainer.val_dataloaders, "val")
         warn_about_stream(self.trainer.train_dataloader, "train", self.trainer.world_size)
-        self._losses = FiniteLossCheck()
+        self._losses = FiniteLossCheck(self.ends_at_nonfinite_loss)
         for optimizer in self.trainer.optimizers:  # A resumed run has the memory format of the checkpoint's.
             lay_out_state(optimizer)
 

@@ -13,9 +13,14 @@ INTERVAL = 50
 
 
 class FiniteLossCheck:
-    """Check losses, on an accelerator several at a time because each check makes the host wait for the device."""
+    """Check losses, on an accelerator several at a time because each check makes the host wait for the device.
 
-    def __init__(self) -> None:
+    Args:
+        raises: Raise an error at a loss that is NaN or infinite; False if something else handles it.
+    """
+
+    def __init__(self, raises: bool = True) -> None:
+        self._raises = raises
         self._unchecked: list[tuple[tuple[int, int, float], Tensor]] = []
 
     def add(self, loss: Tensor, eps: float, trainer: Trainer, network: nn.Module) -> None:
@@ -30,6 +35,8 @@ class FiniteLossCheck:
         Raises:
             ValueError: If a loss that has not been checked yet is NaN or infinite.
         """
+        if not self._raises:
+            return
         self._unchecked.append(((trainer.current_epoch, trainer.global_step, eps), loss.detach()))
         if loss.device.type == "cpu" or len(self._unchecked) >= (getattr(trainer, "log_every_n_steps", 0) or INTERVAL):
             self.check_losses(trainer, network)

@@ -61,6 +61,11 @@ class CollapseDetector:
         overfitting = self._overfitting.active or self._overfitting.gap_active
         return not (self._not_finite or overfitting or self._constant.active or self._constant.streak)
 
+    @property
+    def learned(self) -> bool:
+        """True if the network has learned something since the start or the last :meth:`reset`."""
+        return self._constant.learned
+
     def update(self, signs: Signs, step: int) -> list[Alarm]:
         """Add a measurement, and return new alarms.
 

@@ -46,14 +46,16 @@ class AdaptiveRamp:
                 f"adaptive.share and adaptive.final must be at most 1 together, got {self.share} + {self.final}"
             )
 
-    def length(self, steps: float, times: int = 0) -> float:
+    def length(self, steps: float, least: float = 0, times: int = 0) -> float:
         """Return the length of a ramp that never waits, in optimizer steps.
 
         Args:
             steps: Optimizer steps until the end of the run.
+            least: Length below which it is too short.
             times: Number of ramps before it in this run; each doubles the length.
         """
-        return max(min(max(self.share * steps, self.LEAST_STEPS) * 2.0**times, (1 - self.final) * steps), 1.0)
+        doubled = max(self.share * steps, self.LEAST_STEPS, least) * 2.0**times
+        return max(min(doubled, (1 - self.final) * steps), 1.0)
 
 
 @dataclass(frozen=True)
