@@ -1,0 +1,1 @@
+"""Experiment: alarms and recoveries of the collapse guard."""
