@@ -1,4 +1,4 @@
-"""Table of the trainings of `trials.py`, in Markdown, from their files: `python -m experiments.collapse_guard.table`."""
+"""Table of the trainings of `trials.py`, from their files: `python -m experiments.collapse_guard.table [FOLDER]`."""
 
 import json
 import sys

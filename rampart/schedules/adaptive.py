@@ -15,7 +15,7 @@ class AdaptiveRamp:
 
     Attributes:
         share: Share of the run in which eps reaches the target if it never waits; at least 200 optimizer steps, since
-            it takes tens of steps to see that the network can't follow.
+            it takes tens of steps to see that the network can't follow, or 0.4 of a shorter run.
         least_skill: Skill below which eps waits.
         keep: Share of its recent average below which a sudden fall of skill makes eps wait.
         patience: Share of the run that eps may wait at one value; then it stays there until the run ends.
@@ -54,8 +54,9 @@ class AdaptiveRamp:
             least: Length below which it is too short.
             times: Number of ramps before it in this run; each doubles the length.
         """
-        doubled = max(self.share * steps, self.LEAST_STEPS, least) * 2.0**times
-        return max(min(doubled, (1 - self.final) * steps), 1.0)
+        longest = (1 - self.final) * steps
+        shortest = min(self.LEAST_STEPS, longest / 2)  # In a short run, time to wait must be left.
+        return max(min(max(self.share * steps, shortest, least) * 2.0**times, longest), 1.0)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_a_ramp_is_a_share_of_the_run_and_no_shorter_than_the_network_can_be_wat
     assert AdaptiveRamp().length(1000) == 200
     assert AdaptiveRamp().length(1000, times=1) == 400
     assert AdaptiveRamp().length(1000, times=5) == 800  # a final phase is left
+    assert AdaptiveRamp().length(300) == 120  # time to wait is left
     assert AdaptiveRamp().length(1) == 1
 
 
