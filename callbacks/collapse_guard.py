@@ -105,6 +105,7 @@ class CollapseGuard(Callback):
         """Write the events up to here, and remove from the file those that a resumed run has not reached yet."""
         if not self._off:
             self._logged_at = -1
+            self._check.load_images(trainer)
             self.events.write(trainer)
             if self._recovery is not None:
                 self._recovery.start(trainer, pl_module)

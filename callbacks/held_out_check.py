@@ -17,7 +17,7 @@ from callbacks.host_copy import HostCopy
 from rampart.attacks import PGD
 from rampart.attacks.context import attack_context
 from rampart.attacks.logits import compute_logits
-from rampart.attacks.random import make_generator
+from rampart.attacks.random import make_shared_generator
 
 STEPS = 10
 """Steps of the stronger attack."""
@@ -49,6 +49,18 @@ class HeldOutCheck:
         self._evaluations, self._size, self._number = 0.0, 0, 0
         self._images: tuple[Tensor, Tensor] | None = None
         self._read = False
+
+    def load_images(self, trainer: Trainer) -> None:
+        """Load the validation set, which Lightning loads before the first validation, or earlier in some resumed runs.
+
+        A resumed run thus makes the checks that an uninterrupted one makes.
+        """
+        if self.share == 0 or trainer.val_dataloaders is not None or not trainer.enable_validation:
+            return
+        with isolate_rng():
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            trainer.training = True
 
     def add_training(self, trainer: Trainer, module: Any, images: int, steps: int) -> None:
         """Add the cost of optimizer steps, and choose the size of the checks at the first call.
@@ -117,7 +129,8 @@ class HeldOutCheck:
 
     def _count(self, module: Any, images: Tensor, labels: Tensor, eps: float) -> Tensor:
         network, device = module.network, images.device.type
-        generator = make_generator(images.device, "held-out check", module.run_seed, self._number, module.global_rank)
+        purpose = "held-out check", module.run_seed, self._number
+        generator = make_shared_generator(images.device, module.global_rank, module.trainer.world_size, *purpose)
         attack: Any = module.attack
         if is_dataclass(attack) and getattr(attack, "batchnorm", "eval") != "eval":
             attack = replace(attack, batchnorm="eval")  # type: ignore[type-var]

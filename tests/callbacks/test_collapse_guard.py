@@ -285,6 +285,15 @@ def test_held_out_checks_find_what_a_stronger_attack_fools(tmp_path: Path) -> No
     assert "of 32 held-out images 100% are robust to the training attack, but 0% to a stronger one" in event["text"]
 
 
+def test_checks_do_not_depend_on_the_time_of_the_first_validation(tmp_path: Path) -> None:
+    guards = CollapseGuard(check_share=1), CollapseGuard(check_share=1)
+    for guard, epochs in zip(guards, (1, 50), strict=True):
+        train(tmp_path, guard, held_out=stripes(), check_val_every_n_epoch=epochs)
+    ours, theirs = (guard.state_dict()["check"] for guard in guards)
+    assert ours == theirs
+    assert ours["number"] > 0
+
+
 @pytest.mark.parametrize("loader", ["tensors", "DataLoader"])
 def test_checks_change_nothing_in_training(loader: str, tmp_path: Path) -> None:
     results = []
