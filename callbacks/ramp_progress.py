@@ -71,7 +71,9 @@ class RampProgress:
     def begin_step(self) -> None:
         """Set the pace of the clock for the next optimizer step."""
         pace = self._pace
-        stops = self.rising and pace is not None and pace.settings.lr_waits and pace.waits
+        # Before eps rises at all the network may need the clock to learn: a warm-up of the learning rate.
+        begun = self.rising and self._risen > 0
+        stops = begun and pace is not None and pace.settings.lr_waits and pace.waits
         self.clock.pace = 0.0 if stops else self.clock.catch_up()
 
     def limit_eps(self, eps: float) -> float:

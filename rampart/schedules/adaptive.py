@@ -20,8 +20,8 @@ class AdaptiveRamp:
         keep: Share of its recent average below which a sudden fall of skill makes eps wait.
         patience: Share of the run that eps may wait at one value; then it stays there until the run ends.
         final: Share of the run, at its end, in which eps does not rise any more.
-        lr_waits: Stop the clock of the learning rate and of phases while eps waits; afterwards they catch up, so that
-            they end with the run. False: they continue.
+        lr_waits: Stop the clock of the learning rate and of phases while eps waits, once it has begun to rise;
+            afterwards they catch up, so that they end with the run. False: they continue.
 
     Raises:
         ValueError: If a setting is not a share, or ``share`` and ``final`` are more than the run together.

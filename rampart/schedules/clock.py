@@ -58,11 +58,14 @@ class Clock:
         return (self.end - self.time) / (self.end - self.step)
 
     def count_ticks(self, in_epochs: bool) -> int | None:
-        """Return how often a schedule has advanced after the next step; None if it advances with the run.
+        """Return how often a schedule should have advanced; None if it advances with the run.
 
         Args:
-            in_epochs: The schedule advances after each epoch; False: after each step.
+            in_epochs: The schedule advances after each epoch, at the present time; False: after the next step, before
+                the clock has advanced.
         """
         if not self.moved:
             return None
-        return math.floor((self.time + self.pace + ROUNDING) / (self.steps_per_epoch if in_epochs else 1))
+        if in_epochs:
+            return math.floor((self.time + ROUNDING) / self.steps_per_epoch)
+        return math.floor(self.time + self.pace + ROUNDING)

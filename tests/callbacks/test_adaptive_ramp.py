@@ -114,19 +114,34 @@ def test_settings_change_the_ramp_and_phases_its_attack(tmp_path: Path) -> None:
     assert max(rises) == pytest.approx(0.2 / 50)
 
 
+class Forget(Callback):
+    """Let the network give constant outputs for some steps."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        pl_module.network.learns = not 60 <= trainer.global_step < 80
+
+
 def test_the_learning_rate_can_wait_with_eps_and_ends_with_the_run(tmp_path: Path) -> None:
     def lr_scheduler(optimizer: Any) -> LinearLR:
         return LinearLR(optimizer, start_factor=1.0, end_factor=0.1, total_iters=-1)
 
     lr_scheduler.__name__ = "schedule"
-    _, plain = train(tmp_path, EpsilonRampCallback(adaptive=HALF), lr_scheduler=lr_scheduler)
-    _, waits = train(
-        tmp_path, EpsilonRampCallback(adaptive=AdaptiveRamp(share=0.5, lr_waits=True)), lr_scheduler=lr_scheduler
-    )
+    ramps = [EpsilonRampCallback(adaptive=AdaptiveRamp(share=0.5, lr_waits=waits)) for waits in (False, True)]
+    plain, waits = (train(tmp_path, ramp, Forget(), lr_scheduler=lr_scheduler)[1] for ramp in ramps)
     assert plain.lr[1] < plain.lr[0]
-    assert waits.lr[:10] == [3.0] * 10
+    assert waits.lr[:60] == plain.lr[:60]  # eps begins to rise in these
+    assert len({*waits.lr[60:100]}) < len({*plain.lr[60:100]}) == 40
     assert waits.lr == sorted(waits.lr, reverse=True)
     assert waits.lr[-1] == pytest.approx(plain.lr[-1], abs=0.03)
+
+
+def test_a_warm_up_of_the_learning_rate_does_not_wait_for_the_network_that_it_has_to_teach(tmp_path: Path) -> None:
+    def warm_up(optimizer: Any) -> LinearLR:
+        return LinearLR(optimizer, start_factor=1e-9, end_factor=1.0, total_iters=50)
+
+    ramp = EpsilonRampCallback(adaptive=AdaptiveRamp(share=0.25, lr_waits=True))
+    _, seen = train(tmp_path, ramp, lr_scheduler=warm_up)
+    assert seen.eps[-1] == 0.2
 
 
 class SetBack(Callback):

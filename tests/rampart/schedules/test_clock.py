@@ -42,9 +42,18 @@ def test_ticks_in_epochs_are_whole_epochs_of_the_clock() -> None:
     run(clock, 8)
     clock.set_to(0)
     clock.pace = clock.catch_up()
-    assert clock.count_ticks(in_epochs=True) == 0
     clock.advance(9)
+    assert clock.count_ticks(in_epochs=True) == 0
+    clock.advance(10)
     assert clock.count_ticks(in_epochs=True) == 1
+
+
+def test_a_schedule_in_epochs_of_one_step_ends_with_the_run() -> None:
+    clock = Clock(steps_per_epoch=1, end=8)
+    run(clock, 4)
+    clock.set_to(0)
+    run(clock, 4)
+    assert clock.count_ticks(in_epochs=True) == 8
 
 
 def test_without_a_known_end_a_clock_that_was_set_back_does_not_hurry() -> None:
