@@ -27,19 +27,18 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_in_processes(folder: Path, number: int, checkpoint: Path) -> Path:
-    """Run the commands in several processes, which are started as Lightning's children are."""
+def run_in_processes(module: str, arguments: list[Any], number: int) -> None:
+    """Run a program in several processes, which are started as Lightning's children are."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    arguments = json.dumps([str(folder), number, str(checkpoint)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PL_")} | {
         "OMP_NUM_THREADS": "1", "WORLD_SIZE": f"{number}", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.equal_commands", arguments], cwd=ROOT, text=True,
+            [sys.executable, "-m", module, json.dumps(arguments)], cwd=ROOT, text=True,
             env=environment | {"LOCAL_RANK": f"{rank}"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(number)
@@ -50,14 +49,15 @@ def run_in_processes(folder: Path, number: int, checkpoint: Path) -> Path:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0] * number, "\n".join(printed)
-    return folder
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def several(request: Any, one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of several processes, which evaluate the weights that one process has trained."""
     folder = tmp_path_factory.mktemp("several")
-    return run_in_processes(folder, request.param, last_checkpoint(one, "float32"))
+    arguments = [str(folder), request.param, str(last_checkpoint(one, "float32"))]
+    run_in_processes("tests.cluster.equal_commands", arguments, request.param)
+    return folder
 
 
 @pytest.mark.parametrize("name", FITS)
