@@ -139,9 +139,9 @@ class CollapseGuard(Callback):
             return
         step, eps = trainer.global_step - 1, module.last_step.eps
         pending, self._pending = self._pending, (step, eps, measured)
-        checked, self._checked = self._checked, None
         if pending is not None:
             self._judge(trainer, module, *pending)
+        checked, self._checked = self._checked, None  # none after a recovery
         if checked is not None:
             self._judge_check(trainer, module, *checked)
         doubted, confirms = self.detector.doubts, self.detector.wants_confirmation

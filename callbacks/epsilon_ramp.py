@@ -27,7 +27,8 @@ class EpsilonRampCallback(Callback):
         init_from: File of weights to start a new run from: a Lightning checkpoint, a plain state_dict or
             safetensors. Only weights are loaded: optimizer and progress start from scratch. A run that resumes a
             checkpoint keeps that checkpoint's weights.
-        adaptive: Adaptive ramp: true, or its settings. With phases, eps is the smaller of the two.
+        adaptive: Let eps rise from 0 to the module's eps as fast as the network can follow: true, or the settings of
+            this ramp. With phases, eps is the smaller of the two.
 
     Raises:
         ValueError: If the list of phases is empty or mixes epochs and optimizer steps.
@@ -101,7 +102,7 @@ class EpsilonRampCallback(Callback):
                 length.
         """
         check_steps_per_epoch(trainer, self.phases or ())
-        self.progress.start(trainer, pl_module)
+        self.progress.start(trainer, pl_module, self._find_target())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set ``pl_module.eps``, and ``pl_module.attack`` if the phase has its own attack settings."""
@@ -125,6 +126,10 @@ class EpsilonRampCallback(Callback):
         """Measure the accuracy that an adaptive ramp depends on, and advance the clock after an optimizer step."""
         self.progress.end_batch(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the largest eps of an adaptive ramp that was still rising."""
+        self.progress.finish(trainer)
+
     def set_back(self, trainer: Trainer, time: float, eps: float, more_steps: int = 0) -> None:
         """Set the ramp back: the schedules continue from an earlier time, and eps rises again, adaptively and slower.
 
@@ -134,9 +139,7 @@ class EpsilonRampCallback(Callback):
             eps: Eps to start again from, on the pixel scale.
             more_steps: Attack steps that every later attack makes in addition.
         """
-        assert self._before is not None
-        ends = [phase.eps_at(0, 1) for phase in self.phases or ()]
-        target = max([self._before[0], *ends])
+        target = self._find_target()
         self.progress.set_back(trainer, time, eps, target, self._count_rising_steps(trainer, time, target), more_steps)
 
     def can_strengthen(self) -> bool:
@@ -171,6 +174,11 @@ class EpsilonRampCallback(Callback):
             "steps_per_epoch": count_steps_per_epoch(trainer),
             "global_step": trainer.global_step,
         }
+
+    def _find_target(self) -> float:
+        """Return the largest eps of the run without a limit."""
+        assert self._before is not None
+        return max([self._before[0], *(phase.eps_at(0, 1) for phase in self.phases or ())])
 
     def _count_rising_steps(self, trainer: Trainer, time: float, target: float) -> int:
         """Return the optimizer steps, from a time on, until the phases reach the target; 0 without phases."""

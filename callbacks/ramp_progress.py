@@ -50,8 +50,13 @@ class RampProgress:
         """True while the limit has neither reached its end nor stopped before it."""
         return self._limit is not None and self._risen < self._limit.length and self._largest == math.inf
 
-    def start(self, trainer: Trainer, module: Any) -> None:
+    def start(self, trainer: Trainer, module: Any, target_eps: float) -> None:
         """Start at the first step of a run, or where a checkpoint was saved.
+
+        Args:
+            trainer: Trainer of the run.
+            module: Module to train.
+            target_eps: Eps at which the limit of an adaptive ramp ends.
 
         Raises:
             TypeError: If the ramp is adaptive and the module lacks ``last_step``.
@@ -59,12 +64,12 @@ class RampProgress:
         """
         end = count_steps(trainer)
         self.clock = module.clock = Clock(max(count_steps_per_epoch(trainer), 1), end, trainer.global_step)
-        if self.adaptive is not None:
+        if self.adaptive is not None and target_eps > 0:
             if not hasattr(module, "last_step"):
                 raise TypeError(f"ramp.adaptive reads `last_step`, which {type(module).__name__} lacks")
             if end == math.inf:
                 raise ValueError("ramp.adaptive needs the length of the run: set trainer.max_epochs or max_steps")
-            self._begin(self.adaptive, 0.0, module.eps, int(end))
+            self._begin(self.adaptive, 0.0, target_eps, int(end) - trainer.global_step)
         if self._restored is not None:
             self._restore(self._restored)
 
@@ -96,10 +101,16 @@ class RampProgress:
             return
         self.clock.advance(trainer.global_step)
         if rising and self._batch_counts is not None:
-            self._measure(trainer, module)
+            self._measure(trainer)
             assert self._pace is not None
             self._risen += not self._pace.waits
-            self._report(trainer, module)
+            if not self.rising:
+                self._report(trainer)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Print the eps at the end of a run, if it was still rising: the run was short, or its time was over."""
+        if self.rising:
+            self._report(trainer)
 
     def set_back(
         self, trainer: Trainer, time: float, eps: float, target_eps: float, rising_steps: int, more_steps: int
@@ -163,7 +174,7 @@ class RampProgress:
         self._risen, self._largest = 0.0, math.inf
         self._batch_counts = self._counts = self._measured = None
 
-    def _measure(self, trainer: Trainer, module: Any) -> None:
+    def _measure(self, trainer: Trainer) -> None:
         """Add the counts of a step over all processes; decide after each tenth step, by the ten steps before it."""
         counts, self._batch_counts = self._batch_counts, None
         assert counts is not None
@@ -179,19 +190,19 @@ class RampProgress:
             chance = max(labels) / sum(labels)
             skill = (correct / sum(labels) - chance) / max(1 - chance, 1e-6)
             self._pace.update(skill, trainer.global_step, EVERY)
-            if self._pace.ended and self.rising:
-                self._largest = module.eps
+            if self._pace.ended and self._limit is not None:
+                self._largest = self._limit.eps_at(self._risen)
 
-    def _report(self, trainer: Trainer, module: Any) -> None:
+    def _report(self, trainer: Trainer) -> None:
         """Say that eps has reached its target, or stays at a smaller value."""
-        if self.rising:
-            return
         assert self._limit is not None
-        at = f"at step {trainer.global_step}"
-        if self._largest == math.inf:
+        at, largest = f"at step {trainer.global_step}", min(self._limit.eps_at(self._risen), self._largest)
+        if largest == math.inf:
             rank_zero_info(f"Adaptive ramp: eps reached {self._limit.end_eps:.4g} {at}.")
         else:
+            assert self._pace is not None
+            reason = "the network could not follow further" if self._pace.gave_up else "the end of the run was near"
             rank_zero_info(
-                f"Adaptive ramp: the largest eps of this run is {self._largest:.4g}, of {self._limit.end_eps:.4g}: the "
-                f"network could not follow further {at}."
+                f"Adaptive ramp: the largest eps of this run is {largest:.4g}, below its target "
+                f"{self._limit.end_eps:.4g}: {reason} {at}."
             )

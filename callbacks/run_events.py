@@ -51,7 +51,7 @@ class RunEvents:
         path = run_folder(trainer) / FILE
         if self._events:
             write_whole(path, "".join(json.dumps(event) + "\n" for event in self._events))
-        else:
+        elif trainer.ckpt_path is not None:
             path.unlink(missing_ok=True)
 
     def state(self) -> list[dict[str, Any]]:

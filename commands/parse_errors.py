@@ -32,6 +32,7 @@ ITEMS = {
     "Phase": "{epochs: 1, end_eps: 0.4}",
     "NamedAttack": "{eps: 0.3, attack: rampart.attacks.PGD}",
     "Attack": "rampart.attacks.PGD",
+    "AdaptiveRamp": "{share: 0.2}",
 }
 
 HINTS = {
@@ -181,6 +182,8 @@ def _find_innermost(message: str) -> Problem:
 def _format_problem(problem: Problem) -> str:
     short = problem.class_path.rpartition(".")[2]
     value = (problem.value or "").strip("'")
+    if found := re.fullmatch(r"<class 'bool'>, <class '.*\.(\w+)'>", problem.subtypes):
+        return f"{problem.option} must be true, false, or settings such as '{ITEMS[found[1]]}', got {value!r}"
     for cause in problem.causes:
         if found := re.match(r"Option '(.*)' is not accepted", cause):
             allowed = _list_parameters(problem.class_path)

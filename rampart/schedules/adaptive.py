@@ -40,10 +40,10 @@ class AdaptiveRamp:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is not bool and not 0 < value < 1:
-                raise ValueError(f"adaptive.{field.name} must be above 0 and below 1, got {value}")
+                raise ValueError(f"ramp.adaptive.{field.name} must be above 0 and below 1, got {value}")
         if self.share + self.final > 1:
             raise ValueError(
-                f"adaptive.share and adaptive.final must be at most 1 together, got {self.share} + {self.final}"
+                f"ramp.adaptive: share and final must be at most 1 together, got {self.share} + {self.final}"
             )
 
     def length(self, steps: float, least: float = 0, times: int = 0) -> float:
@@ -101,6 +101,11 @@ class RampPace:
         self.waits, self.ended = True, False
         self._skill, self._recent, self._waited = 0.0, 0.0, 0
 
+    @property
+    def gave_up(self) -> bool:
+        """True if eps has waited at its present value for longer than ``patience`` allows."""
+        return self._waited > self.settings.patience * self._steps
+
     def update(self, skill: float, step: int, interval: int) -> None:
         """Decide whether eps waits until the next measurement.
 
@@ -114,8 +119,7 @@ class RampPace:
         self._recent += min(self.FAST, interval / (self.WINDOW * self._steps)) * (self._skill - self._recent)
         self.waits = self._skill < max(settings.least_skill, settings.keep * self._recent)
         self._waited = self._waited + interval if self.waits else 0
-        too_long = self._waited > settings.patience * self._steps
-        self.ended |= too_long or step >= self._begin + (1 - settings.final) * self._steps
+        self.ended |= self.gave_up or step >= self._begin + (1 - settings.final) * self._steps
 
     def state_dict(self) -> dict[str, float]:
         """Return the state, in plain values."""

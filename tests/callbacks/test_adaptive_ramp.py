@@ -102,7 +102,37 @@ def test_a_network_that_learns_nothing_ends_well_and_the_largest_eps_is_reported
     with caplog.at_level("INFO"):
         _, seen = train(tmp_path, EpsilonRampCallback(adaptive=HALF), network=Shade(learns=False))
     assert set(seen.eps) == {0.0}
-    assert "the largest eps of this run is 0, of 0.2" in caplog.text
+    assert "the largest eps of this run is 0, below its target 0.2: the network could not follow" in caplog.text
+
+
+def test_a_ramp_that_begins_in_a_resumed_run_leaves_a_final_part_of_the_rest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = RunCheckpoint(dirpath=tmp_path, save_last=True, monitor=None)
+    train(tmp_path, EpsilonRampCallback(), checkpoint, max_steps=96)
+    ramp = EpsilonRampCallback(adaptive=AdaptiveRamp(share=0.8))
+    with caplog.at_level("INFO"):
+        _, seen = train(tmp_path, ramp, ckpt_path=tmp_path / "last.ckpt")
+    assert len(seen.eps) == 104
+    assert seen.eps[0] == 0
+    assert 0 < seen.eps[83] < 0.2
+    assert set(seen.eps[84:]) == {seen.eps[84]}
+    assert "below its target 0.2: the end of the run was near at step 180" in caplog.text
+
+
+def test_a_run_that_ends_while_eps_rises_reports_it_and_keeps_rising_when_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class End(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 48
+
+    checkpoint = RunCheckpoint(dirpath=tmp_path, save_last=True, monitor=None)
+    with caplog.at_level("INFO"):
+        train(tmp_path, EpsilonRampCallback(adaptive=HALF), checkpoint, End())
+        assert "below its target 0.2: the end of the run was near at step 48" in caplog.text
+    _, seen = train(tmp_path, EpsilonRampCallback(adaptive=HALF), ckpt_path=tmp_path / "last.ckpt")
+    assert seen.eps[-1] == 0.2
 
 
 def test_settings_change_the_ramp_and_phases_its_attack(tmp_path: Path) -> None:
@@ -119,6 +149,14 @@ class Forget(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         pl_module.network.learns = not 60 <= trainer.global_step < 80
+
+
+def test_phases_above_the_eps_of_the_module_rise_to_their_end(tmp_path: Path) -> None:
+    ramp = EpsilonRampCallback((Phase(0.25, epochs=25),), adaptive=HALF)
+    _, seen = train(tmp_path, ramp)
+    rises = [after - before for before, after in zip(seen.eps, seen.eps[1:], strict=False)]
+    assert seen.eps[-1] == 0.25
+    assert max(rises) == pytest.approx(0.25 / 100)
 
 
 def test_the_learning_rate_can_wait_with_eps_and_ends_with_the_run(tmp_path: Path) -> None:

@@ -190,6 +190,12 @@ def test_a_resumed_run_removes_events_that_it_has_not_reached(tmp_path: Path) ->
     assert not read_events(tmp_path)
 
 
+def test_a_new_run_without_events_removes_no_file(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("{}\n")
+    train(tmp_path, CollapseGuard(), max_steps=5)
+    assert read_events(tmp_path) == [{}]
+
+
 def test_measurements_are_curves_at_the_interval_of_the_logger(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     train(tmp_path, CollapseGuard(every_n_steps=2), logger=logger, log_every_n_steps=10, max_steps=33)
@@ -335,11 +341,11 @@ def test_checks_cost_their_share_of_the_training(share: float, attack: PGD, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"action": "halt"}, "guard.action must be none, warn or stop, got 'halt'"),
+        ({"action": "halt"}, "guard.action must be none, warn, stop or recover, got 'halt'"),
         ({"every_n_steps": 0}, "guard.every_n_steps must be at least 1, got 0"),
-        ({"grace_steps": -1}, "guard.grace_steps must be a number of steps, 0 or more, got -1"),
+        ({"grace_steps": -1}, "guard.grace_steps must be a number, 0 or more, got -1"),
         ({"check_share": 1.5}, r"guard.check_share must be in \[0, 1\], got 1.5"),
-        ({"patience_steps": -2}, "guard.patience_steps must be a number of steps, 0 or more, got -2"),
+        ({"patience_steps": -2}, "guard.patience_steps must be a number, 0 or more, got -2"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -9,8 +9,8 @@ from rampart.schedules import AdaptiveRamp, EpsLimit, RampPace
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"share": 0.0}, r"adaptive.share must be above 0 and below 1, got 0.0"),
-        ({"patience": 1.5}, r"adaptive.patience must be above 0 and below 1, got 1.5"),
+        ({"share": 0.0}, r"^ramp.adaptive.share must be above 0 and below 1, got 0.0"),
+        ({"patience": 1.5}, r"^ramp.adaptive.patience must be above 0 and below 1, got 1.5"),
         ({"share": 0.7, "final": 0.4}, r"at most 1 together, got 0.7 \+ 0.4"),
     ],
 )
