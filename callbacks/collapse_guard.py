@@ -15,8 +15,8 @@ from rampart.collapse import Alarm, CollapseDetector, Signs, read_signs
 Action: TypeAlias = Literal["none", "warn", "stop", "recover"]
 
 REMEDIES = {
-    "constant output": "raise eps slowly from 0 (ramp.phases), start from weights of a smaller eps (ramp.init_from), "
-    "or lower the learning rate",
+    "constant output": "raise eps slowly from 0 (ramp.adaptive or ramp.phases), start from weights of a smaller eps "
+    "(ramp.init_from), or lower the learning rate",
     "catastrophic overfitting": "use more attack steps (model.attack.steps), a random start, or a smaller eps",
     "non-finite logits": "lower the learning rate, or clip gradients (trainer.gradient_clip_val)",
 }
@@ -69,7 +69,7 @@ class CollapseGuard(Callback):
             ("recoveries", recoveries),
         ):
             if number < 0:
-                raise ValueError(f"guard.{name} must be a number, 0 or more, got {number}")
+                raise ValueError(f"guard.{name} must be 0 or more, got {number}")
         if not 0 <= check_share <= 1:
             raise ValueError(f"guard.check_share must be in [0, 1], got {check_share}")
         self.action, self.every_n_steps = action, every_n_steps
@@ -224,7 +224,7 @@ class CollapseGuard(Callback):
         if self._recovery is not None:
             self._recover(trainer, module, alarm, found, event)
             return
-        line = f"Collapse guard: {found}; {REMEDIES[alarm.kind]}; --guard.action stop ends such a run"
+        line = f"Collapse guard: {found}; {REMEDIES[alarm.kind]}; --guard.action stop or recover acts on it"
         self.events.add(trainer, line, event)
 
     def _recover(self, trainer: Trainer, module: Any, alarm: Alarm, found: str, event: dict[str, Any]) -> None:

@@ -42,10 +42,6 @@ class HeldOutCheck:
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget images and costs, for a new run."""
         self._evaluations, self._size, self._number = 0.0, 0, 0
         self._images: tuple[Tensor, Tensor] | None = None
         self._read = False

@@ -16,8 +16,8 @@ class AdaptiveRamp:
     Attributes:
         share: Share of the run in which eps reaches the target if it never waits; at least 200 optimizer steps, since
             it takes tens of steps to see that the network can't follow, or 0.4 of a shorter run.
-        least_skill: Skill below which eps waits.
-        keep: Share of its recent average below which a sudden fall of skill makes eps wait.
+        least_skill: Skill below which eps waits; 0 is chance, 1 is a network without errors.
+        keep: Eps waits after a sudden fall of the skill below this share of its recent average.
         patience: Share of the run that eps may wait at one value; then it stays there until the run ends.
         final: Share of the run, at its end, in which eps does not rise any more.
         lr_waits: Stop the clock of the learning rate and of phases while eps waits, once it has begun to rise;

@@ -343,9 +343,9 @@ def test_checks_cost_their_share_of_the_training(share: float, attack: PGD, tmp_
     [
         ({"action": "halt"}, "guard.action must be none, warn, stop or recover, got 'halt'"),
         ({"every_n_steps": 0}, "guard.every_n_steps must be at least 1, got 0"),
-        ({"grace_steps": -1}, "guard.grace_steps must be a number, 0 or more, got -1"),
+        ({"grace_steps": -1}, "guard.grace_steps must be 0 or more, got -1"),
         ({"check_share": 1.5}, r"guard.check_share must be in \[0, 1\], got 1.5"),
-        ({"patience_steps": -2}, "guard.patience_steps must be a number, 0 or more, got -2"),
+        ({"patience_steps": -2}, "guard.patience_steps must be 0 or more, got -2"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
