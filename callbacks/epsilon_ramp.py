@@ -178,7 +178,7 @@ class EpsilonRampCallback(Callback):
     def _find_target(self) -> float:
         """Return the largest eps of the run without a limit."""
         assert self._before is not None
-        return max([self._before[0], *(phase.eps_at(0, 1) for phase in self.phases or ())])
+        return max([float(self._before[0]), *(phase.eps_at(0, 1) for phase in self.phases or ())])
 
     def _count_rising_steps(self, trainer: Trainer, time: float, target: float) -> int:
         """Return the optimizer steps, from a time on, until the phases reach the target; 0 without phases."""
