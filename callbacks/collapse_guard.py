@@ -15,8 +15,8 @@ from rampart.collapse import Alarm, CollapseDetector, Signs, read_signs
 Action: TypeAlias = Literal["none", "warn", "stop", "recover"]
 
 REMEDIES = {
-    "constant output": "raise eps slowly from 0 (ramp.adaptive or ramp.phases), start from weights of a smaller eps "
-    "(ramp.init_from), or lower the learning rate",
+    "constant output": "raise eps slowly (ramp.adaptive), start from weights of a smaller eps (ramp.init_from) or "
+    "lower the learning rate",
     "catastrophic overfitting": "use more attack steps (model.attack.steps), a random start, or a smaller eps",
     "non-finite logits": "lower the learning rate, or clip gradients (trainer.gradient_clip_val)",
 }
@@ -218,7 +218,7 @@ class CollapseGuard(Callback):
         found = f"{alarm.kind} at step {alarm.step}, eps {eps:.4g}: {alarm.reason}{seen}"
         event = {"step": alarm.step, "eps": eps, "kind": alarm.kind, "action": self.action}
         if self.action == "stop":
-            line = f"training stopped by guard.action stop: {found}; {REMEDIES[alarm.kind]}"
+            line = f"training stopped: {found}; {REMEDIES[alarm.kind]} (guard.action stop)"
             self.events.add(trainer, line, event, shown=False)
             raise ValueError(line)
         if self._recovery is not None:
@@ -233,7 +233,7 @@ class CollapseGuard(Callback):
         change = self._recovery.recover(trainer, module, stronger=alarm.kind == "catastrophic overfitting")
         if change is None:
             line = (
-                f"training stopped: {found}; {self._recovery.times} recoveries did not help (guard.recoveries); "
+                f"training stopped after {self._recovery.times} recoveries (guard.recoveries): {found}; "
                 f"{REMEDIES[alarm.kind]}"
             )
             self.events.add(trainer, line, event, shown=False)

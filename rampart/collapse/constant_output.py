@@ -117,7 +117,7 @@ class ConstantOutput:
         waits = max(self.grace, TIMES_AS_LONG * (since - self.high_at))
         rises = self.recent > max(10 * self.lowest, 1e-4 * INFORMATION * entropy_of(self.label_counts))
         if self.fell_at is not None and step - self.fell_at >= waits and not rises:
-            return "the network's output has become the same for all images before it learned anything"
+            return "the network never learned, and its output is the same for all images"
         if step - self.streak_since >= self.patience and not rises:
             return f"the network has not started to learn in {step - self.streak_since} steps"
         return None

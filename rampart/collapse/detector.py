@@ -126,7 +126,7 @@ class CollapseDetector:
 def describe_signs(signs: Signs) -> str:
     """Return the signs in words and numbers, in one line."""
     parts = [
-        f"loss {signs.loss:.3f}, that of a constant prediction {signs.label_entropy:.3f}",
+        f"loss {signs.loss:.3f} (constant: {signs.label_entropy:.3f})",
         f"information {signs.information:.1g} nats",
         f"{signs.top_share:.0%} predicted as class {signs.top_class}",
         f"spread {signs.spread:.1g}",

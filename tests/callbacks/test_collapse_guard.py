@@ -112,7 +112,7 @@ def test_warn_reports_a_collapse_once_and_training_goes_on(tmp_path: Path) -> No
     events = read_events(tmp_path)
     assert [(event["kind"], event["step"]) for event in events] == [("constant output", 48)]
     assert module.trainer.global_step == 80
-    for part in ("had learned", "eps 0.1", "predicted as class", "ramp.phases", "--guard.action stop"):
+    for part in ("had learned", "eps 0.1", "predicted as class", "ramp.adaptive", "--guard.action stop"):
         assert part in events[0]["text"]
 
 
