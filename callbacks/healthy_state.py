@@ -65,8 +65,16 @@ class HealthyState:
             average.restore_average(module, self.average)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state in tensors and plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the state in tensors and plain values.
+
+        The module's tensors are pairs with their names: by name, they would be found as weights of the checkpoint.
+        """
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"module": list(self.module.items())}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "HealthyState":
+        """Return the state of :meth:`state_dict`."""
+        return cls(**state | {"module": dict(state["module"])})
 
 
 def _find_average(trainer: Trainer) -> AveragedWeights | None:

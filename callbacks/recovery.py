@@ -108,7 +108,7 @@ class Recovery:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self._confirmed, self._latest = (
-            None if state[name] is None else HealthyState(**state[name]) for name in ("confirmed", "latest")
+            None if state[name] is None else HealthyState.from_state(state[name]) for name in ("confirmed", "latest")
         )
         self.times, self._again = int(state["times"]), int(state["again"])
 

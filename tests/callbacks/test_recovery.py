@@ -17,6 +17,7 @@ from lightning_modules import AdversarialClassifier
 from rampart.attacks import PGD
 from rampart.collapse import Alarm, CollapseDetector
 from rampart.data import TensorBatches
+from rampart.files import load_weights
 from rampart.schedules import AdaptiveRamp, Phase
 
 
@@ -187,6 +188,16 @@ def test_a_recovery_needs_a_ramp(tmp_path: Path) -> None:
     trainer = Trainer(logger=False, accelerator="cpu", max_epochs=1, callbacks=[make_guard()])
     with pytest.raises(TypeError, match=r"guard.action recover sets an EpsilonRampCallback back"):
         trainer.fit(module, TensorBatches(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.zeros(8).long(), 8))
+
+
+def test_healthy_states_are_no_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(dirpath=tmp_path, save_last=True, monitor=None, every_n_train_steps=120)
+    train(tmp_path, checkpoint, epochs=15)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["callbacks"]["CollapseGuard"]["recovery"]["latest"] is not None
+    report = str(load_weights(Shade(), tmp_path / "last.ckpt"))
+    assert "found under key state_dict" in report
+    assert "left out" not in report
 
 
 def test_phases_rise_again_more_slowly(tmp_path: Path) -> None:
