@@ -234,7 +234,7 @@ class CollapseGuard(Callback):
         if change is None:
             line = (
                 f"training stopped after {self._recovery.times} recoveries (guard.recoveries): {found}; "
-                f"{REMEDIES[alarm.kind]}"
+                "lower eps or the learning rate"
             )
             self.events.add(trainer, line, event, shown=False)
             raise ValueError(line)
