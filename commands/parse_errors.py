@@ -182,7 +182,8 @@ def _find_innermost(message: str) -> Problem:
 def _format_problem(problem: Problem) -> str:
     short = problem.class_path.rpartition(".")[2]
     value = (problem.value or "").strip("'")
-    if found := re.fullmatch(r"<class 'bool'>, <class '.*\.(\w+)'>", problem.subtypes):
+    found = re.fullmatch(r"<class 'bool'>, <class '.*\.(\w+)'>", problem.subtypes)
+    if found and not value.startswith("{"):
         return f"{problem.option} must be true, false, or settings such as '{ITEMS[found[1]]}', got {value!r}"
     for cause in problem.causes:
         if found := re.match(r"Option '(.*)' is not accepted", cause):
