@@ -144,8 +144,9 @@ class CollapseGuard(Callback):
         checked, self._checked = self._checked, None  # none after a recovery
         if checked is not None:
             self._judge_check(trainer, module, *checked)
-        doubted, confirms = self.detector.doubts, self.detector.wants_confirmation
-        if eps > 0 and self._check.is_due(trainer, module, doubted, confirms):
+        detector = self.detector
+        asked = detector.doubts, detector.wants_confirmation, detector.at_new_low
+        if eps > 0 and self._check.is_due(trainer, module, *asked):
             self._checked = step, eps, self._check.run(trainer, module, eps)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -25,6 +25,12 @@ STEPS = 10
 FEWEST, MOST = 16, 256
 """Number of images of a check."""
 
+FEW_STEPS = 2
+"""Largest number of steps of a training attack that is overfitted to within tens of optimizer steps."""
+
+EARLY = 96
+"""Number of images of a check that a sign of overfitting asks for, if the training attack has few steps."""
+
 CHECKS = 40
 """Number of checks in a run, if the share of its cost is enough for checks of that size."""
 
@@ -43,6 +49,7 @@ class HeldOutCheck:
     def __init__(self, share: float) -> None:
         self.share = share
         self._evaluations, self._size, self._number = 0.0, 0, 0
+        self._count_now = 0  # images of the current check
         self._images: tuple[Tensor, Tensor] | None = None
         self._read = False
 
@@ -77,23 +84,27 @@ class HeldOutCheck:
             affordable = self.share * total * per_step / _cost_per_image(attack_steps)
             self._size = min(max(int(affordable / CHECKS), FEWEST), MOST) if math.isfinite(total) else 64
 
-    def is_due(self, trainer: Trainer, module: Any, doubted: bool, confirms: bool) -> bool:
+    def is_due(self, trainer: Trainer, module: Any, doubted: bool, now: bool, low: bool) -> bool:
         """Return True if a check is to be made now, and count its cost; the same in all processes.
 
         Args:
             trainer: Trainer of the run.
             module: Module in training.
             doubted: Make checks twice as often.
-            confirms: Make a check now, because the latest one has found something.
+            now: Make a check now, because the latest one has found something.
+            low: The alignment is at a new low: make a check now if the training attack has few steps.
         """
         attack_steps = count_attack_steps(module)
         if self.share == 0 or self._size == 0 or attack_steps is None or attack_steps >= STEPS:
             return False  # A training attack of many steps is as strong.
         if not hasattr(module, "read_batch") or not trainer.val_dataloaders or not sum(trainer.num_val_batches):
             return False
-        cost = self._size * _cost_per_image(attack_steps) / self.share
+        few = attack_steps <= FEW_STEPS
+        early = now or (low and few)
+        self._count_now = max(self._size, EARLY) if early and few else self._size
+        cost = self._count_now * _cost_per_image(attack_steps) / self.share
         needed = cost / 2 if doubted else cost
-        if not confirms and self._evaluations < needed:
+        if not early and self._evaluations < needed:
             return False
         self._evaluations -= needed
         return True
@@ -151,7 +162,7 @@ class HeldOutCheck:
                 rank_zero_warn(f"The collapse guard has no held-out images: {type(error).__name__}: {reason}")
         if self._images is None or not len(self._images[0]):
             return torch.empty(0, device=module.device), torch.empty(0, device=module.device)
-        count = min(max(self._size // trainer.world_size, 1), len(self._images[0]))
+        count = min(max(self._count_now // trainer.world_size, 1), len(self._images[0]))
         offset = (self._number - 1) * count % len(self._images[0])
         images, labels = (part.roll(-offset, 0)[:count] for part in self._images)
         return images, labels

@@ -91,6 +91,11 @@ class CollapseDetector:
         return self._overfitting.suspicious
 
     @property
+    def at_new_low(self) -> bool:
+        """True if the alignment is a tenth lower than ever since its peak."""
+        return self._overfitting.low
+
+    @property
     def wants_confirmation(self) -> bool:
         """True if the latest held-out check has found what another one has to confirm."""
         return self._overfitting.found and not self._overfitting.gap_active

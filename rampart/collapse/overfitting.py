@@ -29,6 +29,9 @@ FEWEST_DOUBTED = 4
 SUSPICIOUS = 0.75
 """Share of its history below which the alignment asks for an early check."""
 
+NEW_LOW = 0.9
+"""Share of its last low below which the alignment is at a new low."""
+
 
 @dataclass
 class Overfitting:
@@ -45,6 +48,9 @@ class Overfitting:
         found: True if the latest check needs another one.
         last_check: Arguments of the latest check.
         suspicious: True if the alignment has fallen so far that a check is needed.
+        low: True if the latest measurement is a new low of the averaged alignment, after its peak.
+        lowest: Average at the last low; before the first low, the peak.
+        fallen_once: True from the first low on.
         alignments: Latest alignments.
     """
 
@@ -53,6 +59,9 @@ class Overfitting:
     found: bool = False
     last_check: list[int] = field(default_factory=lambda: [0, 0, 0])
     suspicious: bool = False
+    low: bool = False
+    lowest: float = 0.0
+    fallen_once: bool = False
     alignments: list[float] = field(default_factory=list)
 
     def update(self, signs: Signs) -> str | None:
@@ -65,6 +74,7 @@ class Overfitting:
             return None
         self.alignments = [*self.alignments, signs.alignment][-HISTORY - RECENT :]
         history, recent = self.alignments[:-RECENT], self.alignments[-RECENT:]
+        self._follow_lows(sum(recent) / RECENT if len(recent) == RECENT else 0.0)
         if len(history) < 2 * RECENT:
             return None
         before, now = median(history), sum(recent) / RECENT
@@ -75,6 +85,13 @@ class Overfitting:
             return None
         self.active = True
         return f"the alignment of the perturbations with the input gradient has fallen from {before:.2f} to {now:.2f}"
+
+    def _follow_lows(self, average: float) -> None:
+        """Set :attr:`low` if the average is a tenth lower than at the last low."""
+        self.low = average < NEW_LOW * self.lowest
+        if self.low or (average > self.lowest and not self.fallen_once):
+            self.lowest = average
+        self.fallen_once |= self.low
 
     def check(self, images: int, robust: int, lost: int) -> str | None:
         """Add a held-out check, and return a finding in words; None if there is none, or if it has been reported.

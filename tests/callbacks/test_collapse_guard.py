@@ -288,7 +288,7 @@ def test_held_out_checks_find_what_a_stronger_attack_fools(tmp_path: Path) -> No
     train(tmp_path, guard, attack=weak, eps=0.5, held_out=stripes(size=32), max_steps=80)
     (event,) = read_events(tmp_path)
     assert event["kind"] == "catastrophic overfitting"
-    assert "of 32 held-out images 100% are robust to the training attack, but 0% to a stronger one" in event["text"]
+    assert "held-out images 100% are robust to the training attack, but 0% to a stronger one" in event["text"]
 
 
 def test_checks_do_not_depend_on_the_time_of_the_first_validation(tmp_path: Path) -> None:

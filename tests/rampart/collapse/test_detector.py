@@ -100,6 +100,17 @@ def test_checks_are_wanted_after_a_finding_and_while_the_alignment_falls() -> No
     assert detector.doubts
 
 
+def test_each_tenth_that_the_alignment_loses_is_a_new_low() -> None:
+    detector = CollapseDetector()
+    lows = []
+    for number in range(200):
+        alignment = 0.1 + min(number, 20) * 0.025 - max(number - 100, 0) * 0.005
+        detector.update(replace(HEALTHY, alignment=alignment), number)
+        lows += [number] if detector.at_new_low else []
+    assert 0.54 * 0.9 < 0.6 - 0.005 * (lows[0] - 102) < 0.54  # the average of the last five measurements
+    assert 8 <= len(lows) <= math.log(0.6 / 0.105) / math.log(1 / 0.9)
+
+
 def test_logits_that_are_not_finite_are_reported_once() -> None:
     broken = replace(HEALTHY, finite=False, loss=math.nan)
     assert find([HEALTHY, broken, broken, HEALTHY, broken]) == [("non-finite logits", 10), ("non-finite logits", 40)]
