@@ -111,15 +111,15 @@ TRIALS = [
 ]  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the trainings that have no file yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/collapse_guard"), help="folder of the runs")
     parser.add_argument("--groups", nargs="+", default=["stop", "recover", "overfitting", "healthy"])
     parser.add_argument("--names", help="only trainings whose name has this text")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for group in arguments.groups:
         for trial in TRIALS:
