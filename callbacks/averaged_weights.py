@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from callbacks.run_length import count_steps
 from rampart.files.weights import check_match, network_weights
 
 RAW = "current_model_state"
@@ -87,14 +87,14 @@ class AveragedWeights(WeightAveraging):
         self._latest_update_step = trainer.global_step
         self._start_step = int(self.start)
         if 0 < self.start < 1:
-            length = _count_steps(trainer)
+            length = count_steps(trainer)
             if not math.isfinite(length):
                 raise ValueError(
                     f"AveragedWeights: start {self.start} is a fraction of the run, whose number of steps is not known "
                     "before it ends: give start as a number of optimizer steps"
                 )
             self._start_step = round(self.start * length)
-        elif self.start > _count_steps(trainer):
+        elif self.start > count_steps(trainer):
             rank_zero_warn(f"AveragedWeights: start {self.start} is after the end of the run: nothing is averaged")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,12 +246,3 @@ def _named_tensors(network: nn.Module, remove_duplicate: bool = True) -> Iterato
 
 def _list_tensors(network: nn.Module) -> list[Tensor]:
     return [tensor.detach() for _, tensor in _named_tensors(network)]
-
-
-def _count_steps(trainer: Trainer) -> float:
-    """Return the number of optimizer steps of the run; infinite if it is not known."""
-    try:
-        steps = trainer.estimated_stepping_batches
-    except MisconfigurationException:  # The number of accumulated batches changes between epochs.
-        return math.inf
-    return steps if steps >= 0 else math.inf

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.host_copy import HostCopy
+from callbacks.run_length import count_steps
 from rampart.attacks import PGD
 from rampart.attacks.context import attack_context
 from rampart.attacks.logits import compute_logits
@@ -80,7 +81,7 @@ class HeldOutCheck:
         per_step = images * (attack_steps + 1)
         self._evaluations += per_step * steps
         if self._size == 0:
-            total = float(trainer.estimated_stepping_batches)
+            total = count_steps(trainer)
             affordable = self.share * total * per_step / _cost_per_image(attack_steps)
             self._size = min(max(int(affordable / CHECKS), FEWEST), MOST) if math.isfinite(total) else 64
 

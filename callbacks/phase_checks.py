@@ -6,6 +6,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from callbacks.run_length import count_steps
 from rampart.attacks import parse_eps
 from rampart.schedules import Phase
 
@@ -52,7 +53,7 @@ def check_steps_per_epoch(trainer: Trainer, phases: Sequence[Phase]) -> None:
             with every step and the data loader has no length.
     """
     if phases and phases[0].epochs is None and trainer.max_steps == -1:
-        _check_length(trainer, phases, trainer.estimated_stepping_batches)
+        _check_length(trainer, phases, count_steps(trainer))
     if trainer.num_training_batches == math.inf and any(phase.needs_steps_per_epoch for phase in phases):
         raise ValueError(
             "ramp.phases with a length in epochs and an eps that changes by step need a data loader with a length: "
