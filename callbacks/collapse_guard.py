@@ -29,8 +29,8 @@ class CollapseGuard(Callback):
     classes, and learn nothing more. Catastrophic overfitting: with few attack steps it may become robust to the
     training attack alone, which looks like success. Logits that are NaN or infinite.
 
-    The guard measures every tenth optimizer step, from what the step has computed anyway, at less than 1% of the time
-    of a step, and changes nothing in training. All processes decide alike, and a resumed run decides like an
+    The guard measures every tenth optimizer step, from what the step has computed anyway, and checks held-out
+    images. It changes nothing in training. All processes decide alike, and a resumed run decides like an
     uninterrupted one. Each event is a line of the log, a text in TensorBoard and a line of `events.jsonl` in the run's
     folder; measurements are `guard/` curves in TensorBoard.
 

@@ -8,17 +8,14 @@ exists. Two calls with different groups can run at the same time.
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar10_runs.setting import ROOT
+from benchmarks.cifar10_runs.setting import run_command
 from benchmarks.record import Record
 
 QUICK = "configs/quickstart.yaml"
@@ -140,13 +137,9 @@ def run(trial: Trial, out: Path, runs: Path, data_dir: Path | None) -> None:
     private = [f"--runs_dir={runs}", f"--name={trial.name}", "--trainer.enable_progress_bar=false", *data]
     seed = next((int(word.split("=")[1]) for word in words if word.startswith("--seed_everything=")), 0)
     record, start = Record(file, seed, ["python", "cli.py", *words]), time.monotonic()
-    with (folder / "log.txt").open("w") as log:
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "cli.py", *words, *private], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    record.write({"group": trial.group, "name": trial.name, "exit_status": done.returncode} | read_results(folder))
-    print(f"{trial.name}: exit status {done.returncode}, {time.monotonic() - start:.0f} s", flush=True)
+    code = run_command([*words, *private], folder / "log.txt", None, {"OMP_NUM_THREADS": "1"})
+    record.write({"group": trial.group, "name": trial.name, "exit_status": code} | read_results(folder))
+    print(f"{trial.name}: exit status {code}, {time.monotonic() - start:.0f} s", flush=True)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
