@@ -15,6 +15,7 @@ from lightning_modules import AdversarialClassifier
 from rampart.attacks import APGD, PGD, Attack
 from rampart.data import TensorBatches
 from rampart.schedules import AdaptiveRamp, Phase
+from tests.callbacks.step_record import StepRecord
 
 HALF = AdaptiveRamp(share=0.5)
 
@@ -22,20 +23,6 @@ HALF = AdaptiveRamp(share=0.5)
 @pytest.fixture(autouse=True)
 def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdaptiveRamp, "LEAST_STEPS", 10)
-
-
-class Recorder(Callback):
-    """Record eps, attack steps and learning rate of each optimizer step."""
-
-    def __init__(self) -> None:
-        self.eps: list[float] = []
-        self.steps: list[int] = []
-        self.lr: list[float] = []
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.eps.append(pl_module.eps)
-        self.steps.append(pl_module.attack.steps)
-        self.lr.append(optimizer.param_groups[0]["lr"])
 
 
 class Shade(nn.Module):
@@ -66,7 +53,7 @@ def train(
     ckpt_path: Path | None = None,
     lr_scheduler: Any = None,
     **settings: Any,
-) -> tuple[Any, Recorder]:
+) -> tuple[Any, StepRecord]:
     torch.manual_seed(0)
     module = AdversarialClassifier(
         network or Shade(),
@@ -75,7 +62,7 @@ def train(
         optimizer=lambda parameters: SGD(parameters, lr=3.0),
         lr_scheduler=lr_scheduler,
     )
-    recorder = Recorder()
+    recorder = StepRecord()
     trainer = Trainer(
         default_root_dir=folder, callbacks=[*callbacks, recorder], logger=False, accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False, max_epochs=epochs,

@@ -1,109 +1,22 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from callbacks import CollapseGuard, EpsilonRampCallback
 from callbacks.step_measurement import StepMeasurement
 from lightning_modules import AdversarialClassifier
-from rampart.attacks import PGD, AtImage
-from rampart.data import TensorBatches
+from rampart.attacks import PGD
 from rampart.kernels import Execution
-from rampart.objectives import AWP, IBP, MTLIBP, TRADES, AdversarialTraining, Objective
+from rampart.objectives import AWP, IBP, MTLIBP, TRADES, AdversarialTraining
 from rampart.schedules import Phase
-
-
-def stripes(classes: int = 4, size: int = 64, labels: Tensor | None = None) -> TensorBatches:
-    """Return batches of 8x8 images, easy to learn: the class is the bright pair of rows."""
-    labels = torch.arange(size) % classes if labels is None else labels
-    images = torch.randint(60, (len(labels), 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for row in range(2):
-        images[torch.arange(len(labels)), 0, 2 * labels + row] += 180
-    return TensorBatches(images, labels, batch_size=8, shuffle=True)
-
-
-class Head(nn.Module):
-    """A convolution and a hidden layer; ``dead`` biases make its output the same for all images."""
-
-    def __init__(self, batchnorm: bool = False, classes: int = 4) -> None:
-        super().__init__()
-        seed_everything(0, verbose=False)
-        norm = nn.BatchNorm2d(4) if batchnorm else nn.Identity()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, classes)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.layers(images)
-        return logits
-
-    def kill(self) -> None:
-        """Set all hidden units to zero."""
-        with torch.no_grad():
-            for layer in self.layers:
-                if isinstance(layer, nn.Linear):
-                    layer.weight.zero_()
-                    layer.bias.fill_(-1)
-
-
-class Kill(Callback):
-    """Make the network's output constant from an optimizer step on."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        if trainer.global_step == self.step:
-            pl_module.network.kill()
-
-
-def train(
-    folder: Path,
-    guard: CollapseGuard | None,
-    network: nn.Module | None = None,
-    batches: TensorBatches | None = None,
-    callbacks: tuple[Callback, ...] = (),
-    objective: Objective | None = None,
-    attack: PGD | None = None,
-    eps: float = 0.1,
-    lr: float = 0.01,
-    ckpt_path: Path | None = None,
-    max_steps: int = 60,
-    held_out: Any = None,
-    **settings: Any,
-) -> Any:
-    module = AdversarialClassifier(
-        network or Head(),
-        eps=eps,
-        attack=attack or PGD(steps=2),
-        objective=objective,
-        optimizer=lambda weights: torch.optim.Adam(weights, lr),
-    )
-    trainer = Trainer(
-        default_root_dir=folder,
-        callbacks=[*callbacks, *([guard] if guard else [])],
-        accelerator="cpu",
-        max_steps=max_steps,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
-        **{"logger": False, **settings},
-    )
-    trainer.fit(module, batches or stripes(), held_out, ckpt_path=ckpt_path)
-    return module
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "events.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+from tests.callbacks.guarded_training import Head, Kill, read_events, stripes, train
 
 
 def test_warn_reports_a_collapse_once_and_training_goes_on(tmp_path: Path) -> None:
@@ -277,65 +190,6 @@ def test_a_ramp_and_the_guard_work_together(tmp_path: Path) -> None:
     guard = CollapseGuard("stop", every_n_steps=2)
     train(tmp_path, guard, callbacks=(ramp,), max_steps=40)
     assert len(guard.detector.state_dict()["overfitting"]["alignments"]) > 10
-
-
-FGSM = PGD(steps=1, relative_step_size=1.0, start=AtImage())
-
-
-def test_held_out_checks_find_what_a_stronger_attack_fools(tmp_path: Path) -> None:
-    weak = FGSM.with_settings(step_size=1e-4)  # hardly an attack
-    guard = CollapseGuard(every_n_steps=2, check_share=0.5)
-    train(tmp_path, guard, attack=weak, eps=0.5, held_out=stripes(size=32), max_steps=80)
-    (event,) = read_events(tmp_path)
-    assert event["kind"] == "catastrophic overfitting"
-    assert "held-out images 100% are robust to the training attack, but 0% to a stronger one" in event["text"]
-
-
-def test_checks_do_not_depend_on_the_time_of_the_first_validation(tmp_path: Path) -> None:
-    guards = CollapseGuard(check_share=1), CollapseGuard(check_share=1)
-    for guard, epochs in zip(guards, (1, 50), strict=True):
-        train(tmp_path, guard, held_out=stripes(), check_val_every_n_epoch=epochs)
-    ours, theirs = (guard.state_dict()["check"] for guard in guards)
-    assert ours == theirs
-    assert ours["number"] > 0
-
-
-@pytest.mark.parametrize("loader", ["tensors", "DataLoader"])
-def test_checks_change_nothing_in_training(loader: str, tmp_path: Path) -> None:
-    results = []
-    for share in (0.9, 0.0):
-        batches = stripes(size=32)
-        held_out: Any = batches if loader == "tensors" else DataLoader(Labelled(batches), batch_size=8, shuffle=True)
-        guard = CollapseGuard(every_n_steps=2, check_share=share)
-        module = train(tmp_path, guard, network=Head(batchnorm=True), held_out=held_out, max_steps=80, attack=FGSM)
-        assert (guard.state_dict()["check"]["number"] > 2) == (share > 0)
-        results.append((list(module.network.state_dict().values()), torch.rand(3)))
-    for ours, theirs in zip(*(tensors for tensors, _ in results), strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(results[0][1], results[1][1])
-
-
-class Labelled(Dataset[tuple[Tensor, Tensor]]):
-    """Images with labels, one by one."""
-
-    def __init__(self, batches: TensorBatches) -> None:
-        self.images, self.labels = batches.images.float() / 255, batches.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-
-@pytest.mark.parametrize(("share", "attack"), [(0.6, FGSM), (0.4, PGD(steps=3)), (0.9, PGD(steps=10))])
-def test_checks_cost_their_share_of_the_training(share: float, attack: PGD, tmp_path: Path) -> None:
-    guard = CollapseGuard(every_n_steps=5, check_share=share)
-    train(tmp_path, guard, attack=attack, held_out=stripes(size=32), max_steps=80)
-    assert isinstance(attack.steps, int)
-    cost = guard.state_dict()["check"]["number"] * 16 * (attack.steps + 11)
-    spent = cost / (80 * 8 * (attack.steps + 1))
-    assert spent == 0 if attack.steps == 10 else share / 3 < spent <= share
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from rampart.collapse import Alarm, CollapseDetector
 from rampart.data import TensorBatches
 from rampart.files import load_weights
 from rampart.schedules import AdaptiveRamp, Phase
+from tests.callbacks.step_record import StepRecord
 
 
 @pytest.fixture(autouse=True)
@@ -40,19 +41,12 @@ class Shade(nn.Module):
         return logits
 
 
-class Record(Callback):
-    """Record eps, attack steps and learning rate of each optimizer step, and the weights after it."""
+class Record(StepRecord):
+    """Record the weights after each batch too."""
 
     def __init__(self) -> None:
-        self.eps: list[float] = []
-        self.steps: list[int] = []
-        self.lr: list[float] = []
+        super().__init__()
         self.weights: list[Tensor] = []
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.eps.append(pl_module.eps)
-        self.steps.append(pl_module.attack.steps)
-        self.lr.append(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         self.weights.append(pl_module.network.layer.weight.detach().clone())
